@@ -1,0 +1,228 @@
+package clockpage
+
+// Constants of clockpage.h.
+const (
+	Name       = "ftclock-page"
+	Magic      = 0x314b434f4c435446
+	Major      = 1
+	Minor      = 0
+	Size       = 36864
+	RingLen    = 256
+	RecordSize = 128
+
+	// LimitMax is the longest pause, in ns, that any policy may catch up.
+	LimitMax = 900_000_000_000
+	// Tolerance is the |residual|, in ns, up to which the kernel's clock counts as right.
+	Tolerance = 1000
+)
+
+// Head says what the page is. Written once by the module, Magic last.
+type Head struct {
+	Magic      uint64
+	Major      uint32
+	Minor      uint32
+	Size       uint32
+	RingLen    uint32
+	RecordSize uint32
+	PID        uint32 // of QEMU, as QEMU sees it
+	LoadedRaw  uint64 // ns, CLOCK_MONOTONIC_RAW
+	_          [3]uint64
+}
+
+// Policy is the standing policy, written by the shim. Limits are ns.
+type Policy struct {
+	seq             uint32
+	Enabled         uint32
+	Reference       uint32
+	SlewPPM         uint32
+	CheckpointDo    Do
+	SuspendDo       Do
+	RestoreDo       Do
+	MigrateDo       Do
+	CheckpointLimit uint64
+	SuspendLimit    uint64
+	RestoreLimit    uint64
+	MigrateLimit    uint64
+}
+
+// Order is what the shim wants done with one pause, written before it lets the cont go on. Times are ns,
+// CLOCK_MONOTONIC_RAW.
+type Order struct {
+	seq     uint32
+	What    Do
+	Pause   uint64 // Now.Pause when the order was written: it is good for no other
+	StopRaw uint64
+	ContRaw uint64
+	Lost    uint64
+	Event   Event
+	_       uint32
+	_       [2]uint64
+}
+
+// Counts are the module's counters since it was loaded.
+type Counts struct {
+	Pauses        uint64
+	Dropped       uint64
+	Anchored      uint64
+	Held          uint64
+	Passed        uint64
+	OverLimit     uint64
+	Reanchored    uint64
+	StaleOrders   uint64
+	Orders        uint64
+	Busy          uint64
+	CaughtUp      uint64 // ns
+	HeldTime      uint64 // ns
+	WorstResidual uint64 // ns
+	WorstCost     uint64 // ns
+	_             [2]uint64
+}
+
+// Now is the pause that is on, or the next one.
+type Now struct {
+	seq      uint32
+	Paused   uint32
+	Pause    uint64
+	Saved    uint64 // ns, kvmclock
+	StopRaw  uint64 // ns
+	StopReal uint64 // ns
+	_        [3]uint64
+}
+
+// Anchor is a set of clock readings, in ns, of one instant.
+type Anchor struct {
+	seq   uint32
+	Valid uint32
+	Epoch uint64
+	Clock uint64 // kvmclock
+	Raw   uint64 // CLOCK_MONOTONIC_RAW
+	Real  uint64 // CLOCK_REALTIME
+	Boot  uint64 // CLOCK_BOOTTIME
+	Steer int64
+	Error uint64
+	_     [8]uint64
+}
+
+// Record tells of one pause. Times are ns; the clocks are named by their suffix, Saved and WentOn are kvmclock.
+type Record struct {
+	seq          uint32
+	Flags        uint32
+	Number       uint64
+	Saved        uint64
+	WentOn       uint64
+	StopRaw      uint64
+	ContRaw      uint64
+	StopReal     uint64
+	ContReal     uint64
+	Lost         int64
+	ResidualStop int64
+	ResidualCont int64
+	OrderLost    uint64
+	Cost         uint64
+	Decision     Decision
+	Reason       Reason
+	Event        EventShort
+	Ordered      uint16
+	_            [2]uint64
+}
+
+// Offsets of the sections in the page, in bytes.
+const (
+	offHead   = 0
+	offPolicy = 64
+	offOrder  = 128
+	offCounts = 192
+	offNow    = 320
+	offAnchor = 384
+	offRing   = 512
+)
+
+// Do is what is done with a pause (enum ftclock_do).
+type Do uint32
+
+// The values of Do.
+const (
+	ByPolicy Do = iota // orders only: as the standing policy says
+	CatchUp
+	Hold
+)
+
+func (d Do) String() string { return name(int(d), "policy", "catch-up", "hold") }
+
+// Event is what a pause was taken for (enum ftclock_event).
+type Event uint32
+
+// The values of Event.
+const (
+	NoEvent Event = iota
+	Checkpoint
+	Suspend
+	Restore
+	Migrate
+	Start
+)
+
+func (e Event) String() string {
+	return name(int(e), "none", "checkpoint", "suspend", "restore", "migrate", "start")
+}
+
+// EventShort is an Event in the 16 bits that a record has for it.
+type EventShort uint16
+
+func (e EventShort) String() string { return Event(e).String() }
+
+// Decision is what became of QEMU's KVM_SET_CLOCK (enum ftclock_decision).
+type Decision uint16
+
+// The values of Decision.
+const (
+	NoDecision Decision = iota
+	Dropped
+	Anchored
+	Held
+	Passed
+)
+
+func (d Decision) String() string {
+	return name(int(d), "none", "dropped", "anchored", "held", "passed")
+}
+
+// Reason is why (enum ftclock_reason).
+type Reason uint16
+
+// The values of Reason.
+const (
+	NoReason Reason = iota
+	InTolerance
+	OutOfTolerance
+	NeverBack
+	ByThePolicy
+	OverLimit
+	Disabled
+	NoPolicy
+	First
+	Unstable
+	OtherValue
+	Torn
+	Bounds
+	ReadFailed
+	WriteFailed
+)
+
+func (r Reason) String() string {
+	return name(int(r), "none",
+		"the kernel's clock was right",
+		"the kernel's clock was off",
+		"raised so that time does not go back",
+		"the policy says hold",
+		"longer than its limit",
+		"watching only",
+		"no policy written yet",
+		"no stop seen before",
+		"the kernel's clock is not stable",
+		"another state was loaded",
+		"the page was torn",
+		"a value was out of bounds",
+		"reading the kernel's clock was refused",
+		"writing the kernel's clock was refused")
+}
