@@ -1,0 +1,510 @@
+/* SPDX-License-Identifier: MIT */
+/* clang-format off */
+//go:build ignore
+/* clang-format on */
+/*
+ * Theory of operation
+ *
+ * A kvmclock doesn't stop when a guest is paused. QEMU reads it at the stop (KVM_GET_CLOCK) and writes the stale
+ * reading back at the cont (KVM_SET_CLOCK): only that write makes the guest lose the pause. So the best correction is
+ * to leave the write out.
+ *
+ * To know that leaving it out is right, the rule keeps an anchor, a pair of readings (kvmclock, CLOCK_MONOTONIC_RAW) of
+ * one instant. From then on the guest's clock should always be
+ *
+ *     anchor.clock + (raw now - anchor.raw)
+ *
+ * At a cont that is to be caught up the rule reads the kernel's clock. If it is where the anchor says, within the
+ * tolerance, the write is dropped. If not, the anchor's value is written: absolute, so that errors never add up. A
+ * pause that is to be held is passed through, and the anchor moves by exactly that pause.
+ *
+ * Any doubt means: QEMU's own value goes through as if we weren't there, the anchor is given up, the next stop takes a
+ * new one, and the record says why.
+ *
+ * There is no allocation, no lock and no printing in here. The page can be written by the shim at any time and is only
+ * ever copied from, with bounded retries; what the rule itself relies on is in struct rule.
+ */
+#include "rule.h"
+
+#include <errno.h>
+#include <string.h>
+
+/* A held write that took longer than this from our reading of the clock to its end was preempted, and is made again. */
+#define WRITE_SLOW  INT64_C(2000)
+#define WRITE_TRIES 3
+/* The longest time that the kernel itself may take between the call of KVM_SET_CLOCK and its effect. */
+#define LAG_MAX INT64_C(20000)
+/* Ticks of the TSC, 1 us or more, in which CLOCK_MONOTONIC_RAW is read unless we are preempted. */
+#define PAIR_SLOW 5000
+/* How often a page section that is being written is read again. */
+#define PAGE_TRIES 1000
+/* Shortest span over which the TSC's rate is measured: 1 ms. */
+#define RATE_SPAN INT64_C(1000000)
+/* The clock that we write may be above QEMU's by the pause, give or take this: the residual that is corrected at once.
+ */
+#define WRITE_SLACK (2 * FTCLOCK_REANCHOR)
+
+/* --- the page --- */
+
+#define STORE(word, value) __atomic_store_n(&(word), (value), __ATOMIC_RELAXED)
+
+/* Sections are copied word by word, whatever their members' types are. */
+typedef uint32_t __attribute__((may_alias)) half;
+typedef uint64_t __attribute__((may_alias)) word;
+
+/* Writes a section of which we are the only writer; its first word is the sequence. */
+static void publish(void *section, const void *from, size_t size) {
+    half *seq = section;
+    uint32_t odd = __atomic_load_n(seq, __ATOMIC_RELAXED) | 1;
+    __atomic_store_n(seq, odd, __ATOMIC_RELAXED);
+    __atomic_thread_fence(__ATOMIC_RELEASE);
+    STORE(seq[1], ((const half *)from)[1]);
+    for (size_t i = 1; i < size / 8; i++)
+        STORE(((word *)section)[i], ((const word *)from)[i]);
+    __atomic_store_n(seq, odd + 1, __ATOMIC_RELEASE);
+}
+
+/* Copies a section of the shim's. False: torn. */
+static bool consult(void *to, const void *section, size_t size) {
+    const half *seq = section;
+    for (int i = 0; i < PAGE_TRIES; i++) {
+        uint32_t before = __atomic_load_n(seq, __ATOMIC_ACQUIRE);
+        if (before & 1) {
+            __builtin_ia32_pause();
+            continue;
+        }
+        for (size_t j = 0; j < size / 8; j++)
+            ((word *)to)[j] = __atomic_load_n(&((const word *)section)[j], __ATOMIC_RELAXED);
+        __atomic_thread_fence(__ATOMIC_ACQUIRE);
+        if (__atomic_load_n(seq, __ATOMIC_RELAXED) == before) {
+            *(half *)to = before;
+            return true;
+        }
+    }
+    return false;
+}
+
+static void publish_counts(struct rule *r) {
+    word *to = (word *)&r->page->counts;
+    const word *from = (const word *)&r->counts;
+    /* The number of pauses last: readers find the newest record by it. */
+    for (size_t i = sizeof(r->counts) / 8; i-- > 1;)
+        if (&to[i] != &r->page->counts.busy) /* counted elsewhere */
+            STORE(to[i], from[i]);
+    __atomic_store_n(&to[0], from[0], __ATOMIC_RELEASE);
+}
+
+static void publish_now(struct rule *r) {
+    struct ftclock_now now = {
+        .paused = r->stopped,
+        .pause = r->counts.pauses + 1,
+        .saved = r->saved,
+        .stop_raw = r->stop.raw,
+        .stop_real = r->stop.real,
+    };
+    publish(&r->page->now, &now, sizeof(now));
+}
+
+static void publish_anchor(struct rule *r) { publish(&r->page->anchor, &r->anchor, sizeof(r->anchor)); }
+
+/* --- the clocks --- */
+
+/* A reading of the kernel's clock, with the host's clocks of the same instant and the bound of their error. */
+struct reading {
+    struct kvm_clock_data data;
+    struct moment at;
+    uint64_t error;
+};
+
+/*
+ * The reading's instant lies between two readings of CLOCK_MONOTONIC_RAW, which is as good as the time between them:
+ * hundreds of ns, or milliseconds if we were preempted. The kernel gives the TSC of the instant, though
+ * (KVM_CLOCK_HOST_TSC, Linux 5.16 and later), and CLOCK_MONOTONIC_RAW is the TSC scaled, whose rate we know from a pair
+ * of long ago. So the instant is found to some ns, preempted or not.
+ */
+static int read_clock(struct rule *r, int fd, struct kvm_clock_data *data, struct reading *out) {
+    const struct host *h = r->host;
+    uint64_t raw0 = h->raw();
+    uint64_t tsc0 = h->tsc();
+    int rc = h->clock_ioctl(fd, KVM_GET_CLOCK, data);
+    int error = errno;
+    if (rc < 0)
+        return rc;
+    uint64_t tsc1, raw1, tsc2;
+    int tries = 0;
+    do { /* this pair can be taken again if we are preempted within it */
+        tsc1 = h->tsc();
+        raw1 = h->raw();
+        tsc2 = h->tsc();
+    } while (++tries < WRITE_TRIES && tsc2 - tsc1 > PAIR_SLOW);
+
+    out->data = *data;
+    out->at.raw = raw0 + (raw1 - raw0) / 2;
+    out->error = (raw1 - raw0 + 1) / 2;
+    int64_t span_raw = (int64_t)(raw1 - r->first_raw);
+    int64_t span_tsc = (int64_t)(tsc1 - r->first_tsc);
+    uint64_t then = data->host_tsc;
+    if ((data->flags & KVM_CLOCK_HOST_TSC) && then >= tsc0 && then <= tsc1 && span_raw > RATE_SPAN && span_tsc > 0) {
+        double rate = (double)span_raw / (double)span_tsc;
+        /* raw1 was read between tsc1 and tsc2. */
+        double since = ((double)(tsc1 - then) + (double)(tsc2 - tsc1) / 2) * rate;
+        uint64_t at = raw1 - (uint64_t)since;
+        uint64_t bound = (uint64_t)((double)(tsc2 - tsc1) / 2 * rate) + 1;
+        if (at >= raw0 && at <= raw1 && bound < out->error) {
+            out->at.raw = at;
+            out->error = bound;
+        }
+    }
+    out->at.real = data->flags & KVM_CLOCK_REALTIME ? data->realtime : h->real() - (h->raw() - out->at.raw);
+    out->at.boot = h->boot() - (h->raw() - out->at.raw);
+    errno = error;
+    return rc;
+}
+
+static uint64_t expected(const struct rule *r, uint64_t raw) {
+    return r->anchor.clock + (raw - r->anchor.raw) + (uint64_t)r->anchor.steer;
+}
+
+static void take_anchor(struct rule *r, const struct reading *from) {
+    uint64_t epoch = r->anchor.epoch + 1;
+    r->anchor = (struct ftclock_anchor){
+        .valid = 1,
+        .epoch = epoch,
+        .clock = from->data.clock,
+        .raw = from->at.raw,
+        .real = from->at.real,
+        .boot = from->at.boot,
+        .error = from->error,
+    };
+    publish_anchor(r);
+}
+
+static void give_up_anchor(struct rule *r) {
+    if (!r->anchor.valid)
+        return;
+    r->anchor.valid = 0;
+    publish_anchor(r);
+}
+
+static uint64_t magnitude(int64_t v) { return v < 0 ? -(uint64_t)v : (uint64_t)v; }
+
+/* --- the stop --- */
+
+int rule_get_clock(struct rule *r, int fd, struct kvm_clock_data *data) {
+    struct reading now;
+    int rc = read_clock(r, fd, data, &now);
+    if (rc < 0)
+        return rc;
+    int error = errno;
+
+    /* QEMU may read more than once in a pause (before it migrates, say): the last value is the one that it writes back.
+     */
+    r->stopped = true;
+    r->stop_flags = now.data.flags;
+    r->stop_stable = now.data.flags & KVM_CLOCK_TSC_STABLE;
+    r->saved = now.data.clock;
+    r->stop = now.at;
+    r->stop_residual = 0;
+
+    if (!r->stop_stable) {
+        give_up_anchor(r);
+    } else if (r->anchor.valid) {
+        r->stop_residual = (int64_t)(now.data.clock - expected(r, now.at.raw));
+        if (magnitude(r->stop_residual) > FTCLOCK_REANCHOR) {
+            r->counts.reanchored++;
+            r->stop_residual = 0;
+            r->anchor.valid = 0;
+        } else if (magnitude(r->stop_residual) > r->counts.worst_residual) {
+            r->counts.worst_residual = magnitude(r->stop_residual);
+        }
+    }
+    if (r->stop_stable && !r->anchor.valid) {
+        /* An anchor is for a long time: if this reading is blurred, the kernel is asked again, and the better one
+         * taken. */
+        struct reading best = now;
+        for (int i = 0; i < WRITE_TRIES && best.error > FTCLOCK_TOLERANCE; i++) {
+            struct kvm_clock_data again = {0};
+            struct reading other;
+            if (read_clock(r, fd, &again, &other) == 0 && other.error < best.error &&
+                (other.data.flags & KVM_CLOCK_TSC_STABLE))
+                best = other;
+        }
+        take_anchor(r, &best);
+    }
+    publish_counts(r);
+    publish_now(r);
+    errno = error;
+    return rc;
+}
+
+/* --- the cont --- */
+
+/* What is to be done with the pause that ends, by order or by the standing policy. */
+struct verdict {
+    uint32_t what; /* enum ftclock_do */
+    uint16_t event;
+    uint16_t reason; /* of a hold */
+    bool ordered;
+    bool torn;
+};
+
+static struct verdict judge(struct rule *r, const struct ftclock_policy *p, struct ftclock_record *rec) {
+    struct verdict v = {.what = FTCLOCK_DO_HOLD, .reason = FTCLOCK_REASON_POLICY};
+    uint64_t lost = (uint64_t)rec->lost;
+    bool suspend = lost > p->checkpoint_limit;
+    v.event = suspend ? FTCLOCK_EVENT_SUSPEND : FTCLOCK_EVENT_CHECKPOINT;
+    v.what = suspend ? p->suspend_do : p->checkpoint_do;
+
+    struct ftclock_order order;
+    if (!consult(&order, &r->page->order, sizeof(order))) {
+        v.torn = true;
+        return v;
+    }
+    if (order.seq != r->order_seen) {
+        r->order_seen = order.seq;
+        /* An order belongs to a pause, and to a cont within it. */
+        if (order.pause == rec->number && order.cont_raw >= rec->stop_raw && order.cont_raw <= rec->cont_raw) {
+            v.ordered = true;
+            rec->order_lost = order.lost;
+            if (order.what != FTCLOCK_DO_POLICY)
+                v.what = order.what;
+            /* At the border the two sides may measure a pause on different sides of the limit: the order decides. */
+            if (order.event == FTCLOCK_EVENT_CHECKPOINT || order.event == FTCLOCK_EVENT_SUSPEND)
+                v.event = (uint16_t)order.event;
+            r->counts.orders++;
+        } else if (order.pause) { /* 0: taken back */
+            r->counts.stale_orders++;
+        }
+    }
+
+    uint64_t limit = FTCLOCK_LIMIT_MAX;
+    if (v.event == FTCLOCK_EVENT_SUSPEND && p->suspend_limit && p->suspend_limit < limit)
+        limit = p->suspend_limit;
+    if (!p->seq) {
+        v.what = FTCLOCK_DO_HOLD;
+        v.reason = FTCLOCK_REASON_NO_POLICY;
+    } else if (!p->enabled) {
+        v.what = FTCLOCK_DO_HOLD;
+        v.reason = FTCLOCK_REASON_DISABLED;
+    } else if (v.what == FTCLOCK_DO_CATCH_UP && lost > limit) {
+        v.what = FTCLOCK_DO_HOLD;
+        v.reason = FTCLOCK_REASON_OVER_LIMIT;
+    }
+    return v;
+}
+
+/*
+ * Moves the anchor toward CLOCK_REALTIME, by at most the slew bound of the time that the guest ran; after a long run,
+ * by at most what still counts as a correction. Back it goes no further than to the value read at the stop: what the
+ * guest can't be given would look like a residual at the next stop.
+ */
+static void steer(struct rule *r, const struct ftclock_policy *p, const struct moment *now) {
+    if (p->reference != 1 || !r->ran_since_raw)
+        return;
+    int64_t ran = (int64_t)(r->stop.raw - r->ran_since_raw);
+    uint64_t ppm = p->slew_ppm < 100000 ? p->slew_ppm : 100000;
+    if (ran <= 0 || ran > INT64_C(1000000000000000))
+        return;
+    int64_t most = (int64_t)((uint64_t)ran / 1000000 * ppm + (uint64_t)ran % 1000000 * ppm / 1000000);
+    if (most > FTCLOCK_REANCHOR)
+        most = FTCLOCK_REANCHOR;
+    int64_t room = (int64_t)(expected(r, now->raw) - r->saved);
+    int64_t back = room < 0 ? 0 : room < most ? room : most;
+    int64_t want = (int64_t)((now->real - r->anchor.real) - (now->raw - r->anchor.raw)) - r->anchor.steer;
+    r->anchor.steer += want > most ? most : want < -back ? -back : want;
+    publish_anchor(r);
+}
+
+static int write_clock(struct rule *r, int fd, uint64_t clock) {
+    /* Flags stay 0: KVM_CLOCK_REALTIME would have the kernel add time of its own. */
+    struct kvm_clock_data data = {.clock = clock};
+    return r->host->clock_ioctl(fd, KVM_SET_CLOCK, &data);
+}
+
+/* Makes QEMU's own write. */
+static int pass(struct rule *r, int fd, struct kvm_clock_data *data, struct ftclock_record *rec, uint16_t reason) {
+    int rc = r->host->clock_ioctl(fd, KVM_SET_CLOCK, data);
+    int error = errno;
+    give_up_anchor(r);
+    r->order_seen = __atomic_load_n(&r->page->order.seq, __ATOMIC_RELAXED); /* an order for this pause has had it */
+    rec->decision = FTCLOCK_PASSED;
+    rec->reason = reason;
+    rec->went_on = data->clock;
+    errno = error;
+    return rc;
+}
+
+static int hold(struct rule *r, int fd, struct kvm_clock_data *data, struct ftclock_record *rec, uint16_t reason) {
+    struct moment before;
+    int rc, error;
+    /* The pause ends when the kernel takes the value: a write that was preempted is made again. */
+    for (int i = 0; i < WRITE_TRIES; i++) {
+        before = (struct moment){.real = r->host->real(), .boot = r->host->boot(), .raw = r->host->raw()};
+        rc = r->host->clock_ioctl(fd, KVM_SET_CLOCK, data);
+        error = errno;
+        if (rc < 0 || r->host->raw() - before.raw <= WRITE_SLOW)
+            break;
+    }
+    /* With KVM_CLOCK_REALTIME the kernel added the pause after all: the anchor doesn't know how much. */
+    if (rc < 0 || data->flags & KVM_CLOCK_REALTIME) {
+        give_up_anchor(r);
+    } else {
+        r->anchor.raw += before.raw - r->stop.raw;
+        r->anchor.real += before.real - r->stop.real;
+        r->anchor.boot += before.boot - r->stop.boot;
+        publish_anchor(r);
+    }
+    rec->decision = rc < 0 ? FTCLOCK_PASSED : FTCLOCK_HELD;
+    rec->reason = rc < 0 ? FTCLOCK_REASON_WRITE_FAILED : reason;
+    rec->went_on = data->clock;
+    errno = error;
+    return rc;
+}
+
+static int catch_up(struct rule *r, int fd, struct kvm_clock_data *data, struct ftclock_record *rec,
+                    const struct ftclock_policy *p) {
+    struct kvm_clock_data got = {0};
+    struct reading now;
+    if (read_clock(r, fd, &got, &now) < 0)
+        return pass(r, fd, data, rec, FTCLOCK_REASON_READ_FAILED);
+    if (!(got.flags & KVM_CLOCK_TSC_STABLE))
+        return pass(r, fd, data, rec, FTCLOCK_REASON_UNSTABLE);
+    steer(r, p, &now.at);
+    rec->residual_cont = (int64_t)(got.clock - expected(r, now.at.raw));
+    /* A reading whose instant isn't known well could hide a residual: then the anchor's value is the surer one. */
+    if (magnitude(rec->residual_cont) <= FTCLOCK_TOLERANCE && now.error <= FTCLOCK_TOLERANCE && got.clock >= r->saved) {
+        rec->decision = FTCLOCK_DROPPED;
+        rec->reason = FTCLOCK_REASON_IN_TOLERANCE;
+        rec->went_on = got.clock;
+        return 0;
+    }
+
+    /* The kernel takes the value some time after we made it, by which the clock is late. So it is read back, and if it
+     * is off by more than the tolerance, written again with that time added. */
+    int64_t lag = 0;
+    for (int i = 0; i < WRITE_TRIES; i++) {
+        uint64_t raw = r->host->raw();
+        uint64_t clock = expected(r, raw) + (uint64_t)lag;
+        uint64_t pause = raw - r->stop.raw;
+        int64_t ahead = (int64_t)(clock - r->saved);
+        if (ahead < -WRITE_SLACK || ahead > (int64_t)pause + WRITE_SLACK)
+            return pass(r, fd, data, rec, FTCLOCK_REASON_BOUNDS);
+        if (ahead < 0)
+            clock = r->saved;
+        if (write_clock(r, fd, clock) < 0) {
+            if (i > 0)
+                break; /* the first value stands */
+            return pass(r, fd, data, rec, FTCLOCK_REASON_WRITE_FAILED);
+        }
+        rec->reason = ahead < 0 ? FTCLOCK_REASON_NEVER_BACK : FTCLOCK_REASON_OUT_OF_TOLERANCE;
+        rec->went_on = clock;
+        if (ahead < 0 || read_clock(r, fd, &got, &now) < 0)
+            break;
+        int64_t residual = (int64_t)(got.clock - expected(r, now.at.raw));
+        if (magnitude(residual) <= FTCLOCK_TOLERANCE)
+            break;
+        /* A longer time isn't the kernel's: we were preempted, and won't be for as long again. */
+        lag -= residual;
+        if (lag < 0 || lag > LAG_MAX)
+            lag = 0;
+    }
+    rec->decision = FTCLOCK_ANCHORED;
+    return 0;
+}
+
+static void count(struct rule *r, const struct ftclock_record *rec) {
+    switch (rec->decision) {
+    case FTCLOCK_DROPPED:
+        r->counts.dropped++;
+        r->counts.caught_up_ns += (uint64_t)rec->lost;
+        break;
+    case FTCLOCK_ANCHORED:
+        r->counts.anchored++;
+        r->counts.caught_up_ns += (uint64_t)rec->lost;
+        break;
+    case FTCLOCK_HELD:
+        r->counts.held++;
+        r->counts.held_ns += (uint64_t)rec->lost;
+        r->counts.over_limit += rec->reason == FTCLOCK_REASON_OVER_LIMIT;
+        break;
+    default:
+        r->counts.passed++;
+    }
+    if (rec->cost > r->counts.worst_cost)
+        r->counts.worst_cost = rec->cost;
+}
+
+int rule_set_clock(struct rule *r, int fd, struct kvm_clock_data *data) {
+    uint64_t begin = r->host->raw();
+    struct ftclock_record rec = {
+        .number = r->counts.pauses + 1,
+        .flags = r->stop_flags,
+        .saved = data->clock,
+        .cont_raw = begin,
+        .cont_real = r->host->real(),
+        .event = FTCLOCK_EVENT_NONE,
+    };
+    int rc;
+
+    if (!r->stopped) {
+        rec.event = FTCLOCK_EVENT_START;
+        rc = pass(r, fd, data, &rec, FTCLOCK_REASON_FIRST);
+    } else {
+        rec.stop_raw = r->stop.raw;
+        rec.stop_real = r->stop.real;
+        rec.residual_stop = r->stop_residual;
+        rec.lost = (int64_t)(begin - r->stop.raw);
+
+        struct ftclock_policy policy;
+        struct verdict v;
+        if (data->clock != r->saved) {
+            rec.event = FTCLOCK_EVENT_RESTORE;
+            rc = pass(r, fd, data, &rec, FTCLOCK_REASON_OTHER_VALUE);
+        } else if (!r->stop_stable || !r->anchor.valid) {
+            /* QEMU reads the clock while it builds the machine, too: a first write without a run before it. */
+            rec.event = r->counts.pauses ? FTCLOCK_EVENT_NONE : FTCLOCK_EVENT_START;
+            rc = pass(r, fd, data, &rec, FTCLOCK_REASON_UNSTABLE);
+        } else if (rec.lost < 0) {
+            rc = pass(r, fd, data, &rec, FTCLOCK_REASON_BOUNDS);
+        } else if (!consult(&policy, &r->page->policy, sizeof(policy))) {
+            rc = pass(r, fd, data, &rec, FTCLOCK_REASON_TORN);
+        } else if (v = judge(r, &policy, &rec), v.torn) {
+            rc = pass(r, fd, data, &rec, FTCLOCK_REASON_TORN);
+        } else {
+            rec.event = v.event;
+            rec.ordered = v.ordered;
+            rc = v.what == FTCLOCK_DO_CATCH_UP ? catch_up(r, fd, data, &rec, &policy)
+                                               : hold(r, fd, data, &rec, v.reason);
+        }
+    }
+    int error = errno;
+
+    r->stopped = false;
+    uint64_t end = r->host->raw();
+    r->ran_since_raw = end;
+    rec.cost = end - begin;
+    r->counts.pauses = rec.number;
+    count(r, &rec);
+    publish(&r->page->ring[(rec.number - 1) % FTCLOCK_RING_LEN], &rec, sizeof(rec));
+    publish_counts(r);
+    publish_now(r);
+    errno = error;
+    return rc;
+}
+
+void rule_start(struct rule *r, const struct host *host, struct ftclock_page *page, uint32_t pid) {
+    memset(r, 0, sizeof(*r));
+    r->host = host;
+    r->page = page;
+    r->first_raw = host->raw();
+    r->first_tsc = host->tsc();
+    page->head.major = FTCLOCK_PAGE_MAJOR;
+    page->head.minor = FTCLOCK_PAGE_MINOR;
+    page->head.size = FTCLOCK_PAGE_SIZE;
+    page->head.ring_len = FTCLOCK_RING_LEN;
+    page->head.record_size = sizeof(struct ftclock_record);
+    page->head.pid = pid;
+    page->head.loaded_raw = r->first_raw;
+    publish_now(r);
+    __atomic_store_n(&page->head.magic, FTCLOCK_PAGE_MAGIC, __ATOMIC_RELEASE);
+}

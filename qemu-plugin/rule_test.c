@@ -1,0 +1,1211 @@
+/* SPDX-License-Identifier: MIT */
+/* clang-format off */
+//go:build ignore
+/* clang-format on */
+/*
+ * Tests of the rule of the clock, against a host that is all simulated: time passes only when the rule asks for a clock
+ * or calls the kernel, so that a run depends on its seed alone. Run with a seed to repeat one: rule_test 1234.
+ *
+ * The simulated kernel is kvm_vm_ioctl_get_clock and kvm_vm_ioctl_set_clock (arch/x86/kvm/x86.c): the clock runs on
+ * whatever QEMU does, at a rate of its own; SET_CLOCK replaces it, and with KVM_CLOCK_REALTIME adds what CLOCK_REALTIME
+ * went on since.
+ */
+#include "rule.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define US    INT64_C(1000)
+#define MS    INT64_C(1000000)
+#define SEC   INT64_C(1000000000)
+#define FLAGS (KVM_CLOCK_TSC_STABLE | KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC)
+
+/* --- checks --- */
+
+static const char *test;
+static int failures;
+static uint64_t seed;
+
+#define CHECK(ok, ...)                                                                                                 \
+    do {                                                                                                               \
+        if (!(ok)) {                                                                                                   \
+            static int said; /* a few of each place */                                                                 \
+            failures++;                                                                                                \
+            if (said++ < 3) {                                                                                          \
+                printf("FAIL %s, line %d (seed %" PRIu64 "): ", test, __LINE__, seed);                                 \
+                printf(__VA_ARGS__);                                                                                   \
+                printf(" [" #ok "]\n");                                                                                \
+            }                                                                                                          \
+        }                                                                                                              \
+    } while (0)
+
+static uint64_t random_state;
+
+static uint64_t draw(void) { /* splitmix64 */
+    uint64_t z = random_state += UINT64_C(0x9e3779b97f4a7c15);
+    z = (z ^ z >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+    z = (z ^ z >> 27) * UINT64_C(0x94d049bb133111eb);
+    return z ^ z >> 31;
+}
+
+static int64_t between(int64_t least, int64_t most) { return least + (int64_t)(draw() % (uint64_t)(most - least + 1)); }
+
+/* --- the simulated host --- */
+
+static struct {
+    int64_t now;         /* ns, the truth; CLOCK_MONOTONIC_RAW shows it */
+    int64_t real_offset; /* CLOCK_REALTIME - now */
+    int64_t real_rate;   /* ns/s that CLOCK_REALTIME is faster by, since real_from */
+    int64_t real_from;
+    int64_t suspended;       /* CLOCK_BOOTTIME - now */
+    int64_t clock, clock_at; /* kvmclock was so much at that time */
+    int64_t rate;            /* ns/s that it is faster by */
+    uint32_t flags;
+    int get_error, set_error; /* errno; set_error for other writes than QEMU's own */
+    int own_error;            /* for QEMU's own */
+    int64_t slow;             /* ns more in each ioctl */
+    /* Preemption: at the at-th place from now (a call of a clock, or in a call of the kernel) for so long. */
+    int place, preempt_at;
+    int64_t preempt_for;
+    /* What the kernel was asked. */
+    const struct kvm_clock_data *own;
+    int gets, sets, own_sets;
+    struct kvm_clock_data last;
+    bool own_last;
+} sim;
+
+static uint64_t real_at(int64_t t) {
+    return (uint64_t)(t + sim.real_offset + (int64_t)((__int128)(t - sim.real_from) * sim.real_rate / SEC));
+}
+
+static uint64_t tsc_at(int64_t t) { /* 2.9 GHz */
+    return (uint64_t)((__int128)(t + 7 * SEC) * 29 / 10);
+}
+
+static uint64_t clock_at(int64_t t) {
+    return (uint64_t)(sim.clock + (t - sim.clock_at) + (int64_t)((__int128)(t - sim.clock_at) * sim.rate / SEC));
+}
+
+/* The guest's clock now. */
+static int64_t guest(void) { return (int64_t)clock_at(sim.now); }
+
+/* Time passes between two instructions that matter. */
+static void place(int64_t cost) {
+    if (sim.preempt_at > 0 && ++sim.place == sim.preempt_at)
+        sim.now += sim.preempt_for;
+    sim.now += cost;
+}
+
+static uint64_t sim_raw(void) {
+    place(between(15, 25));
+    return (uint64_t)sim.now;
+}
+
+static uint64_t sim_real(void) {
+    place(between(15, 25));
+    return real_at(sim.now);
+}
+
+static uint64_t sim_boot(void) {
+    place(between(15, 25));
+    return (uint64_t)(sim.now + sim.suspended);
+}
+
+static uint64_t sim_tsc(void) {
+    place(between(5, 15));
+    return tsc_at(sim.now);
+}
+
+static int sim_ioctl(int fd, unsigned long request, struct kvm_clock_data *data) {
+    CHECK(fd == 7, "fd %d", fd);
+    place(between(60, 120) + sim.slow);
+    if (request == KVM_GET_CLOCK) {
+        sim.gets++;
+        if (sim.get_error) {
+            errno = sim.get_error;
+            return -1;
+        }
+        *data = (struct kvm_clock_data){.clock = clock_at(sim.now), .flags = sim.flags};
+        if (sim.flags & KVM_CLOCK_REALTIME)
+            data->realtime = real_at(sim.now);
+        if (sim.flags & KVM_CLOCK_HOST_TSC)
+            data->host_tsc = tsc_at(sim.now);
+    } else {
+        CHECK(request == KVM_SET_CLOCK, "request %#lx", request);
+        sim.sets++;
+        sim.own_last = data == sim.own;
+        sim.own_sets += sim.own_last;
+        sim.last = *data;
+        if (!sim.own_last)
+            CHECK(data->flags == 0 && data->realtime == 0 && data->host_tsc == 0, "our write: flags %#x", data->flags);
+        int error = sim.own_last ? sim.own_error : sim.set_error;
+        if (error) {
+            errno = error;
+            return -1;
+        }
+        sim.clock = (int64_t)data->clock;
+        if (data->flags & KVM_CLOCK_REALTIME && real_at(sim.now) > data->realtime)
+            sim.clock += (int64_t)(real_at(sim.now) - data->realtime);
+        sim.clock_at = sim.now;
+    }
+    place(between(60, 120));
+    return 0;
+}
+
+static const struct host host = {
+    .clock_ioctl = sim_ioctl,
+    .raw = sim_raw,
+    .real = sim_real,
+    .boot = sim_boot,
+    .tsc = sim_tsc,
+};
+
+/* --- the simulated QEMU and shim --- */
+
+static struct rule rule;
+static struct ftclock_page *page;
+static struct kvm_clock_data kept; /* QEMU's: s->clock and what goes with it */
+static int64_t guest_saw;          /* the largest value that the guest can have read */
+
+static void run(int64_t for_ns) {
+    sim.now += for_ns;
+    if (guest() > guest_saw)
+        guest_saw = guest();
+}
+
+static void stand(int64_t for_ns) { sim.now += for_ns; }
+
+static void preempt(int at, int64_t for_ns) {
+    sim.place = 0;
+    sim.preempt_at = at;
+    sim.preempt_for = for_ns;
+}
+
+static int stop(void) {
+    if (guest() > guest_saw)
+        guest_saw = guest();
+    struct kvm_clock_data data = {0};
+    sim.own = &data;
+    int rc = rule_get_clock(&rule, 7, &data);
+    if (rc == 0)
+        kept = (struct kvm_clock_data){.clock = data.clock}; /* QEMU keeps the clock alone */
+    return rc;
+}
+
+static const struct ftclock_record *record(void) { return &page->ring[(page->counts.pauses - 1) % FTCLOCK_RING_LEN]; }
+
+/* A cont; what the kernel was asked is counted from here. */
+static int cont(void) {
+    struct kvm_clock_data data = kept, before = data;
+    sim.own = &data;
+    sim.gets = sim.sets = sim.own_sets = 0;
+    uint64_t pauses = page->counts.pauses;
+    int rc = rule_set_clock(&rule, 7, &data);
+    CHECK(memcmp(&data, &before, sizeof(data)) == 0, "QEMU's own data were changed");
+    CHECK(page->counts.pauses == pauses + 1, "%" PRIu64 " pauses after %" PRIu64, page->counts.pauses, pauses);
+    CHECK(!page->now.paused && page->now.pause == pauses + 2, "now: paused %u, pause %" PRIu64, page->now.paused,
+          page->now.pause);
+    const struct ftclock_counts *c = &page->counts;
+    CHECK(c->dropped + c->anchored + c->held + c->passed == c->pauses, "decisions don't add up to the pauses");
+    const struct ftclock_record *rec = record();
+    CHECK(rec->number == pauses + 1 && !(rec->seq & 1), "record %" PRIu64 ", sequence %u", rec->number, rec->seq);
+    CHECK((rec->decision == FTCLOCK_DROPPED) == (sim.sets == 0), "decision %u with %d writes", rec->decision, sim.sets);
+    return rc;
+}
+
+#define DECIDED(want, why)                                                                                             \
+    CHECK(record()->decision == (want) && record()->reason == (why), "decision %u for reason %u", record()->decision,  \
+          record()->reason)
+
+static void write_policy(struct ftclock_policy policy) {
+    policy.seq = (page->policy.seq | 1) + 1;
+    page->policy = policy;
+}
+
+static const struct ftclock_policy usual = {
+    .enabled = 1,
+    .checkpoint_do = FTCLOCK_DO_CATCH_UP,
+    .suspend_do = FTCLOCK_DO_HOLD,
+    .restore_do = FTCLOCK_DO_HOLD,
+    .migrate_do = FTCLOCK_DO_CATCH_UP,
+    .checkpoint_limit = (uint64_t)(10 * SEC),
+    .migrate_limit = (uint64_t)(60 * SEC),
+};
+
+static void write_order(uint32_t what, uint64_t pause, uint64_t lost) {
+    page->order = (struct ftclock_order){
+        .seq = (page->order.seq | 1) + 1, .what = what, .pause = pause, .cont_raw = (uint64_t)sim.now, .lost = lost};
+}
+
+/* A host that is up for 1000 s, a QEMU that has the module, a guest that never ran. */
+static void boot(const char *name) {
+    test = name;
+    random_state = seed;
+    memset(&sim, 0, sizeof(sim));
+    sim.now = 1000 * SEC;
+    sim.real_offset = INT64_C(1700000000) * SEC;
+    sim.clock_at = sim.now;
+    sim.clock = 5 * MS;
+    sim.flags = FLAGS;
+    guest_saw = 0;
+    memset(page, 0, FTCLOCK_PAGE_SIZE);
+    rule_start(&rule, &host, page, 4711);
+    stand(100 * MS);
+}
+
+/* The same, loaded into a running QEMU whose guest runs, with the usual policy. */
+static void attach(const char *name) {
+    boot(name);
+    write_policy(usual);
+    run(10 * SEC);
+}
+
+/* One checkpoint. */
+static void checkpoint(int64_t ran, int64_t pause) {
+    run(ran);
+    CHECK(stop() == 0, "the stop");
+    stand(pause);
+    CHECK(cont() == 0, "the cont");
+}
+
+#define NOT_BACK() CHECK(guest() >= guest_saw, "the guest's clock went back by %" PRId64 " ns", guest_saw - guest())
+
+/* What the guest's clock is off by, from a VM that was never paused since the clock was so at that time. */
+static int64_t off(int64_t clock, int64_t at) { return guest() - (clock + (sim.now - at)); }
+
+static int64_t size(int64_t v) { return v < 0 ? -v : v; }
+
+/* --- the start --- */
+
+static void test_start(void) {
+    boot("the page's head");
+    CHECK(page->head.magic == FTCLOCK_PAGE_MAGIC && page->head.major == 1 && page->head.size == FTCLOCK_PAGE_SIZE &&
+              page->head.ring_len == FTCLOCK_RING_LEN && page->head.record_size == 128 && page->head.pid == 4711 &&
+              page->head.loaded_raw > 0,
+          "head");
+    CHECK(page->now.pause == 1 && !page->now.paused && page->anchor.valid == 0, "now");
+
+    boot("the first write after the start");
+    kept.clock = 12345;
+    CHECK(cont() == 0, "cont");
+    DECIDED(FTCLOCK_PASSED, FTCLOCK_REASON_FIRST);
+    CHECK(record()->event == FTCLOCK_EVENT_START && sim.own_sets == 1 && sim.clock == 12345 && !page->anchor.valid,
+          "start");
+    CHECK(page->counts.passed == 1, "counted");
+    /* From then on it's a life like any other. */
+    write_policy(usual);
+    checkpoint(SEC, 5 * MS);
+    DECIDED(FTCLOCK_DROPPED, FTCLOCK_REASON_IN_TOLERANCE);
+
+    boot("the start with LD_PRELOAD");
+    write_policy(usual);
+    sim.flags = 0;
+    CHECK(stop() == 0, "QEMU reads the clock while it builds the machine");
+    CHECK(!page->anchor.valid, "anchored to a clock that isn't stable");
+    stand(2 * SEC);
+    CHECK(cont() == 0, "cont");
+    DECIDED(FTCLOCK_PASSED, FTCLOCK_REASON_UNSTABLE);
+    CHECK(record()->event == FTCLOCK_EVENT_START && sim.own_sets == 1, "event %u", record()->event);
+    sim.flags = FLAGS;
+    run(3 * SEC);
+    CHECK(stop() == 0 && page->anchor.valid && page->anchor.epoch == 1, "no anchor at the first stable stop");
+    int64_t at = (int64_t)page->anchor.raw;
+    CHECK(size((int64_t)(page->anchor.clock - clock_at(at))) <= 20, "the anchor's pair is off by %" PRId64,
+          (int64_t)(page->anchor.clock - clock_at(at)));
+    CHECK(size((int64_t)(page->anchor.real - real_at(at))) <= 20, "the anchor's REALTIME leg");
+    CHECK(size((int64_t)page->anchor.boot - at) <= 200, "the anchor's BOOTTIME leg");
+    CHECK(page->now.paused && page->now.saved == kept.clock && page->now.pause == 2, "now");
+    stand(5 * MS);
+    CHECK(cont() == 0, "cont");
+    DECIDED(FTCLOCK_DROPPED, FTCLOCK_REASON_IN_TOLERANCE);
+    CHECK(size(off((int64_t)page->anchor.clock, at)) <= 20, "off by %" PRId64, off((int64_t)page->anchor.clock, at));
+
+    attach("loaded while the guest is paused");
+    kept.clock = clock_at(sim.now);
+    stand(5 * MS);
+    CHECK(cont() == 0, "cont");
+    DECIDED(FTCLOCK_PASSED, FTCLOCK_REASON_FIRST);
+    checkpoint(SEC, 5 * MS);
+    DECIDED(FTCLOCK_DROPPED, FTCLOCK_REASON_IN_TOLERANCE);
+}
+
+/* --- checkpoints --- */
+
+static void test_tolerance(void) {
+    attach("dropped within the tolerance");
+    checkpoint(SEC, 5 * MS);
+    sim.clock += 900;
+    checkpoint(SEC, 5 * MS);
+    DECIDED(FTCLOCK_DROPPED, FTCLOCK_REASON_IN_TOLERANCE);
+    CHECK(size(record()->residual_stop - 900) < 40 && size(record()->residual_cont - 900) < 40, "residuals");
+    CHECK(record()->lost > 5 * MS && record()->lost < 5 * MS + 2 * US, "lost %" PRId64, record()->lost);
+    CHECK(page->counts.dropped == 2 && page->counts.caught_up_ns > (uint64_t)(10 * MS), "counts");
+    CHECK(record()->went_on >= kept.clock && record()->saved == kept.clock, "record");
+
+    attach("anchored beyond the tolerance");
+    checkpoint(SEC, 5 * MS);
+    int64_t clock = (int64_t)page->anchor.clock, at = (int64_t)page->anchor.raw;
+    for (int i = 0; i < 2; i++) {
+        sim.clock += i ? -50 * US : 50 * US;
+        checkpoint(SEC, 5 * MS);
+        DECIDED(FTCLOCK_ANCHORED, FTCLOCK_REASON_OUT_OF_TOLERANCE);
+        CHECK(size(off(clock, at)) < US, "off by %" PRId64, off(clock, at));
+        CHECK(!sim.own_last && sim.last.clock == record()->went_on, "what was written");
+    }
+    CHECK(page->anchor.epoch == 1 && page->counts.worst_residual > (uint64_t)(49 * US), "the anchor moved");
+    checkpoint(SEC, 5 * MS);
+    DECIDED(FTCLOCK_DROPPED, FTCLOCK_REASON_IN_TOLERANCE);
+
+    attach("never back");
+    checkpoint(SEC, 5 * MS);
+    sim.clock += 20 * MS; /* the guest is 20 ms ahead, the pause is 5 ms */
+    checkpoint(SEC, 5 * MS);
+    DECIDED(FTCLOCK_ANCHORED, FTCLOCK_REASON_NEVER_BACK);
+    NOT_BACK();
+    for (int i = 0; i < 5; i++) {
+        checkpoint(SEC, 5 * MS);
+        NOT_BACK();
+    }
+    DECIDED(FTCLOCK_DROPPED, FTCLOCK_REASON_IN_TOLERANCE);
+
+    attach("never back, with the kernel's clock within the tolerance");
+    checkpoint(SEC, 5 * MS);
+    run(SEC);
+    sim.clock += 900;
+    guest_saw = guest();
+    CHECK(stop() == 0, "stop");
+    sim.clock -= 1200; /* a pause so short that the clock is below what was read at the stop */
+    CHECK(cont() == 0, "cont");
+    NOT_BACK();
+}
+
+static void test_reanchor(void) {
+    for (int i = 0; i < 2; i++) {
+        attach("a running clock that somebody set");
+        checkpoint(SEC, 5 * MS);
+        int64_t jump = i ? -150 * MS : 150 * MS;
+        sim.clock += jump;
+        int64_t clock = guest(), at = sim.now;
+        guest_saw = 0;
+        checkpoint(SEC, 5 * MS);
+        DECIDED(FTCLOCK_DROPPED, FTCLOCK_REASON_IN_TOLERANCE);
+        CHECK(size(off(clock, at)) < 40, "off by %" PRId64, off(clock, at));
+        CHECK(page->counts.reanchored == 1 && page->anchor.epoch == 2 && record()->residual_stop == 0,
+              "not reanchored");
+    }
+}
+
+struct statistics {
+    int64_t worst;
+    double first, last; /* means of the first and the last tenth */
+    int dropped, anchored, others;
+};
+
+/*
+ * Pauses of random lengths, with a kvmclock that leaves CLOCK_MONOTONIC_RAW by up to 230 ns/s either way, and
+ * preemption at a random place of every hundredth operation.
+ */
+static struct statistics many(const char *name, int pauses, int preempted) {
+    struct statistics s = {0};
+    attach(name);
+    CHECK(stop() == 0, "stop");
+    int64_t clock = guest(), at = sim.now; /* the truth of the anchor's instant */
+    CHECK(cont() == 0, "cont");
+    CHECK(page->anchor.valid, "no anchor");
+    for (int i = 0; i < pauses; i++) {
+        if (i % 1000 == 0) {
+            sim.clock = guest();
+            sim.clock_at = sim.now;
+            sim.rate = between(-230, 230);
+        }
+        int64_t ran = between(MS, 200 * MS), pause = between(100 * US, 50 * MS);
+        bool in_stop = draw() % 2;
+        int where = (int)between(1, 24);
+        int64_t delay = between(10 * US, 10 * MS);
+        bool hit = preempted && draw() % 100 == 0;
+        run(ran);
+        preempt(hit && in_stop ? where : 0, delay);
+        CHECK(stop() == 0, "stop");
+        preempt(0, 0);
+        stand(pause);
+        preempt(hit && !in_stop ? where : 0, delay);
+        CHECK(cont() == 0, "cont");
+        preempt(0, 0);
+        NOT_BACK();
+        s.dropped += record()->decision == FTCLOCK_DROPPED;
+        s.anchored += record()->decision == FTCLOCK_ANCHORED;
+        s.others += record()->decision != FTCLOCK_DROPPED && record()->decision != FTCLOCK_ANCHORED;
+        int64_t error = off(clock, at);
+        if (size(error) > s.worst)
+            s.worst = size(error);
+        if (i < pauses / 10)
+            s.first += (double)error / (pauses / 10);
+        if (i >= pauses - pauses / 10)
+            s.last += (double)error / (pauses / 10);
+    }
+    CHECK(page->anchor.epoch == 1 && page->counts.reanchored == 0, "epoch %" PRIu64, page->anchor.epoch);
+    CHECK(s.others == 0, "%d pauses neither dropped nor anchored", s.others);
+    CHECK(page->counts.pauses == (uint64_t)pauses + 1, "pauses");
+    printf("%s: %d pauses, %d dropped, %d anchored; guest - truth: worst %" PRId64
+           " ns, mean %.0f ns in the first tenth, %.0f ns in the last\n",
+           name, pauses, s.dropped, s.anchored, s.worst, s.first, s.last);
+    return s;
+}
+
+static void test_many(void) {
+    struct statistics s = many("undisturbed", 500000, 0);
+    /* The tolerance, the time that a write takes, and the drift of one run. */
+    CHECK(s.worst <= FTCLOCK_TOLERANCE + 500, "worst %" PRId64, s.worst);
+    CHECK(s.first - s.last < 400 && s.last - s.first < 400, "there is a trend");
+    s = many("preempted", 500000, 1);
+    CHECK(s.worst <= FTCLOCK_TOLERANCE + 1500, "worst %" PRId64, s.worst);
+    CHECK(s.first - s.last < 400 && s.last - s.first < 400, "there is a trend");
+}
+
+/* A kernel before 5.16 gives neither the TSC nor CLOCK_REALTIME: instants are known to half of an ioctl's time. */
+static void test_old_kernel(void) {
+    attach("a kernel without KVM_CLOCK_HOST_TSC");
+    sim.flags = KVM_CLOCK_TSC_STABLE;
+    sim.rate = 200;
+    int64_t clock = guest(), at = sim.now;
+    int64_t worst = 0;
+    for (int i = 0; i < 20000; i++) {
+        checkpoint(50 * MS, 5 * MS);
+        NOT_BACK();
+        CHECK(record()->decision == FTCLOCK_DROPPED || record()->decision == FTCLOCK_ANCHORED, "decision %u",
+              record()->decision);
+        worst = size(off(clock, at)) > worst ? size(off(clock, at)) : worst;
+    }
+    /* The anchor is the first stop's: the clock had 50 ms to leave the truth. */
+    CHECK(worst < FTCLOCK_TOLERANCE + 700, "worst %" PRId64, worst);
+    CHECK(page->anchor.epoch == 1, "epoch");
+    CHECK(size((int64_t)(page->anchor.real - real_at((int64_t)page->anchor.raw))) < 300, "the anchor's REALTIME leg");
+}
+
+static void test_preempted(void) {
+    for (int flags = 0; flags < 2; flags++) {
+        for (int in_stop = 0; in_stop < 2; in_stop++) {
+            for (int drift = 0; drift < 2; drift++) {
+                for (int at = 1; at <= 40; at++) {
+                    char name[100];
+                    snprintf(name, sizeof(name), "preempted at place %d of the %s, %s, %s", at,
+                             in_stop ? "stop" : "cont", drift ? "to be anchored" : "to be dropped",
+                             flags ? "old kernel" : "new kernel");
+                    attach(name);
+                    sim.flags = flags ? KVM_CLOCK_TSC_STABLE : FLAGS;
+                    checkpoint(SEC, 5 * MS);
+                    int64_t clock = guest(), when = sim.now;
+                    run(SEC);
+                    sim.clock += drift ? -30 * US : 0;
+                    preempt(in_stop ? at : 0, 7 * MS);
+                    CHECK(stop() == 0, "stop");
+                    preempt(0, 0);
+                    stand(5 * MS);
+                    preempt(in_stop ? 0 : at, 7 * MS);
+                    CHECK(cont() == 0, "cont");
+                    preempt(0, 0);
+                    NOT_BACK();
+                    CHECK(record()->decision == FTCLOCK_DROPPED || record()->decision == FTCLOCK_ANCHORED,
+                          "decision %u, reason %u", record()->decision, record()->reason);
+                    CHECK(size(off(clock, when)) < 2 * US, "off by %" PRId64, off(clock, when));
+                    checkpoint(SEC, 5 * MS);
+                    CHECK(size(off(clock, when)) < 2 * US, "off by %" PRId64 " after the next", off(clock, when));
+                    CHECK(page->anchor.epoch == 1, "reanchored");
+                }
+            }
+        }
+    }
+    /* The pair from which the TSC's rate is known must be as good as the rest. */
+    for (int at = 1; at <= 12; at++) {
+        boot("preempted at the module's start, and at its first anchor");
+        preempt(at, 20 * MS);
+        memset(page, 0, FTCLOCK_PAGE_SIZE);
+        rule_start(&rule, &host, page, 4711);
+        preempt(0, 0);
+        write_policy(usual);
+        run(100 * MS);
+        preempt(4, 7 * MS); /* after the kernel read its clock */
+        CHECK(stop() == 0, "stop");
+        preempt(0, 0);
+        int64_t clock = guest(), when = sim.now;
+        stand(5 * MS);
+        CHECK(cont() == 0, "cont");
+        checkpoint(SEC, 5 * MS);
+        NOT_BACK();
+        CHECK(size(off(clock, when)) < 2 * US, "off by %" PRId64 ", start preempted at place %d", off(clock, when), at);
+        CHECK((int64_t)page->anchor.error + 20 >=
+                  size((int64_t)(page->anchor.clock - clock_at((int64_t)page->anchor.raw))),
+              "the anchor's error is %" PRId64 ", its bound says %" PRIu64,
+              (int64_t)(page->anchor.clock - clock_at((int64_t)page->anchor.raw)), page->anchor.error);
+    }
+    /* A kernel's call that always takes longer than the tolerance: the time is found out and allowed for. */
+    attach("slow kernel");
+    sim.slow = 5 * US;
+    checkpoint(SEC, 5 * MS);
+    int64_t clock = guest(), when = sim.now;
+    sim.clock += 20 * US;
+    for (int i = 0; i < 1000; i++) {
+        checkpoint(50 * MS, 5 * MS);
+        NOT_BACK();
+    }
+    CHECK(size(off(clock, when)) < US, "off by %" PRId64, off(clock, when));
+    CHECK(page->counts.dropped >= 1000, "only %" PRIu64 " dropped", page->counts.dropped);
+    printf("slow kernel: calls of 5 us: %" PRIu64 " of 1001 dropped, %" PRIu64 " anchored, off by %" PRId64 " ns\n",
+           page->counts.dropped, page->counts.anchored, off(clock, when));
+}
+
+/* --- policy and orders --- */
+
+static void test_hold(void) {
+    attach("a hold isn't caught up later");
+    checkpoint(SEC, 5 * MS);
+    sim.rate = 100;
+    for (int i = 0; i < 1000; i++) {
+        run(50 * MS);
+        CHECK(stop() == 0, "stop");
+        write_order(FTCLOCK_DO_HOLD, page->now.pause, 0);
+        stand(30 * MS);
+        CHECK(cont() == 0, "cont");
+        DECIDED(FTCLOCK_HELD, FTCLOCK_REASON_POLICY);
+        CHECK(sim.own_last && sim.sets == 1 && guest() - (int64_t)kept.clock < US, "the guest saw the pause");
+        int64_t clock = guest(), at = sim.now;
+        checkpoint(50 * MS, 5 * MS);
+        NOT_BACK();
+        CHECK(size(off(clock, at)) < 2 * US, "the next checkpoint made %" PRId64 " of it", off(clock, at));
+        CHECK(record()->decision == FTCLOCK_DROPPED || record()->decision == FTCLOCK_ANCHORED, "decision %u",
+              record()->decision);
+    }
+    CHECK(page->anchor.epoch == 1 && page->counts.held == 1000 && page->counts.held_ns >= (uint64_t)(30 * SEC),
+          "counts");
+
+    for (int at = 1; at <= 12; at++) {
+        for (int in_stop = 0; in_stop < 2; in_stop++) {
+            attach("a hold, preempted");
+            checkpoint(SEC, 5 * MS);
+            run(50 * MS);
+            preempt(in_stop ? at : 0, 7 * MS);
+            CHECK(stop() == 0, "stop");
+            preempt(0, 0);
+            write_order(FTCLOCK_DO_HOLD, page->now.pause, 0);
+            stand(30 * MS);
+            preempt(in_stop ? 0 : at, 7 * MS);
+            CHECK(cont() == 0, "cont");
+            preempt(0, 0);
+            int64_t clock = guest(), when = sim.now;
+            checkpoint(50 * MS, 5 * MS);
+            NOT_BACK();
+            CHECK(size(off(clock, when)) < 2 * US,
+                  "preempted at place %d of the %s: the next checkpoint made %" PRId64 " of it", at,
+                  in_stop ? "stop" : "cont", off(clock, when));
+        }
+    }
+
+    attach("a hold whose write fails");
+    checkpoint(SEC, 5 * MS);
+    CHECK(stop() == 0, "stop");
+    write_order(FTCLOCK_DO_HOLD, page->now.pause, 0);
+    stand(30 * MS);
+    sim.own_error = EPERM;
+    errno = 0;
+    CHECK(cont() == -1 && errno == EPERM, "errno %d", errno);
+    CHECK(!page->anchor.valid, "the anchor was kept");
+    sim.own_error = 0;
+}
+
+/* One pause with a policy; the caller looks at the record. */
+static void pause_with(const char *name, struct ftclock_policy policy, int64_t pause) {
+    attach(name);
+    checkpoint(SEC, 5 * MS);
+    write_policy(policy);
+    checkpoint(SEC, pause);
+    NOT_BACK();
+}
+
+static void test_policy(void) {
+    struct ftclock_policy p = usual;
+    pause_with("longer than the checkpoint's limit, suspend held", p, 11 * SEC);
+    DECIDED(FTCLOCK_HELD, FTCLOCK_REASON_POLICY);
+    CHECK(record()->event == FTCLOCK_EVENT_SUSPEND && page->counts.over_limit == 0, "event %u", record()->event);
+
+    p.suspend_do = FTCLOCK_DO_CATCH_UP;
+    pause_with("suspend caught up", p, 11 * SEC);
+    DECIDED(FTCLOCK_DROPPED, FTCLOCK_REASON_IN_TOLERANCE);
+    CHECK(record()->event == FTCLOCK_EVENT_SUSPEND, "event");
+    p.suspend_limit = (uint64_t)(20 * SEC);
+    pause_with("suspend within its limit", p, 19 * SEC);
+    DECIDED(FTCLOCK_DROPPED, FTCLOCK_REASON_IN_TOLERANCE);
+    pause_with("suspend over its limit", p, 21 * SEC);
+    DECIDED(FTCLOCK_HELD, FTCLOCK_REASON_OVER_LIMIT);
+    CHECK(page->counts.over_limit == 1 && page->counts.held == 1, "counts");
+    int64_t clock = guest(), at = sim.now;
+    checkpoint(SEC, 5 * MS);
+    CHECK(size(off(clock, at)) < 2 * US, "caught up after all: %" PRId64, off(clock, at));
+
+    p.suspend_limit = 0;
+    pause_with("15 minutes, less a second", p, 899 * SEC);
+    DECIDED(FTCLOCK_DROPPED, FTCLOCK_REASON_IN_TOLERANCE);
+    pause_with("15 minutes and a second", p, 901 * SEC);
+    DECIDED(FTCLOCK_HELD, FTCLOCK_REASON_OVER_LIMIT);
+    p.suspend_limit = UINT64_MAX;
+    pause_with("15 minutes, whatever the policy says", p, 901 * SEC);
+    DECIDED(FTCLOCK_HELD, FTCLOCK_REASON_OVER_LIMIT);
+    p.checkpoint_limit = UINT64_MAX;
+    pause_with("15 minutes, as a checkpoint", p, 901 * SEC);
+    DECIDED(FTCLOCK_HELD, FTCLOCK_REASON_OVER_LIMIT);
+
+    p = usual;
+    p.checkpoint_do = FTCLOCK_DO_HOLD;
+    pause_with("checkpoints held", p, 5 * MS);
+    DECIDED(FTCLOCK_HELD, FTCLOCK_REASON_POLICY);
+    CHECK(record()->event == FTCLOCK_EVENT_CHECKPOINT, "event");
+    p.checkpoint_do = 77;
+    pause_with("a value of a later version", p, 5 * MS);
+    DECIDED(FTCLOCK_HELD, FTCLOCK_REASON_POLICY);
+    p = usual;
+    p.enabled = 0;
+    pause_with("watch only", p, 5 * MS);
+    DECIDED(FTCLOCK_HELD, FTCLOCK_REASON_DISABLED);
+    write_policy(usual);
+    clock = guest();
+    at = sim.now;
+    checkpoint(SEC, 5 * MS);
+    CHECK(size(off(clock, at)) < 2 * US, "what was only watched was caught up: %" PRId64, off(clock, at));
+
+    boot("no policy");
+    run(SEC);
+    checkpoint(SEC, 5 * MS);
+    DECIDED(FTCLOCK_HELD, FTCLOCK_REASON_NO_POLICY);
+    write_order(FTCLOCK_DO_CATCH_UP, page->now.pause, 0);
+    checkpoint(SEC, 5 * MS);
+    DECIDED(FTCLOCK_HELD, FTCLOCK_REASON_NO_POLICY);
+}
+
+static void test_orders(void) {
+    attach("an order is followed, once");
+    checkpoint(SEC, 5 * MS);
+    run(SEC);
+    CHECK(stop() == 0, "stop");
+    write_order(FTCLOCK_DO_HOLD, page->now.pause, 5 * US);
+    stand(5 * MS);
+    CHECK(cont() == 0, "cont");
+    DECIDED(FTCLOCK_HELD, FTCLOCK_REASON_POLICY);
+    CHECK(record()->ordered == 1 && record()->order_lost == (uint64_t)(5 * US) && page->counts.orders == 1, "order");
+    checkpoint(SEC, 5 * MS);
+    DECIDED(FTCLOCK_DROPPED, FTCLOCK_REASON_IN_TOLERANCE);
+    CHECK(record()->ordered == 0 && record()->order_lost == 0, "the order was followed twice");
+    CHECK(page->counts.orders == 1 && page->counts.stale_orders == 0, "counts");
+
+    attach("a stale order, counted once");
+    checkpoint(SEC, 5 * MS);
+    write_order(FTCLOCK_DO_HOLD, page->now.pause - 1, 0);
+    checkpoint(SEC, 5 * MS);
+    DECIDED(FTCLOCK_DROPPED, FTCLOCK_REASON_IN_TOLERANCE);
+    CHECK(page->counts.stale_orders == 1 && page->counts.orders == 0 && !record()->ordered, "stale order");
+    checkpoint(SEC, 5 * MS);
+    CHECK(page->counts.stale_orders == 1, "counted twice");
+    /* One for a pause to come isn't kept for it: the shim writes orders while the pause is on. */
+    write_order(FTCLOCK_DO_HOLD, page->now.pause + 1, 0);
+    checkpoint(SEC, 5 * MS);
+    checkpoint(SEC, 5 * MS);
+    DECIDED(FTCLOCK_DROPPED, FTCLOCK_REASON_IN_TOLERANCE);
+    CHECK(page->counts.stale_orders == 2, "counts");
+
+    for (int i = 0; i < 4; i++) {
+        static const char *const kinds[] = {"before its stop", "after its cont", "for the last pause",
+                                            "for the next pause"};
+        char name[100];
+        snprintf(name, sizeof(name), "an order %s", kinds[i]);
+        attach(name);
+        checkpoint(SEC, 5 * MS);
+        if (i == 0)
+            write_order(FTCLOCK_DO_HOLD, page->now.pause, 0);
+        run(SEC);
+        CHECK(stop() == 0, "stop");
+        stand(5 * MS);
+        if (i > 0)
+            write_order(FTCLOCK_DO_HOLD, page->now.pause + (uint64_t)(i == 2 ? -1 : i == 3), 0);
+        if (i == 1)
+            page->order.cont_raw += SEC;
+        CHECK(cont() == 0, "cont");
+        DECIDED(FTCLOCK_DROPPED, FTCLOCK_REASON_IN_TOLERANCE);
+        CHECK(page->counts.stale_orders == 1 && page->counts.orders == 0 && !record()->ordered, "stale order");
+    }
+
+    attach("an order whose pause was passed isn't stale");
+    checkpoint(SEC, 5 * MS);
+    run(SEC);
+    CHECK(stop() == 0, "stop");
+    write_order(FTCLOCK_DO_CATCH_UP, page->now.pause, 0);
+    kept.clock += 1000 * SEC; /* a state was loaded */
+    CHECK(cont() == 0, "cont");
+    DECIDED(FTCLOCK_PASSED, FTCLOCK_REASON_OTHER_VALUE);
+    checkpoint(SEC, 5 * MS);
+    CHECK(page->counts.stale_orders == 0, "%" PRIu64 " stale orders", page->counts.stale_orders);
+
+    attach("an order to catch up a suspend");
+    checkpoint(SEC, 5 * MS);
+    run(SEC);
+    CHECK(stop() == 0, "stop");
+    stand(12 * SEC);
+    write_order(FTCLOCK_DO_CATCH_UP, page->now.pause, 0);
+    CHECK(cont() == 0, "cont");
+    DECIDED(FTCLOCK_DROPPED, FTCLOCK_REASON_IN_TOLERANCE);
+
+    attach("an order to do as the policy says");
+    checkpoint(SEC, 5 * MS);
+    run(SEC);
+    CHECK(stop() == 0, "stop");
+    write_order(FTCLOCK_DO_POLICY, page->now.pause, (uint64_t)(5 * MS));
+    stand(5 * MS);
+    CHECK(cont() == 0, "cont");
+    DECIDED(FTCLOCK_DROPPED, FTCLOCK_REASON_IN_TOLERANCE);
+    CHECK(record()->ordered == 1 && record()->order_lost == (uint64_t)(5 * MS), "order");
+
+    attach("an order of no known kind");
+    checkpoint(SEC, 5 * MS);
+    run(SEC);
+    CHECK(stop() == 0, "stop");
+    write_order(99, page->now.pause, 0);
+    CHECK(cont() == 0, "cont");
+    DECIDED(FTCLOCK_HELD, FTCLOCK_REASON_POLICY);
+}
+
+static void test_torn(void) {
+    for (int i = 0; i < 2; i++) {
+        attach(i ? "torn order" : "torn policy");
+        checkpoint(SEC, 5 * MS);
+        uint32_t *seq = i ? &page->order.seq : &page->policy.seq;
+        *seq |= 1;
+        checkpoint(SEC, 5 * MS);
+        DECIDED(FTCLOCK_PASSED, FTCLOCK_REASON_TORN);
+        CHECK(sim.own_last && sim.sets == 1 && page->counts.passed == 1 && !page->anchor.valid, "not passed");
+        NOT_BACK();
+        *seq += 1;
+        checkpoint(SEC, 5 * MS);
+        DECIDED(FTCLOCK_DROPPED, FTCLOCK_REASON_IN_TOLERANCE);
+        CHECK(page->anchor.epoch == 2, "epoch");
+    }
+}
+
+/* --- doubts --- */
+
+static void test_errors(void) {
+    attach("KVM_GET_CLOCK fails at the stop");
+    checkpoint(SEC, 5 * MS);
+    sim.get_error = ENXIO;
+    errno = 0;
+    CHECK(stop() == -1 && errno == ENXIO, "errno %d", errno);
+    sim.get_error = 0;
+
+    attach("KVM_GET_CLOCK fails at the cont");
+    checkpoint(SEC, 5 * MS);
+    CHECK(stop() == 0, "stop");
+    stand(5 * MS);
+    sim.get_error = ENXIO;
+    CHECK(cont() == 0 && sim.own_sets == 1 && sim.sets == 1, "not passed");
+    DECIDED(FTCLOCK_PASSED, FTCLOCK_REASON_READ_FAILED);
+    CHECK(!page->anchor.valid && sim.clock == (int64_t)kept.clock, "anchor kept");
+    sim.get_error = 0;
+    checkpoint(SEC, 5 * MS);
+    DECIDED(FTCLOCK_DROPPED, FTCLOCK_REASON_IN_TOLERANCE);
+    CHECK(page->anchor.epoch == 2, "no new anchor");
+
+    attach("both KVM_GET_CLOCK and QEMU's KVM_SET_CLOCK fail");
+    checkpoint(SEC, 5 * MS);
+    CHECK(stop() == 0, "stop");
+    sim.get_error = ENXIO;
+    sim.own_error = EINVAL;
+    errno = 0;
+    CHECK(cont() == -1 && errno == EINVAL, "errno %d", errno);
+    DECIDED(FTCLOCK_PASSED, FTCLOCK_REASON_READ_FAILED);
+
+    attach("KVM_SET_CLOCK fails for the anchor's value");
+    checkpoint(SEC, 5 * MS);
+    sim.clock += 50 * US;
+    run(SEC);
+    CHECK(stop() == 0, "stop");
+    stand(5 * MS);
+    sim.set_error = EINVAL;
+    CHECK(cont() == 0 && sim.own_sets == 1 && sim.sets == 2, "not passed");
+    DECIDED(FTCLOCK_PASSED, FTCLOCK_REASON_WRITE_FAILED);
+    CHECK(sim.own_last && !page->anchor.valid && record()->went_on == kept.clock, "record");
+
+    attach("KVM_SET_CLOCK fails for both values");
+    checkpoint(SEC, 5 * MS);
+    sim.clock += 50 * US;
+    run(SEC);
+    CHECK(stop() == 0, "stop");
+    sim.set_error = EINVAL;
+    sim.own_error = EPERM;
+    errno = 0;
+    CHECK(cont() == -1 && errno == EPERM, "errno %d", errno);
+    DECIDED(FTCLOCK_PASSED, FTCLOCK_REASON_WRITE_FAILED);
+
+    attach("the kernel's clock is unstable at the cont");
+    checkpoint(SEC, 5 * MS);
+    CHECK(stop() == 0, "stop");
+    sim.flags &= ~(uint32_t)KVM_CLOCK_TSC_STABLE;
+    CHECK(cont() == 0 && sim.own_last, "not passed");
+    DECIDED(FTCLOCK_PASSED, FTCLOCK_REASON_UNSTABLE);
+
+    attach("the kernel's clock is unstable at the stop");
+    checkpoint(SEC, 5 * MS);
+    sim.flags &= ~(uint32_t)KVM_CLOCK_TSC_STABLE;
+    CHECK(stop() == 0 && !page->anchor.valid, "anchor kept");
+    sim.flags = FLAGS;
+    CHECK(cont() == 0 && sim.own_last, "not passed");
+    DECIDED(FTCLOCK_PASSED, FTCLOCK_REASON_UNSTABLE);
+    CHECK(record()->event == FTCLOCK_EVENT_NONE, "event");
+    checkpoint(SEC, 5 * MS);
+    DECIDED(FTCLOCK_DROPPED, FTCLOCK_REASON_IN_TOLERANCE);
+
+    attach("CLOCK_MONOTONIC_RAW goes back");
+    checkpoint(SEC, 5 * MS);
+    CHECK(stop() == 0, "stop");
+    sim.now -= 50 * MS;
+    CHECK(cont() == 0 && sim.own_last, "not passed");
+    DECIDED(FTCLOCK_PASSED, FTCLOCK_REASON_BOUNDS);
+}
+
+static void test_states(void) {
+    for (int i = 0; i < 3; i++) {
+        attach("another state was loaded");
+        checkpoint(SEC, 5 * MS);
+        run(SEC);
+        CHECK(stop() == 0, "stop");
+        stand(50 * MS);
+        kept.clock = i == 0 ? kept.clock - (uint64_t)(5 * SEC) : i == 1 ? kept.clock + 1 : UINT64_MAX / 4;
+        CHECK(cont() == 0, "cont");
+        DECIDED(FTCLOCK_PASSED, FTCLOCK_REASON_OTHER_VALUE);
+        CHECK(record()->event == FTCLOCK_EVENT_RESTORE && sim.own_last && sim.sets == 1 && !page->anchor.valid,
+              "record");
+        guest_saw = 0;
+        int64_t clock = guest(), at = sim.now;
+        checkpoint(SEC, 5 * MS);
+        DECIDED(FTCLOCK_DROPPED, FTCLOCK_REASON_IN_TOLERANCE);
+        CHECK(size(off(clock, at)) < 40 && page->anchor.epoch == 2 && page->counts.reanchored == 0, "the new anchor");
+    }
+
+    attach("a write without a reading");
+    checkpoint(SEC, 5 * MS);
+    kept.clock = 99;
+    CHECK(cont() == 0 && sim.own_last, "not passed");
+    DECIDED(FTCLOCK_PASSED, FTCLOCK_REASON_FIRST);
+    CHECK(!page->anchor.valid, "anchor kept");
+
+    attach("several readings in one pause");
+    checkpoint(SEC, 5 * MS);
+    int64_t clock = guest(), at = sim.now;
+    run(SEC);
+    for (int i = 0; i < 3; i++) {
+        CHECK(stop() == 0, "stop");
+        stand(40 * MS);
+    }
+    CHECK(cont() == 0, "cont");
+    DECIDED(FTCLOCK_DROPPED, FTCLOCK_REASON_IN_TOLERANCE);
+    CHECK(size(off(clock, at)) < 40 && page->counts.pauses == 2, "off by %" PRId64, off(clock, at));
+    run(SEC);
+    for (int i = 0; i < 3; i++) {
+        CHECK(stop() == 0, "stop");
+        stand(40 * MS);
+    }
+    write_order(FTCLOCK_DO_HOLD, page->now.pause, 0);
+    CHECK(cont() == 0, "cont");
+    DECIDED(FTCLOCK_HELD, FTCLOCK_REASON_POLICY);
+    clock = guest();
+    at = sim.now;
+    checkpoint(SEC, 5 * MS);
+    CHECK(size(off(clock, at)) < 2 * US, "a held pause with several readings: %" PRId64, off(clock, at));
+}
+
+/* A QEMU that has the kernel add the downtime (KVM_CLOCK_REALTIME) is left to do so, and isn't counted twice. */
+static void test_realtime_flag(void) {
+    attach("KVM_CLOCK_REALTIME of QEMU's own, passed");
+    stop();
+    uint64_t real = real_at(sim.now);
+    stand(50 * MS);
+    kept = (struct kvm_clock_data){.clock = kept.clock + 1, .flags = KVM_CLOCK_REALTIME, .realtime = real};
+    CHECK(cont() == 0 && sim.last.flags == KVM_CLOCK_REALTIME && sim.last.realtime == real, "flags %#x",
+          sim.last.flags);
+    DECIDED(FTCLOCK_PASSED, FTCLOCK_REASON_OTHER_VALUE);
+
+    for (int i = 0; i < 2; i++) {
+        attach("KVM_CLOCK_REALTIME of QEMU's own, held");
+        checkpoint(SEC, 5 * MS);
+        run(SEC);
+        int64_t clock = guest(), at = sim.now;
+        CHECK(stop() == 0, "stop");
+        kept.flags = KVM_CLOCK_REALTIME;
+        kept.realtime = real_at(sim.now);
+        int64_t pause = i ? 500 * MS : 50 * MS;
+        stand(pause);
+        write_order(FTCLOCK_DO_HOLD, page->now.pause, 0);
+        CHECK(cont() == 0 && sim.own_last && sim.last.flags == KVM_CLOCK_REALTIME, "not as QEMU wanted it");
+        CHECK(size(off(clock, at)) < US, "the kernel's own accounting: %" PRId64, off(clock, at));
+        for (int j = 0; j < 20; j++) {
+            checkpoint(SEC, 5 * MS);
+            NOT_BACK();
+            CHECK(size(off(clock, at)) < 2 * US, "taken back: %" PRId64, off(clock, at));
+        }
+
+        attach("KVM_CLOCK_REALTIME of QEMU's own, caught up");
+        checkpoint(SEC, 5 * MS);
+        clock = guest();
+        at = sim.now;
+        run(SEC);
+        sim.clock += i ? 50 * US : 0;
+        CHECK(stop() == 0, "stop");
+        kept.flags = KVM_CLOCK_REALTIME;
+        kept.realtime = real_at(sim.now);
+        stand(pause);
+        CHECK(cont() == 0, "cont");
+        CHECK(size(off(clock, at)) < US, "off by %" PRId64, off(clock, at));
+    }
+}
+
+/* The host sleeps: kvmclock and CLOCK_BOOTTIME go on, CLOCK_MONOTONIC_RAW doesn't; the TSC may. */
+static void test_host_suspend(void) {
+    attach("the host slept while the guest ran");
+    checkpoint(SEC, 5 * MS);
+    run(SEC);
+    sim.suspended += 3600 * SEC;
+    sim.clock += 3600 * SEC;
+    int64_t clock = guest(), at = sim.now;
+    guest_saw = clock;
+    checkpoint(SEC, 5 * MS);
+    NOT_BACK();
+    CHECK(size(off(clock, at)) < US && page->counts.reanchored == 1, "off by %" PRId64, off(clock, at));
+
+    attach("the host slept while the guest was paused");
+    checkpoint(SEC, 5 * MS);
+    run(SEC);
+    CHECK(stop() == 0, "stop");
+    sim.suspended += 3600 * SEC;
+    sim.clock += 3600 * SEC;
+    stand(5 * MS);
+    CHECK(cont() == 0, "cont");
+    NOT_BACK();
+    printf("the host slept for 3600 s in a pause: decision %u, the guest lost %.3f s\n", record()->decision,
+           (double)(3600 * SEC + 5 * MS - (guest() - (int64_t)kept.clock)) / 1e9);
+    checkpoint(SEC, 5 * MS);
+    NOT_BACK();
+}
+
+/* --- reference 1: CLOCK_REALTIME --- */
+
+static const struct ftclock_policy utc = {
+    .enabled = 1,
+    .reference = 1,
+    .slew_ppm = 500,
+    .checkpoint_do = FTCLOCK_DO_CATCH_UP,
+    .suspend_do = FTCLOCK_DO_HOLD,
+    .checkpoint_limit = (uint64_t)(10 * SEC),
+};
+
+/* The guest's clock against CLOCK_REALTIME, from where they were at the start. */
+static int64_t off_real(int64_t clock, uint64_t real) { return guest() - clock - (int64_t)(real_at(sim.now) - real); }
+
+static void set_real(int64_t step, int64_t rate) {
+    int64_t real = (int64_t)real_at(sim.now) + step;
+    sim.real_from = sim.now;
+    sim.real_rate = rate;
+    sim.real_offset = real - sim.now;
+}
+
+static void test_steering(void) {
+    for (int i = 0; i < 2; i++) {
+        attach("follows CLOCK_REALTIME's rate");
+        write_policy(utc);
+        set_real(0, i ? -40000 : 40000); /* 40 ppm: a bad crystal, disciplined */
+        checkpoint(SEC, 5 * MS);
+        int64_t clock = guest();
+        uint64_t real = real_at(sim.now);
+        int64_t worst = 0;
+        for (int j = 0; j < 20000; j++) {
+            checkpoint(50 * MS, 5 * MS);
+            NOT_BACK();
+            worst = size(off_real(clock, real)) > worst ? size(off_real(clock, real)) : worst;
+            CHECK(record()->decision == FTCLOCK_DROPPED || record()->decision == FTCLOCK_ANCHORED,
+                  "decision %u, reason %u", record()->decision, record()->reason);
+        }
+        CHECK(worst < 5 * US, "left UTC by %" PRId64 " ns", worst);
+        CHECK(page->anchor.epoch == 1, "epoch");
+    }
+
+    for (int i = 0; i < 2; i++) {
+        attach("a step of CLOCK_REALTIME by an hour");
+        write_policy(utc);
+        checkpoint(SEC, 5 * MS);
+        int64_t clock = guest(), at = sim.now;
+        set_real(i ? -3600 * SEC : 3600 * SEC, 0);
+        for (int j = 0; j < 10000; j++) {
+            int64_t before = off(clock, at);
+            int64_t ran = sim.now;
+            checkpoint(50 * MS, 5 * MS);
+            NOT_BACK();
+            int64_t slew = size(off(clock, at) - before), most = (sim.now - ran) * 500 / 1000000;
+            CHECK(slew <= most + US, "pause %d: slewed by %" PRId64 ", at most %" PRId64 " allowed", j, slew, most);
+            CHECK(j < 10 || slew >= most * 8 / 10, "pause %d: slewed by %" PRId64 " of %" PRId64, j, slew, most);
+            CHECK(record()->decision == FTCLOCK_ANCHORED, "decision %u, reason %u", record()->decision,
+                  record()->reason);
+        }
+        CHECK(page->anchor.epoch == 1 && page->counts.reanchored == 0, "epoch %" PRIu64, page->anchor.epoch);
+    }
+
+    for (int i = 0; i < 2; i++) {
+        attach("a step of 2 ms converges");
+        write_policy(utc);
+        checkpoint(SEC, 5 * MS);
+        int64_t clock = guest();
+        uint64_t real = real_at(sim.now);
+        set_real(i ? -2 * MS : 2 * MS, 0);
+        for (int j = 0; j < 200; j++) {
+            checkpoint(50 * MS, 5 * MS);
+            NOT_BACK();
+        }
+        CHECK(size(off_real(clock, real)) < 3 * US, "off by %" PRId64, off_real(clock, real));
+    }
+
+    /* The slew bound grows with the run: a step after a long one must not get out of bounds, nor be one jump. */
+    for (int i = 0; i < 2; i++) {
+        attach("a step of an hour, after a run of one");
+        write_policy(utc);
+        checkpoint(SEC, 5 * MS);
+        run(3600 * SEC);
+        int64_t clock = guest(), at = sim.now;
+        set_real(i ? -3600 * SEC : 3600 * SEC, 0);
+        checkpoint(SEC, 5 * MS);
+        NOT_BACK();
+        CHECK(record()->decision == FTCLOCK_ANCHORED, "decision %u, reason %u", record()->decision, record()->reason);
+        CHECK(size(off(clock, at)) <= FTCLOCK_REANCHOR + US, "one jump of %" PRId64, off(clock, at));
+        CHECK(page->anchor.valid && page->anchor.epoch == 1, "the anchor was given up");
+    }
+
+    /* Back by more than the pauses are long: no pause gives more than itself. */
+    attach("back, with pauses shorter than the slew");
+    write_policy(utc);
+    checkpoint(SEC, 5 * MS);
+    int64_t clock = guest();
+    uint64_t real = real_at(sim.now);
+    set_real(-300 * MS, 0);
+    for (int j = 0; j < 4000; j++) {
+        checkpoint(SEC, 100 * US); /* the bound is 500 us, the pause 100 */
+        NOT_BACK();
+    }
+    CHECK(page->anchor.epoch == 1 && page->counts.reanchored == 0, "reanchored: what was left to follow is forgotten");
+    CHECK(size(off_real(clock, real)) < 3 * US, "off by %" PRId64, off_real(clock, real));
+
+    attach("held pauses don't turn into steering");
+    write_policy(utc);
+    checkpoint(SEC, 5 * MS);
+    for (int j = 0; j < 100; j++) {
+        run(50 * MS);
+        CHECK(stop() == 0, "stop");
+        write_order(FTCLOCK_DO_HOLD, page->now.pause, 0);
+        stand(30 * MS);
+        CHECK(cont() == 0, "cont");
+        int64_t held = guest(), when = sim.now;
+        checkpoint(50 * MS, 5 * MS);
+        CHECK(size(off(held, when)) < 2 * US, "steered by %" PRId64, off(held, when));
+    }
+
+    attach("a slew of any size in the page");
+    struct ftclock_policy wild = utc;
+    wild.slew_ppm = UINT32_MAX;
+    write_policy(wild);
+    checkpoint(SEC, 5 * MS);
+    set_real(3600 * SEC, 0);
+    for (int j = 0; j < 100; j++) {
+        checkpoint(SEC, 5 * MS);
+        NOT_BACK();
+        CHECK(record()->went_on <= kept.clock + (uint64_t)(record()->lost + 100 * MS + 10 * US), "jumped");
+    }
+}
+
+/* --- anything in the page --- */
+
+/* Whatever the page says, we never write what is below QEMU's value, nor above it by more than the pause and the slack.
+ */
+static void test_random_pages(int rounds) {
+    attach("random pages");
+    int64_t slack = 2 * FTCLOCK_REANCHOR + 100 * US;
+    int64_t writes = 0;
+    for (int i = 0; i < rounds; i++) {
+        unsigned char *bytes = (unsigned char *)&page->policy;
+        for (size_t j = 0; j < sizeof(page->policy) + sizeof(page->order); j++)
+            bytes[j] = (unsigned char)draw();
+        if (draw() % 8) { /* values that lead somewhere, more often than not */
+            page->policy.seq &= ~1u;
+            page->order.seq &= ~1u;
+            page->policy.checkpoint_do = page->policy.suspend_do = 1 + draw() % 2;
+            page->policy.reference = draw() % 3;
+            page->policy.checkpoint_limit >>= draw() % 64;
+            page->policy.suspend_limit >>= draw() % 64;
+            page->order.pause = draw() % 2 ? page->now.pause : draw();
+            page->order.what = draw() % 4;
+        }
+        /* The rest of the page is the module's, and could be written all the same. */
+        if (draw() % 16 == 0) {
+            page->now.seq = (uint32_t)draw();
+            page->anchor.clock = draw();
+            page->anchor.seq = (uint32_t)draw();
+        }
+        sim.rate = between(-230, 230);
+        sim.clock_at = sim.now;
+        sim.clock = guest_saw > guest() ? guest_saw : guest();
+        if (draw() % 16 == 0)
+            set_real(between(-5000 * SEC, 5000 * SEC), between(-100000, 100000));
+        if (draw() % 16 == 0)
+            sim.clock += between(0, 400 * MS);
+        run(draw() % 8 ? between(MS, SEC) : between(SEC, 100000 * SEC));
+        CHECK(stop() == 0, "stop");
+        int64_t pause = draw() % 8 ? between(0, 100 * MS) : between(0, 1000 * SEC);
+        int64_t from = sim.now;
+        stand(pause);
+        preempt(draw() % 16 ? 0 : (int)between(1, 24), between(0, 20 * MS));
+        CHECK(cont() == 0, "cont");
+        preempt(0, 0);
+        NOT_BACK();
+        if (sim.sets && !sim.own_last) {
+            writes++;
+            int64_t ahead = (int64_t)(sim.last.clock - kept.clock);
+            CHECK(ahead >= 0 && ahead <= sim.now - from + slack,
+                  "wrote QEMU's value and %" PRId64 " ns after a pause of %" PRId64, ahead, pause);
+        }
+        if (sim.sets && sim.own_last)
+            CHECK(sim.last.clock == kept.clock && record()->decision >= FTCLOCK_HELD, "passed another value");
+    }
+    CHECK(writes > rounds / 100, "only %" PRId64 " writes in %d rounds: the test tests nothing", writes, rounds);
+    printf("random pages: %d rounds, %" PRId64 " values written, %" PRIu64 " dropped, %" PRIu64 " held, %" PRIu64
+           " passed\n",
+           rounds, writes, page->counts.dropped, page->counts.held, page->counts.passed);
+}
+
+int main(int argc, char **argv) {
+    seed = argc > 1 ? strtoull(argv[1], NULL, 0) : 1;
+    page = aligned_alloc(4096, FTCLOCK_PAGE_SIZE);
+    if (!page)
+        return 2;
+    test_start();
+    test_tolerance();
+    test_reanchor();
+    test_hold();
+    test_policy();
+    test_orders();
+    test_torn();
+    test_errors();
+    test_states();
+    test_realtime_flag();
+    test_host_suspend();
+    test_old_kernel();
+    test_preempted();
+    test_steering();
+    test_random_pages(200000);
+    test_many();
+    free(page);
+    printf("seed %" PRIu64 ": %d failed\n", seed, failures);
+    return failures != 0;
+}
