@@ -1,0 +1,139 @@
+package metadata
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestSnippets(t *testing.T) {
+	want := map[string]Policy{
+		"catch-up-all":     policy(func(p *Policy) { p.Suspend, p.Restore = Rule{CatchUp, MaxLimit}, Rule{CatchUp, MaxLimit} }),
+		"checkpoint-limit": policy(func(p *Policy) { p.Checkpoint.Limit = 500e6 }),
+		"defaults":         Default(),
+		"minimal":          Default(),
+		"not-required":     policy(func(p *Policy) { p.Required = false }),
+		"utc":              policy(func(p *Policy) { p.Reference = UTC }),
+	}
+	for _, name := range Snippets() {
+		snippet, err := Snippet(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name == "preload" {
+			d, err := Parse([]byte("<domain>\n" + string(snippet) + "</domain>"))
+			if err != nil || !d.Preload || d.Policy != nil {
+				t.Errorf("%s: got %+v, %v", name, d, err)
+			}
+			continue
+		}
+		d, err := Parse([]byte(in(string(snippet))))
+		if p, ok := want[name]; err != nil || !ok || d.Policy == nil || *d.Policy != p {
+			t.Errorf("%s: got %+v, %v", name, d.Policy, err)
+		}
+		delete(want, name)
+	}
+	if len(want) > 0 {
+		t.Errorf("no snippets for %v", want)
+	}
+	_, err := Snippet("../doc")
+	if err == nil || err.Error() != `reading snippet "../doc": want one of `+strings.Join(Snippets(), ", ") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// The schema and the parser are two descriptions of one language: xmllint and ParseElement must agree
+// on every element.
+func TestSchema(t *testing.T) {
+	xmllint, err := exec.LookPath("xmllint")
+	if err != nil {
+		const fix = "no xmllint: apt-get install libxml2-utils"
+		if os.Getenv("CI") == "true" || os.Getenv("FTCLOCK_REQUIRE") == "1" {
+			t.Fatal(fix)
+		}
+		t.Skip(fix)
+	}
+	var elements []string
+	for _, tt := range goodElements {
+		elements = append(elements, tt.xml)
+	}
+	for _, tt := range badElements {
+		elements = append(elements, tt.xml)
+	}
+	for _, name := range Snippets() {
+		snippet, _ := Snippet(name)
+		elements = append(elements, string(snippet))
+	}
+	// Every order of every selection of events, and each of them twice.
+	var sequences func(prefix []string)
+	sequences = func(prefix []string) {
+		elements = append(elements, clock(strings.Join(prefix, "\n")))
+		for _, event := range eventNames {
+			rule := "<ftclock:on event='" + event + "'/>"
+			if !strings.Contains(strings.Join(prefix, ""), rule) {
+				sequences(append(prefix[:len(prefix):len(prefix)], rule))
+			} else {
+				elements = append(elements, clock(strings.Join(append(prefix[:len(prefix):len(prefix)], rule), "\n")))
+			}
+		}
+	}
+	sequences(nil)
+	for _, event := range append(eventNames[:], "resume") {
+		for _, do := range []string{"", ` do="catch-up"`, ` do="hold"`, ` do="Hold"`, ` do=" hold"`} {
+			for _, limit := range []string{"", ` limit="5s"`, ` limit="5"`} {
+				elements = append(elements, on(`event="`+event+`"`+do+limit), on(limit+do+` event="`+event+`"`))
+			}
+		}
+	}
+	// Limits around every border.
+	for _, unit := range []string{"ms", "s", "m", "min", "h", ""} {
+		for _, number := range []string{"0", "0.0", "0.000016", "0.000017", "0.00001", "0.00002", "0.000020", "0.000099", "0.0001", "0.00099", "0.000999",
+			"0.0009999", "0.001", "0.001999", "0.0019999", "0.019999", "0.199999", "0.0000999", "0.000171", "0.0000171", "0.01", "0.1", "0.9", "0.999999", "0.9999999", "1", "1.0", "1.", ".1", "01", "1.5", "9", "10",
+			"14", "14.999999", "15", "15.0", "15.000000", "15.0000000", "15.000001", "16", "60", "99", "99.5", "100", "899.999999", "900",
+			"900.0", "900.1", "901", "999", "1000", "9999", "89999", "99999.999999", "100000", "899999.999999", "900000", "900000.000",
+			"900000.000001", "900001", "999999", "1000000", "9223372036854775808", "-1", "+1", "1e3", "1 ", " 1", "1,5", "٣"} {
+			elements = append(elements, on(`event="checkpoint" limit="`+number+unit+`"`))
+		}
+	}
+
+	dir := t.TempDir()
+	// Copied, because go test repeats an old result unless it sees the test itself read the schema.
+	schema := filepath.Join(dir, "ftclock.rng")
+	if err := os.WriteFile(schema, read(t, "ftclock.rng"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	files := make([]string, len(elements))
+	for i, e := range elements {
+		files[i] = filepath.Join(dir, fmt.Sprintf("%04d.xml", i))
+		if err := os.WriteFile(files[i], []byte(e), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var stderr bytes.Buffer
+	cmd := exec.Command(xmllint, append([]string{"--nonet", "--noout", "--relaxng", schema}, files...)...)
+	cmd.Stderr = &stderr
+	_ = cmd.Run() // says only that some were refused
+	accepted := make(map[string]bool)
+	for line := range strings.Lines(stderr.String()) {
+		if file, ok := strings.CutSuffix(line, " validates\n"); ok {
+			accepted[file] = true
+		}
+	}
+	good := 0
+	for i, e := range elements {
+		_, err := ParseElement([]byte(e))
+		if (err == nil) != accepted[files[i]] {
+			t.Errorf("xmllint accepts: %v, the parser says: %v\n%s", accepted[files[i]], err, e)
+		}
+		if err == nil {
+			good++
+		}
+	}
+	if good < 100 || len(elements)-good < 100 {
+		t.Errorf("%d of %d elements are good: too few of one kind", good, len(elements))
+	}
+}
