@@ -1,0 +1,234 @@
+package control
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"sort"
+	"time"
+)
+
+// Dir is where shims keep their state, a directory a domain. A reboot empties it, as it does libvirt's own.
+const Dir = "/run/ftclock"
+
+// Names in a domain's directory.
+const (
+	SocketName = "control.sock"
+	InfoName   = "shim.json"
+)
+
+// maxMessage bounds a request or an answer, in bytes.
+const maxMessage = 1 << 20
+
+// ErrGone is what Ask gives for a domain whose shim left its directory behind without living any more.
+var ErrGone = errors.New("its shim doesn't answer: it was killed or crashed")
+
+// Info is what a shim writes into its directory when it starts, for those who can't ask it.
+type Info struct {
+	Name string `json:"name"`
+	UUID string `json:"uuid"`
+	Mode Mode   `json:"mode"`
+	Shim int    `json:"shim"` // the shim's pid
+	// Start is the shim's start time in clock ticks since boot (proc(5), field 22 of stat): with the pid it names
+	// the process for good.
+	Start uint64 `json:"start"`
+}
+
+// Request asks a shim for something.
+type Request struct {
+	Do      string `json:"do"`                // "status", "policy" or "quit"
+	Records int    `json:"records,omitempty"` // status: so many of the newest records, at most 256
+	// Clock is the domain's clock element as XML (policy). Empty: watch only, leave the clock to QEMU.
+	Clock string `json:"clock,omitempty"`
+}
+
+// Answer is a shim's answer. Error, when there is one, is a single line.
+type Answer struct {
+	Error  string  `json:"error,omitempty"`
+	Status *Status `json:"status,omitempty"`
+}
+
+// Mode is how a shim serves its domain.
+type Mode string
+
+// The values of Mode.
+const (
+	Relay Mode = "relay" // between libvirt and QEMU since the domain's start
+	Watch Mode = "watch" // beside them: the module is loaded, the monitor isn't carried
+)
+
+// State says in one word how a domain's clock is kept.
+type State string
+
+// The values of State.
+const (
+	Starting    State = "starting"    // QEMU isn't there yet, or the module isn't loaded yet
+	Correcting  State = "correcting"  // the module follows the policy
+	Watching    State = "watching"    // the module records, QEMU's own values go through
+	Uncorrected State = "uncorrected" // no module: Why says the reason
+)
+
+// Status is what a shim knows of its domain. All times and clocks are nanoseconds.
+type Status struct {
+	Name    string    `json:"name"`
+	UUID    string    `json:"uuid"`
+	Version string    `json:"version"`
+	Mode    Mode      `json:"mode"`
+	State   State     `json:"state"`
+	Why     string    `json:"why,omitempty"`
+	Method  string    `json:"method,omitempty"` // "ptrace" or "preload": how the module came in
+	QEMU    int       `json:"qemu,omitempty"`   // pid
+	Shim    int       `json:"shim"`             // pid
+	Since   time.Time `json:"since"`
+	Clock   string    `json:"clock"` // the policy's XML; empty: watch only
+
+	Pauses        uint64 `json:"pauses"`
+	Dropped       uint64 `json:"dropped"`
+	Anchored      uint64 `json:"anchored"`
+	Held          uint64 `json:"held"`
+	Passed        uint64 `json:"passed"`
+	OverLimit     uint64 `json:"over_limit"`
+	Reanchored    uint64 `json:"reanchored"`
+	Orders        uint64 `json:"orders"`
+	StaleOrders   uint64 `json:"stale_orders"`
+	Busy          uint64 `json:"busy"`
+	CaughtUp      uint64 `json:"caught_up_ns"`
+	HeldTime      uint64 `json:"held_ns"`
+	WorstResidual uint64 `json:"worst_residual_ns"`
+	WorstCost     uint64 `json:"worst_cost_ns"`
+	Anchor        Anchor `json:"anchor"`
+
+	// Disagreements counts the pauses whose lost interval the module measured outside the bounds that the shim
+	// saw from the monitor; the last one is told in words.
+	Disagreements    uint64 `json:"disagreements"`
+	LastDisagreement string `json:"last_disagreement,omitempty"`
+	// Warnings are the newest, at most 16.
+	Warnings []string `json:"warnings,omitempty"`
+
+	Records []Record `json:"records,omitempty"` // oldest first
+}
+
+// Anchor is the module's anchor.
+type Anchor struct {
+	Valid bool   `json:"valid"`
+	Epoch uint64 `json:"epoch"`
+	Clock uint64 `json:"clock_ns"`
+	Raw   uint64 `json:"raw_ns"`
+	Real  uint64 `json:"real_ns"`
+	Boot  uint64 `json:"boot_ns"`
+	Steer int64  `json:"steer_ns"`
+	Error uint64 `json:"error_ns"`
+}
+
+// Record is one pause, as clockpage.Record has it, in words.
+type Record struct {
+	Number       uint64 `json:"number"`
+	Event        string `json:"event"`
+	Decision     string `json:"decision"`
+	Reason       string `json:"reason"`
+	Ordered      bool   `json:"ordered"`
+	Saved        uint64 `json:"saved_ns"`
+	WentOn       uint64 `json:"went_on_ns"`
+	StopRaw      uint64 `json:"stop_raw_ns"`
+	ContRaw      uint64 `json:"cont_raw_ns"`
+	StopReal     uint64 `json:"stop_real_ns"`
+	ContReal     uint64 `json:"cont_real_ns"`
+	Lost         int64  `json:"lost_ns"`
+	OrderLost    uint64 `json:"order_lost_ns"`
+	ResidualStop int64  `json:"residual_stop_ns"`
+	ResidualCont int64  `json:"residual_cont_ns"`
+	Cost         uint64 `json:"cost_ns"`
+}
+
+// List reads the Infos of all shims below dir, running or not, sorted by name. An Info that can't be read is left out
+// and told in the error, which comes with the rest.
+func List(dir string) ([]Info, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listing shims: %w", err)
+	}
+	var infos []Info
+	var bad error
+	for _, entry := range entries {
+		if !entry.IsDir() {
+			continue
+		}
+		info, err := ReadInfo(filepath.Join(dir, entry.Name()))
+		if err != nil {
+			bad = errors.Join(bad, err)
+			continue
+		}
+		infos = append(infos, info)
+	}
+	sort.Slice(infos, func(i, j int) bool { return infos[i].Name < infos[j].Name })
+	return infos, bad
+}
+
+// ReadInfo reads the Info in a shim's directory.
+func ReadInfo(dir string) (Info, error) {
+	var info Info
+	text, err := os.ReadFile(filepath.Join(dir, InfoName))
+	if err != nil {
+		return info, fmt.Errorf("reading a shim's state: %w", err)
+	}
+	if err := json.Unmarshal(text, &info); err != nil {
+		return info, fmt.Errorf("reading a shim's state in %s: %w", dir, err)
+	}
+	return info, nil
+}
+
+// Ask sends one request to the shim of the domain uuid below dir. The error is ErrGone where a directory is left but
+// no shim, and wraps os.ErrNotExist where there is neither.
+func Ask(dir, uuid string, request Request) (Answer, error) {
+	var answer Answer
+	path := filepath.Join(dir, uuid, SocketName)
+	conn, err := net.DialTimeout("unix", path, 5*time.Second)
+	if err != nil {
+		if _, lost := os.Stat(filepath.Join(dir, uuid)); lost != nil {
+			return answer, fmt.Errorf("asking the shim of %s: %w", uuid, os.ErrNotExist)
+		}
+		if errors.Is(err, os.ErrPermission) {
+			return answer, fmt.Errorf("asking the shim of %s: %w", uuid, err)
+		}
+		return answer, fmt.Errorf("asking the shim of %s: %w", uuid, ErrGone)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
+	if err := Send(conn, request); err != nil {
+		return answer, fmt.Errorf("asking the shim of %s: %w", uuid, err)
+	}
+	if err := Receive(conn, &answer); err != nil {
+		return answer, fmt.Errorf("hearing the shim of %s: %w", uuid, err)
+	}
+	if answer.Error != "" {
+		return answer, errors.New(answer.Error)
+	}
+	return answer, nil
+}
+
+// Send writes one message.
+func Send(w io.Writer, message any) error {
+	text, err := json.Marshal(message)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(append(text, '\n'))
+	return err
+}
+
+// Receive reads one message into *message; longer than 1 MiB is an error.
+func Receive(r io.Reader, message any) error {
+	line, err := bufio.NewReader(io.LimitReader(r, maxMessage)).ReadBytes('\n')
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(line, message)
+}
