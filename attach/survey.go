@@ -1,0 +1,364 @@
+package attach
+
+import (
+	"debug/elf"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"strings"
+)
+
+// subject is a process that was looked at and can be attached to: everything that is needed once it is stopped.
+type subject struct {
+	pid     int
+	start   uint64 // when it was started, by readStat
+	exe     string // as /proc/PID/exe links
+	library string // the path for dlopen, as the process sees it
+	local   string // the same file, as we see it
+	mem     *os.File
+
+	entry           uint64 // address of _start
+	code            [stubRoom]byte
+	dlopen, dlerror uint64
+	stackLow        uint64 // of the main thread
+	stackHigh       uint64
+}
+
+func (s *subject) close() { s.mem.Close() }
+
+// survey finds out whether pid can be attached to, and all that is needed for it. It doesn't touch the process. suits
+// refuses programs that are not for us; the tests have programs of their own.
+func survey(pid int, library string, suits func(*subject) error) (_ *subject, err error) {
+	s := &subject{pid: pid, library: library}
+	if _, s.start, err = readStat(pid); err != nil {
+		return nil, err
+	}
+	state, err := readStatus(pid)
+	if err != nil {
+		return nil, err
+	}
+	if state.state == 'Z' {
+		return nil, state.serves()
+	}
+	if err := s.lookAtProgram(suits); err != nil {
+		return nil, err
+	}
+	if err := state.serves(); err != nil {
+		return nil, err
+	}
+	if s.local, err = resolve(pid, library, state); err != nil {
+		return nil, err
+	}
+	// The descriptor goes with the address space of now. Should the process call execve, it leads nowhere.
+	if s.mem, err = os.OpenFile(procPath(pid, "mem"), os.O_RDWR, 0); err != nil {
+		return nil, procError(err)
+	}
+	if err := s.lookAtMemory(); err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// isQEMU refuses what is not a QEMU with a KVM virtual machine.
+func (s *subject) isQEMU() error {
+	name := path.Base(strings.TrimSuffix(s.exe, " (deleted)"))
+	if !strings.Contains(name, "qemu") && name != "kvm" {
+		return fmt.Errorf("%w: the program is %s", ErrNotQEMU, oneLine(s.exe))
+	}
+	fd, err := findFD(s.pid, "anon_inode:kvm-vm")
+	if err != nil {
+		return err
+	}
+	if fd < 0 {
+		return fmt.Errorf("%w: %s has no virtual machine open in KVM (does it run with TCG?)", ErrNotQEMU, name)
+	}
+	return nil
+}
+
+// lookAtProgram reads the program's file, and finds where _start lies in it.
+func (s *subject) lookAtProgram(suits func(*subject) error) (err error) {
+	if s.exe, err = os.Readlink(procPath(s.pid, "exe")); err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			if _, stat := os.Stat(procPath(s.pid, "status")); stat == nil {
+				return fmt.Errorf("%w: it has no program (a thread of the kernel?)", ErrNotQEMU)
+			}
+		}
+		return procError(err)
+	}
+	if err := suits(s); err != nil {
+		return err
+	}
+	program, err := os.Open(procPath(s.pid, "exe"))
+	if err != nil {
+		return procError(err)
+	}
+	defer program.Close()
+	if err := checkProgram(program); err != nil {
+		return err
+	}
+	offset, err := entryPoint(program, &s.code)
+	if err != nil {
+		return err
+	}
+	maps, err := readMaps(s.pid)
+	if err != nil {
+		return err
+	}
+	for _, m := range maps {
+		switch m.path {
+		case s.exe:
+			if at, ok := codeAt(maps, m, offset); ok {
+				s.entry = at
+			}
+		case "[stack]":
+			s.stackLow, s.stackHigh = m.start, m.end
+		}
+	}
+	if s.entry == 0 {
+		return fmt.Errorf("%w: the entry point of %s isn't mapped", ErrNoSlot, oneLine(s.exe))
+	}
+	if s.dlopen, s.dlerror, err = findDlopen(s.pid, maps); err != nil {
+		return err
+	}
+	return nil
+}
+
+// lookAtMemory checks that what is in the process's memory is what its files say.
+func (s *subject) lookAtMemory() error {
+	var found [stubRoom]byte
+	if _, err := s.mem.ReadAt(found[:], int64(s.entry)); err != nil {
+		return memoryError("reading the start code", err)
+	}
+	return s.checkStart(found)
+}
+
+// memoryError knows an end of file in /proc/PID/mem: the address space has no user any more, after exit or execve.
+func memoryError(what string, err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%w: its memory went while %s", ErrGone, what)
+	}
+	return fmt.Errorf("%s: %w", what, errno(err))
+}
+
+// checkStart allows _start its own bytes, and what a tracer that died has left of the stub, in steps of a word, the
+// unit of PTRACE_POKETEXT.
+func (s *subject) checkStart(found [stubRoom]byte) error {
+	ours := s.stub()
+	for at := 0; at < stubRoom; at += wordSize {
+		word := string(found[at : at+wordSize])
+		if word != string(s.code[at:at+wordSize]) && word != string(ours[at:at+wordSize]) {
+			return fmt.Errorf("%w: the start code in memory (% x) is not that of the program's file (% x)",
+				ErrNoSlot, found, s.code)
+		}
+	}
+	return nil
+}
+
+// stub is the start of _start with our twelve bytes in it.
+func (s *subject) stub() [stubRoom]byte {
+	code := s.code
+	copy(code[:], stub)
+	return code
+}
+
+// warm reads the library, so that dlopen finds it in the page cache, and the thread isn't held while a disk is slow.
+func (s *subject) warm() error {
+	const limit = 64 << 20
+	f, err := os.Open(s.local)
+	if err != nil {
+		return fmt.Errorf("opening the library %s: %w", s.library, errno(err))
+	}
+	defer f.Close()
+	n, err := io.Copy(io.Discard, io.LimitReader(f, limit))
+	if err != nil {
+		return fmt.Errorf("reading the library %s: %w", s.library, errno(err))
+	}
+	if n == limit {
+		return fmt.Errorf("the library %s is larger than %d MB", s.library, limit>>20)
+	}
+	return nil
+}
+
+// readELF guards a use of debug/elf, which isn't hardened against hostile files (its package comment), against panics.
+func readELF(r io.ReaderAt, use func(*elf.File) error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("bad ELF file: %v", p)
+		}
+	}()
+	f, err := elf.NewFile(r)
+	if err != nil {
+		return err
+	}
+	return use(f)
+}
+
+// checkProgram says whether the module could take this program's ioctl slot.
+func checkProgram(r io.ReaderAt) error {
+	return readELF(r, func(f *elf.File) error {
+		if f.Class != elf.ELFCLASS64 || f.Machine != elf.EM_X86_64 || (f.Type != elf.ET_DYN && f.Type != elf.ET_EXEC) {
+			return fmt.Errorf("%w: the program is no x86-64 executable (%v, %v, %v)", ErrNotQEMU, f.Class, f.Machine, f.Type)
+		}
+		if segment(f, elf.PT_INTERP) == nil || segment(f, elf.PT_DYNAMIC) == nil {
+			return fmt.Errorf("%w: the program is statically linked", ErrNoSlot)
+		}
+		if !boundAtStart(f) {
+			return fmt.Errorf("%w: the program is bound lazily (it lacks BIND_NOW, link with -z now)", ErrNoSlot)
+		}
+		found, err := relocates(f, "ioctl")
+		if err != nil {
+			return fmt.Errorf("reading the program's relocations: %w", err)
+		}
+		if !found {
+			return fmt.Errorf("%w: the program has no relocation for ioctl", ErrNoSlot)
+		}
+		return nil
+	})
+}
+
+func segment(f *elf.File, kind elf.ProgType) *elf.Prog {
+	for _, p := range f.Progs {
+		if p.Type == kind {
+			return p
+		}
+	}
+	return nil
+}
+
+func boundAtStart(f *elf.File) bool {
+	has := func(tag elf.DynTag, bit uint64) bool {
+		values, err := f.DynValue(tag)
+		return err == nil && len(values) > 0 && values[0]&bit == bit
+	}
+	return has(elf.DT_FLAGS, uint64(elf.DF_BIND_NOW)) || has(elf.DT_FLAGS_1, uint64(elf.DF_1_NOW)) || has(elf.DT_BIND_NOW, 0)
+}
+
+// relocates says whether the dynamic linker fills in a slot with the address of the function name.
+func relocates(f *elf.File, name string) (bool, error) {
+	const maxSection = 256 << 20
+	symbols, err := f.DynamicSymbols()
+	if err != nil {
+		return false, err
+	}
+	for _, section := range f.Sections {
+		if section.Type != elf.SHT_RELA || section.Flags&elf.SHF_ALLOC == 0 || section.FileSize > maxSection {
+			continue
+		}
+		content, err := section.Data()
+		if err != nil {
+			return false, err
+		}
+		const size = 24 // Elf64_Rela: offset, info, addend
+		for ; len(content) >= size; content = content[size:] {
+			info := f.ByteOrder.Uint64(content[8:])
+			kind := elf.R_X86_64(info & 0xffffffff)
+			if kind != elf.R_X86_64_JMP_SLOT && kind != elf.R_X86_64_GLOB_DAT {
+				continue
+			}
+			// DynamicSymbols leaves out the null symbol.
+			if i := info >> 32; i >= 1 && i <= uint64(len(symbols)) && symbols[i-1].Name == name {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
+}
+
+// fileOffset returns where in the file the bytes for a virtual address lie, if size of them do.
+func fileOffset(f *elf.File, address, size uint64) (uint64, bool) {
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_LOAD && address >= p.Vaddr && address-p.Vaddr < p.Filesz && p.Filesz-(address-p.Vaddr) >= size {
+			return p.Off + (address - p.Vaddr), true
+		}
+	}
+	return 0, false
+}
+
+// How glibc's _start begins on x86-64 (sysdeps/x86_64/start.S): it clears the frame pointer, saves the function to run
+// at exit, and takes argc from the stack. What comes back from main comes back 27 bytes or more behind.
+const startCode = "\x31\xed\x49\x89\xd1\x5e"
+
+// entryPoint reads the start of _start, and returns its offset in the file.
+func entryPoint(r io.ReaderAt, code *[stubRoom]byte) (offset uint64, err error) {
+	err = readELF(r, func(f *elf.File) error {
+		var ok bool
+		if offset, ok = fileOffset(f, f.Entry, stubRoom); !ok {
+			return fmt.Errorf("%w: the program's entry point is not in its file", ErrNoSlot)
+		}
+		_, err := r.ReadAt(code[:], int64(offset))
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	const endbr64 = "\xf3\x0f\x1e\xfa"
+	if !strings.HasPrefix(strings.TrimPrefix(string(code[:]), endbr64), startCode) {
+		return 0, fmt.Errorf("%w: the program doesn't begin like one for glibc (% x)", ErrNoSlot, *code)
+	}
+	return offset, nil
+}
+
+// findDlopen returns where the process has dlopen and dlerror: in libc, or in libdl before glibc 2.34.
+func findDlopen(pid int, maps []mapping) (dlopen, dlerror uint64, err error) {
+	seen := map[string]bool{}
+	for _, m := range maps {
+		name := path.Base(strings.TrimSuffix(m.path, " (deleted)"))
+		if !isLibc(name) || seen[m.path] {
+			continue
+		}
+		seen[m.path] = true
+		offsets, err := functions(pid, m, "dlopen", "dlerror")
+		if err != nil {
+			return 0, 0, fmt.Errorf("reading %s of process %d: %w", oneLine(m.path), pid, err)
+		}
+		if len(offsets) < 2 {
+			continue
+		}
+		var ok1, ok2 bool
+		dlopen, ok1 = codeAt(maps, m, offsets["dlopen"])
+		dlerror, ok2 = codeAt(maps, m, offsets["dlerror"])
+		if ok1 && ok2 {
+			return dlopen, dlerror, nil
+		}
+	}
+	return 0, 0, fmt.Errorf("%w: the program has no dlopen of glibc in memory", ErrNoSlot)
+}
+
+// isLibc knows the names by themselves, and those with the version that glibc before 2.34 gave its files.
+func isLibc(name string) bool {
+	return name == "libc.so.6" || name == "libdl.so.2" ||
+		(strings.HasSuffix(name, ".so") && (strings.HasPrefix(name, "libc-2.") || strings.HasPrefix(name, "libdl-2.")))
+}
+
+// functions returns the file offsets of those functions that the mapped library defines.
+func functions(pid int, m mapping, names ...string) (map[string]uint64, error) {
+	library, err := openMapped(pid, m)
+	if err != nil {
+		return nil, err
+	}
+	defer library.Close()
+	offsets := map[string]uint64{}
+	err = readELF(library, func(f *elf.File) error {
+		symbols, err := f.DynamicSymbols()
+		if err != nil {
+			return err
+		}
+		for _, symbol := range symbols {
+			for _, name := range names {
+				// A hidden version is there for programs linked long ago: name@VERSION, not name@@VERSION.
+				if symbol.Name != name || symbol.Section == elf.SHN_UNDEF || elf.ST_TYPE(symbol.Info) != elf.STT_FUNC ||
+					symbol.VersionIndex.IsHidden() {
+					continue
+				}
+				if offset, ok := fileOffset(f, symbol.Value, 1); ok {
+					offsets[name] = offset
+				}
+			}
+		}
+		return nil
+	})
+	return offsets, err
+}
