@@ -1,0 +1,179 @@
+package hooks
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ftclock/control"
+	shim "ftclock/qmp-shim"
+	"ftclock/spawn"
+	metadata "ftclock/xml-templates"
+)
+
+// maxInput bounds the domain XML that is read, in bytes.
+const maxInput = 16 << 20
+
+// startWait bounds the shim's start: libvirt itself would wait for ever.
+const startWait = 20 * time.Second
+
+// Host is where things are on this host.
+type Host struct {
+	Lib   string // libvirt's domain directories are in here
+	Run   string // libvirt's pid files
+	State string // the shims' states
+	// Start starts a shim. Note writes a warning into the log of a domain that has none.
+	Start func(context.Context, spawn.Options) error
+	Note  func(domain, warning string)
+}
+
+// System is the system instance of libvirt, qemu:///system, as distributions build it.
+var System = Host{
+	Lib:   "/var/lib/libvirt/qemu",
+	Run:   "/run/libvirt/qemu",
+	State: control.Dir,
+	Start: spawn.Start,
+	Note:  spawn.Note,
+}
+
+// Run answers one call of libvirt's, with libvirt's arguments: the domain's name, the operation, the sub-operation
+// and an extra one; the domain's XML is on stdin. A result other than 0 has libvirt give up what it was about to do, with
+// what is on stderr as the reason. Nothing is ever written to stdout: at restore and migrate it would replace the XML.
+func Run(h Host, args []string, stdin io.Reader, stderr io.Writer) int {
+	if len(args) < 3 {
+		fmt.Fprintln(stderr, "ftclock: this program is libvirt's qemu hook: libvirt calls it with a domain's name, an operation and a sub-operation")
+		return 2
+	}
+	name, op, sub := args[0], args[1], args[2]
+	start := op == "start" && sub == "begin"
+	xml, err := io.ReadAll(io.LimitReader(stdin, maxInput+1))
+	if !start && op != "release" {
+		return 0 // nothing to do, and in particular no reason ever to fail a reconnect
+	}
+	if !metadata.Managed(xml) {
+		return 0
+	}
+	if err == nil && len(xml) > maxInput {
+		err = fmt.Errorf("the domain's XML is longer than %d bytes", maxInput)
+	}
+	var domain metadata.Domain
+	if err == nil {
+		domain, err = metadata.Parse(xml)
+	}
+	switch {
+	case op == "release":
+		if err == nil {
+			h.release(domain.UUID)
+		}
+		return 0
+	case err != nil:
+		fmt.Fprintf(stderr, "ftclock: starting domain %s: %s\n", name, oneLine(err))
+		return 1
+	case domain.Policy == nil:
+		return 0 // our namespace is somewhere else in the XML
+	}
+	if err := h.start(domain); err != nil {
+		if domain.Policy.Required {
+			fmt.Fprintf(stderr, "ftclock: starting domain %s: %s\n", name, oneLine(err))
+			return 1
+		}
+		// libvirt shows a hook's stderr only when it fails.
+		h.Note(domain.Name, "starting uncorrected: "+oneLine(err))
+	}
+	return 0
+}
+
+// start puts a shim between libvirt and the QEMU that is about to be started. Either it succeeds, or everything is as
+// it was.
+func (h Host) start(d metadata.Domain) (err error) {
+	if d.Type != "kvm" {
+		return fmt.Errorf("its type is %s: only kvm has the clock that ftclock keeps", d.Type)
+	}
+	dir, err := h.domainDir(d)
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("opening the domain's directory %s: %w", dir, err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Renameat2(fd, shim.MonitorSocket, fd, shim.QEMUSocket, unix.RENAME_NOREPLACE); err != nil {
+		return fmt.Errorf("renaming %s in %s: %w", shim.MonitorSocket, dir, err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), startWait)
+	defer cancel()
+	err = h.Start(ctx, spawn.Options{
+		UUID:      d.UUID,
+		Name:      d.Name,
+		Clock:     d.Policy.XML(),
+		DomainDir: dir,
+		PIDFile:   spawn.PIDFile(h.Run, d.Name),
+	})
+	if err != nil {
+		_ = unix.Unlinkat(fd, shim.MonitorSocket, 0) // of a shim that got that far
+		if back := unix.Renameat(fd, shim.QEMUSocket, fd, shim.MonitorSocket); back != nil {
+			err = errors.Join(err, fmt.Errorf("renaming %s back: %w", shim.MonitorSocket, back))
+		}
+	}
+	return err
+}
+
+// domainDir finds the domain's directory. Its name is domain-ID- and a beginning of the domain's name, cut at some
+// number of characters that is libvirt's affair; an ID is never used twice while libvirtd runs.
+func (h Host) domainDir(d metadata.Domain) (string, error) {
+	if d.ID < 0 {
+		return "", errors.New("its XML has no id: libvirt didn't say which start this is")
+	}
+	prefix := "domain-" + strconv.Itoa(d.ID) + "-"
+	entries, err := os.ReadDir(h.Lib)
+	if err != nil {
+		return "", fmt.Errorf("looking for the domain's directory: %w", err)
+	}
+	for _, entry := range entries {
+		if short, ok := strings.CutPrefix(entry.Name(), prefix); ok && short != "" && strings.HasPrefix(d.Name, short) {
+			return filepath.Join(h.Lib, entry.Name()), nil
+		}
+	}
+	return "", fmt.Errorf("looking for the domain's directory: no %s* in %s; is libvirt older than 4.5, or not the system's?", prefix, h.Lib)
+}
+
+// release ends the shim of a domain that libvirt has let go. A shim ends with its QEMU; one whose QEMU never came
+// has to be told.
+func (h Host) release(uuid string) {
+	if uuid == "" || strings.ContainsAny(uuid, "/.") {
+		return
+	}
+	dir := filepath.Join(h.State, uuid)
+	info, err := control.ReadInfo(dir)
+	if err != nil {
+		return
+	}
+	fd, err := unix.PidfdOpen(info.Shim, 0)
+	if err == nil {
+		defer unix.Close(fd)
+	}
+	// The pid may be somebody else's by now: the start time tells.
+	if start, serr := shim.StartTime(info.Shim); err != nil || serr != nil || start != info.Start {
+		_ = os.RemoveAll(dir)
+		return
+	}
+	if err := unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0); err != nil {
+		return
+	}
+	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	_, _ = unix.Poll(poll, 2000)
+}
+
+// oneLine words an error, joined ones too, as the single line that virsh and virt-manager show well.
+func oneLine(err error) string {
+	return strings.ReplaceAll(err.Error(), "\n", "; ")
+}

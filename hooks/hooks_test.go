@@ -1,0 +1,201 @@
+package hooks
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"ftclock/control"
+	shim "ftclock/qmp-shim"
+	"ftclock/spawn"
+)
+
+const uuid = "6695eb01-f6a4-8304-79aa-97f2502e193f"
+
+func domainXML(inner string) string {
+	return `<domain type='kvm' id='7'><name>a name longer than twenty characters</name><uuid>` + uuid + `</uuid>
+<metadata>` + inner + `</metadata><os><type>hvm</type></os></domain>`
+}
+
+const clock = `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`
+
+// host is a host of its own with one domain about to start; a fake starter stands for the shim.
+func host(t *testing.T, start func(spawn.Options) error) (h Host, dir string, listener *net.UnixListener) {
+	t.Helper()
+	root := t.TempDir()
+	h = Host{Lib: filepath.Join(root, "l"), Run: "/run/libvirt/qemu", State: filepath.Join(root, "s")}
+	h.Note = func(domain, warning string) {
+		if warning != "starting uncorrected: no such luck; and more" {
+			t.Errorf("noted of %s: %q", domain, warning)
+		}
+	}
+	h.Start = func(_ context.Context, o spawn.Options) error { return start(o) }
+	dir = filepath.Join(h.Lib, "domain-7-a name longer than t")
+	for _, d := range []string{dir, filepath.Join(h.Lib, "domain-70-a name"), filepath.Join(h.Lib, "domain-7-other")} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// A socket's address is short; the directory of a test may not be.
+	t.Chdir(dir)
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: shim.MonitorSocket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener.SetUnlinkOnClose(false)
+	t.Cleanup(func() { listener.Close() })
+	return h, dir, listener
+}
+
+func names(t *testing.T, dir string) string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []string
+	for _, e := range entries {
+		all = append(all, e.Name())
+	}
+	return strings.Join(all, " ")
+}
+
+func TestStartPutsAShimBetween(t *testing.T) {
+	var got spawn.Options
+	h, dir, _ := host(t, func(o spawn.Options) error { got = o; return nil })
+	var stderr bytes.Buffer
+	if code := Run(h, []string{"name", "start", "begin", "-"}, strings.NewReader(domainXML(clock)), &stderr); code != 0 || stderr.Len() > 0 {
+		t.Fatalf("code %d, %s", code, &stderr)
+	}
+	if n := names(t, dir); n != shim.QEMUSocket {
+		t.Errorf("in the directory: %s", n)
+	}
+	want := spawn.Options{UUID: uuid, Name: "a name longer than twenty characters", Clock: got.Clock, DomainDir: dir,
+		PIDFile: "/run/libvirt/qemu/a name longer than twenty characters.pid"}
+	if got != want || !strings.Contains(got.Clock, "urn:ftclock:domain:1") {
+		t.Errorf("shim started with %+v", got)
+	}
+}
+
+func TestAStartThatFailsLeavesNothing(t *testing.T) {
+	for _, required := range []string{"yes", "no"} {
+		var stderr bytes.Buffer
+		h, dir, _ := host(t, func(o spawn.Options) error {
+			// As a shim that was killed after it had bound the socket.
+			_ = os.WriteFile(filepath.Join(o.DomainDir, shim.MonitorSocket), nil, 0o600)
+			return errors.New("no such luck\nand more")
+		})
+		xml := domainXML(`<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" required="` + required + `"/>`)
+		code := Run(h, []string{"name", "start", "begin", "-"}, strings.NewReader(xml), &stderr)
+		if required == "yes" && (code != 1 || stderr.String() != "ftclock: starting domain name: no such luck; and more\n") {
+			t.Errorf("code %d, %q", code, &stderr)
+		}
+		if required == "no" && (code != 0 || stderr.Len() > 0) {
+			t.Errorf("not required: code %d, %q", code, &stderr)
+		}
+		if n := names(t, dir); n != shim.MonitorSocket {
+			t.Errorf("in the directory: %s", n)
+		}
+		info, err := os.Stat(filepath.Join(dir, shim.MonitorSocket))
+		if err != nil || info.Mode().Type() != os.ModeSocket {
+			t.Errorf("libvirt's socket isn't back: %v, %v", info, err)
+		}
+	}
+}
+
+func TestBadInputIsRefusedInOneLine(t *testing.T) {
+	h, dir, _ := host(t, func(spawn.Options) error { t.Error("a shim was started"); return nil })
+	for name, xml := range map[string]string{
+		"unknown attribute": domainXML(`<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" mode="x"/>`),
+		"broken XML":        domainXML(clock)[:200] + "<urn:ftclock:domain:1",
+		"wrong type":        strings.Replace(domainXML(clock), "'kvm'", "'qemu'", 1),
+		"no id":             strings.Replace(domainXML(clock), "id='7'", "", 1),
+		"unknown id":        strings.Replace(domainXML(clock), "id='7'", "id='8'", 1),
+		"too long":          domainXML(clock) + strings.Repeat(" ", maxInput),
+	} {
+		var stderr bytes.Buffer
+		code := Run(h, []string{"name", "start", "begin", "-"}, strings.NewReader(xml), &stderr)
+		if out := stderr.String(); code != 1 || strings.Count(out, "\n") != 1 || !strings.HasPrefix(out, "ftclock: starting domain name: ") {
+			t.Errorf("%s: code %d, %q", name, code, out)
+		}
+	}
+	if n := names(t, dir); n != shim.MonitorSocket {
+		t.Errorf("in the directory: %s", n)
+	}
+}
+
+func TestEverythingElseIsLeftAlone(t *testing.T) {
+	h, dir, _ := host(t, func(spawn.Options) error { t.Error("a shim was started"); return nil })
+	for _, xml := range []string{
+		domainXML(""), "", "no XML", "<ftclock", domainXML("<!-- urn:ftclock:domain:1 -->"),
+	} {
+		for _, op := range [][]string{
+			{"n", "prepare", "begin", "-"}, {"n", "start", "begin", "-"}, {"n", "started", "begin", "-"},
+			{"n", "stopped", "end", "-"}, {"n", "release", "end", "-"}, {"n", "reconnect", "begin", "-"},
+			{"n", "restore", "begin", "-"}, {"n", "migrate", "begin", "-"}, {"n", "attach", "begin", "-"},
+		} {
+			var stderr bytes.Buffer
+			if code := Run(h, op, strings.NewReader(xml), &stderr); code != 0 || stderr.Len() > 0 {
+				t.Errorf("%v with %.40q: code %d, %s", op, xml, code, &stderr)
+			}
+		}
+	}
+	// With our metadata, even broken, only the start may fail.
+	for _, op := range []string{"prepare", "started", "stopped", "release", "reconnect", "restore", "migrate"} {
+		var stderr bytes.Buffer
+		if code := Run(h, []string{"n", op, "begin", "-"}, strings.NewReader(domainXML(clock)+"<"), &stderr); code != 0 || stderr.Len() > 0 {
+			t.Errorf("%s: code %d, %s", op, code, &stderr)
+		}
+	}
+	if n := names(t, dir); n != shim.MonitorSocket {
+		t.Errorf("in the directory: %s", n)
+	}
+}
+
+func TestReleaseEndsTheShim(t *testing.T) {
+	h, _, _ := host(t, func(spawn.Options) error { return nil })
+	dir := filepath.Join(h.State, uuid)
+	info := func(pid int, start uint64) {
+		t.Helper()
+		_ = os.MkdirAll(dir, 0o700)
+		text := fmt.Sprintf(`{"name":"n","uuid":%q,"mode":"relay","shim":%d,"start":%d}`, uuid, pid, start)
+		if err := os.WriteFile(filepath.Join(dir, control.InfoName), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	release := func() {
+		t.Helper()
+		if code := Run(h, []string{"n", "release", "end", "-"}, strings.NewReader(domainXML(clock)), os.Stderr); code != 0 {
+			t.Fatal(code)
+		}
+	}
+	child := exec.Command("sleep", "1000")
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	start, err := shim.StartTime(child.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Somebody else's process that got a dead shim's pid stays alive, and the dead shim's directory goes.
+	info(child.Process.Pid, start+1)
+	release()
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a dead shim's directory is still there: %v", err)
+	}
+	if child.ProcessState != nil || child.Process.Signal(nil) == os.ErrProcessDone {
+		t.Error("somebody else's process was ended")
+	}
+	info(child.Process.Pid, start)
+	release()
+	if err := child.Wait(); err == nil || !strings.Contains(err.Error(), "terminated") {
+		t.Errorf("the shim wasn't ended: %v", err)
+	}
+}

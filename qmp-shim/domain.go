@@ -1,0 +1,396 @@
+package shim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+
+	"ftclock/clockpage"
+	"ftclock/control"
+	metadata "ftclock/xml-templates"
+)
+
+// contWait bounds how long a cont is held until the module is loaded.
+const contWait = 15 * time.Second
+
+// maxWarnings bounds what is kept for status.
+const maxWarnings = 16
+
+// defaultSlewPPM bounds how fast reference="utc" steers, in parts per million of the time that the guest ran.
+const defaultSlewPPM = 500
+
+// A domain is what the shim knows of its domain: the policy, the module's page, and the pause that is on as the
+// monitor shows it. It is the relay's observer.
+type domain struct {
+	log zerolog.Logger
+
+	mu     sync.Mutex
+	policy *metadata.Policy // nil: watch only
+	page   *clockpage.Page  // nil: not loaded
+	qemu   int
+	method string
+	state  control.State
+	why    string
+	// loading is closed when an attempt to load the module has ended; nil while none was begun.
+	loading chan struct{}
+	// load begins a new attempt. Set once, before the relay runs.
+	load func()
+	// gate is closed (true) until the first cont has gone through; only a gated cont can be refused.
+	gate bool
+
+	pause pauseSeen
+
+	disagreements    uint64
+	lastDisagreement string
+	warnings         []string
+}
+
+// pauseSeen is one pause on the monitor. Times are CLOCK_MONOTONIC_RAW in ns; 0: not seen.
+type pauseSeen struct {
+	stopSent  uint64 // a stop went on to QEMU
+	stopEvent uint64 // QEMU said STOP
+	contID    string
+	contCame  uint64
+	number    uint64 // the module's number of the pause that the order was for; 0: no order
+}
+
+func newDomain(log zerolog.Logger, policy *metadata.Policy, gated bool) *domain {
+	d := &domain{log: log, policy: policy, state: control.Starting}
+	d.gate = gated && policy != nil && policy.Required
+	return d
+}
+
+// now reads CLOCK_MONOTONIC_RAW, ns.
+func now() uint64 {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_RAW, &t); err != nil {
+		return 0 // no Linux that runs KVM refuses it; 0 means "not seen"
+	}
+	return uint64(t.Nano())
+}
+
+func (d *domain) gated() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.gate
+}
+
+func (d *domain) command(m message) {
+	if m.execute != "stop" {
+		return
+	}
+	t := now()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.pause.stopEvent == 0 { // a stop of a guest that is paused already begins nothing
+		d.pause.stopSent = t
+	}
+}
+
+// cont waits for the module, and gives it the order for the pause that ends.
+func (d *domain) cont(m message) (refusal string) {
+	came := now()
+	d.awaitModule()
+
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.page == nil {
+		if d.gate {
+			d.loading = nil // the next cont finds a new attempt: who mends the cause only has to resume again
+			return "ftclock: the guest's clock can't be kept, and the domain's metadata requires it: " + d.why
+		}
+		return ""
+	}
+	d.gate = false
+	d.pause.contID = m.id
+	d.pause.contCame = came
+	d.pause.number = 0
+	d.order()
+	return ""
+}
+
+// connected says that a new connection begins: what was seen of a pause on the last one may be incomplete.
+func (d *domain) connected() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.pause = pauseSeen{}
+}
+
+// awaitModule waits, bounded, while an attempt to load the module runs.
+func (d *domain) awaitModule() {
+	d.mu.Lock()
+	if d.loading == nil && d.page == nil {
+		d.begin()
+	}
+	loading := d.loading
+	d.mu.Unlock()
+	if loading == nil {
+		return
+	}
+	select {
+	case <-loading:
+		return
+	default:
+	}
+	timer := time.NewTimer(contWait)
+	defer timer.Stop()
+	select {
+	case <-loading:
+	case <-timer.C:
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.why = fmt.Sprintf("loading the module took longer than %v", contWait)
+		d.warn("a cont goes on without the module: " + d.why)
+	}
+}
+
+// order writes the order for the pause that the cont ends. The caller holds d.mu.
+func (d *domain) order() {
+	if d.policy == nil {
+		return
+	}
+	module, err := d.page.Now()
+	if err != nil {
+		d.warn("the standing policy serves this pause: " + err.Error())
+		return
+	}
+	if module.Paused != 1 {
+		return // a cont of a running guest, or one whose pause froze no clock
+	}
+	stop := d.pause.stopEvent
+	if stop == 0 {
+		stop = d.pause.stopSent
+	}
+	order := clockpage.Order{Pause: module.Pause, StopRaw: stop, ContRaw: d.pause.contCame}
+	if stop != 0 && d.pause.contCame >= stop {
+		order.Lost = d.pause.contCame - stop
+		order.Event, order.What = judge(d.policy, time.Duration(order.Lost))
+	}
+	d.page.SetOrder(order)
+	d.pause.number = module.Pause
+}
+
+// judge says what the policy wants done with a pause that lasted for lost. The limits are the module's to keep.
+func judge(p *metadata.Policy, lost time.Duration) (clockpage.Event, clockpage.Do) {
+	if lost > p.Checkpoint.Limit {
+		return clockpage.Suspend, pageDo(p.Suspend.Do)
+	}
+	return clockpage.Checkpoint, pageDo(p.Checkpoint.Do)
+}
+
+func (d *domain) fromQEMU(m message) {
+	t := now()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case m.event == "STOP":
+		d.pause.stopEvent = t
+	case m.event == "RESUME":
+		// The clock is written after this event; the answer to the cont comes later still. What a second monitor
+		// or QEMU itself resumed has no answer here, and no bounds to check.
+		if d.pause.contCame == 0 {
+			d.pause = pauseSeen{}
+		}
+	case (m.answer || m.failure) && d.pause.contCame != 0 && m.id == d.pause.contID:
+		d.contAnswered(t, m.failure)
+	case m.hello && d.loading == nil && d.page == nil:
+		d.begin()
+	}
+}
+
+// begin starts the attempt to load the module. The caller holds d.mu.
+func (d *domain) begin() {
+	if d.load == nil {
+		return
+	}
+	d.loading = make(chan struct{})
+	go d.load()
+}
+
+// contAnswered compares what the module measured with what the monitor showed. Both sides read the same clock, so
+// there are hard bounds and no tolerance: the guest's clock was read between the stop's going out and the STOP event's
+// coming in, and written between the cont's coming and its answer. The caller holds d.mu.
+func (d *domain) contAnswered(t uint64, failed bool) {
+	seen := d.pause
+	d.pause.contCame, d.pause.contID, d.pause.number = 0, "", 0
+	if failed {
+		// The guest is still paused: an order for a cont that wasn't must not serve a later one.
+		if seen.number != 0 {
+			d.page.SetOrder(clockpage.Order{})
+		}
+		return
+	}
+	d.pause = pauseSeen{}
+	if d.page == nil || seen.number == 0 {
+		return
+	}
+	record, err := d.page.Record(seen.number)
+	if err != nil {
+		if errors.Is(err, clockpage.ErrNotYet) {
+			d.disagree(fmt.Sprintf("pause %d: the monitor showed a cont, the module no write of the clock", seen.number))
+		}
+		return
+	}
+	if problem := compare(record, seen, t); problem != "" {
+		d.disagree(fmt.Sprintf("pause %d: %s", seen.number, problem))
+	}
+	switch {
+	case record.Reason == clockpage.OverLimit:
+		d.warn(fmt.Sprintf("a pause of %v is longer than the limit of its event: the clock was held", time.Duration(record.Lost)))
+	case record.Decision == clockpage.Passed && record.Reason != clockpage.First && record.Event != clockpage.EventShort(clockpage.Start):
+		d.warn(fmt.Sprintf("a pause of %v wasn't caught up: %v", time.Duration(record.Lost), record.Reason))
+	}
+}
+
+// compare checks a record against the pause that the monitor showed, whose cont was answered at t.
+func compare(r clockpage.Record, seen pauseSeen, t uint64) string {
+	if r.StopRaw == 0 {
+		return "" // the module saw no stop: it was loaded while the guest was paused
+	}
+	if r.ContRaw < seen.contCame || r.ContRaw > t {
+		return fmt.Sprintf("the module saw the cont %v after it came and %v before its answer",
+			time.Duration(r.ContRaw-seen.contCame), time.Duration(t-r.ContRaw))
+	}
+	if seen.stopSent != 0 && r.Lost > int64(t-seen.stopSent) {
+		return fmt.Sprintf("the module measured %v, from the stop to the cont's answer there were only %v",
+			time.Duration(r.Lost), time.Duration(t-seen.stopSent))
+	}
+	if seen.stopEvent != 0 && r.Lost < int64(seen.contCame)-int64(seen.stopEvent) {
+		return fmt.Sprintf("the module measured %v, from the STOP event to the cont there were already %v",
+			time.Duration(r.Lost), time.Duration(seen.contCame-seen.stopEvent))
+	}
+	return ""
+}
+
+// disagree and warn note what status and the log have to say. The caller holds d.mu.
+func (d *domain) disagree(what string) {
+	d.disagreements++
+	d.lastDisagreement = what
+	d.log.Error().Msg("the two measurements disagree: " + what)
+}
+
+func (d *domain) warn(what string) {
+	if n := len(d.warnings); n > 0 && d.warnings[n-1] == what {
+		return
+	}
+	if len(d.warnings) == maxWarnings {
+		d.warnings = d.warnings[1:]
+	}
+	d.warnings = append(d.warnings, what)
+	d.log.Warn().Msg(what)
+}
+
+// loaded ends an attempt: page is nil where it failed, and err says why.
+func (d *domain) loaded(page *clockpage.Page, method string, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err != nil {
+		d.state, d.why = control.Uncorrected, err.Error()
+		d.warn("the guest's clock isn't kept: " + d.why)
+	} else {
+		d.page, d.method, d.why = page, method, ""
+		d.apply()
+		d.log.Info().Str("method", method).Str("state", string(d.state)).Int("qemu", d.qemu).Msg("module loaded")
+	}
+	if d.loading != nil {
+		close(d.loading)
+	}
+}
+
+// setPolicy takes a new policy; nil: watch only.
+func (d *domain) setPolicy(p *metadata.Policy) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.policy = p
+	if p == nil || !p.Required {
+		d.gate = false
+	}
+	if d.page != nil {
+		d.apply()
+		d.log.Info().Str("state", string(d.state)).Msg("policy changed")
+	}
+}
+
+// apply writes the policy into the page. The caller holds d.mu.
+func (d *domain) apply() {
+	if d.policy == nil {
+		d.page.SetPolicy(clockpage.Policy{})
+		d.state = control.Watching
+		return
+	}
+	p := d.policy
+	d.page.SetPolicy(clockpage.Policy{
+		Enabled:         1,
+		Reference:       uint32(p.Reference),
+		SlewPPM:         defaultSlewPPM,
+		CheckpointDo:    pageDo(p.Checkpoint.Do),
+		SuspendDo:       pageDo(p.Suspend.Do),
+		RestoreDo:       pageDo(p.Restore.Do),
+		MigrateDo:       pageDo(p.Migrate.Do),
+		CheckpointLimit: uint64(p.Checkpoint.Limit),
+		SuspendLimit:    uint64(p.Suspend.Limit),
+		RestoreLimit:    uint64(p.Restore.Limit),
+		MigrateLimit:    uint64(p.Migrate.Limit),
+	})
+	d.state = control.Correcting
+}
+
+func pageDo(a metadata.Action) clockpage.Do {
+	if a == metadata.CatchUp {
+		return clockpage.CatchUp
+	}
+	return clockpage.Hold
+}
+
+// status fills in what the domain knows; records asks for so many of the newest records.
+func (d *domain) status(s *control.Status, records int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s.State, s.Why, s.Method, s.QEMU = d.state, d.why, d.method, d.qemu
+	s.Disagreements, s.LastDisagreement = d.disagreements, d.lastDisagreement
+	s.Warnings = append([]string(nil), d.warnings...)
+	if d.policy != nil {
+		s.Clock = d.policy.XML()
+	}
+	if d.page == nil {
+		return
+	}
+	c := d.page.Counts()
+	s.Pauses, s.Dropped, s.Anchored, s.Held, s.Passed = c.Pauses, c.Dropped, c.Anchored, c.Held, c.Passed
+	s.OverLimit, s.Reanchored, s.Orders, s.StaleOrders, s.Busy = c.OverLimit, c.Reanchored, c.Orders, c.StaleOrders, c.Busy
+	s.CaughtUp, s.HeldTime, s.WorstResidual, s.WorstCost = c.CaughtUp, c.HeldTime, c.WorstResidual, c.WorstCost
+	if a, err := d.page.Anchor(); err == nil {
+		s.Anchor = control.Anchor{
+			Valid: a.Valid == 1, Epoch: a.Epoch, Clock: a.Clock, Raw: a.Raw, Real: a.Real, Boot: a.Boot,
+			Steer: a.Steer, Error: a.Error,
+		}
+	}
+	for _, r := range d.page.Last(records) {
+		s.Records = append(s.Records, control.Record{
+			Number: r.Number, Event: r.Event.String(), Decision: r.Decision.String(), Reason: r.Reason.String(),
+			Ordered: r.Ordered == 1, Saved: r.Saved, WentOn: r.WentOn,
+			StopRaw: r.StopRaw, ContRaw: r.ContRaw, StopReal: r.StopReal, ContReal: r.ContReal,
+			Lost: r.Lost, OrderLost: r.OrderLost, ResidualStop: r.ResidualStop, ResidualCont: r.ResidualCont, Cost: r.Cost,
+		})
+	}
+}
+
+// close unmaps the page; nothing uses the domain any more.
+func (d *domain) close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.page != nil {
+		_ = d.page.Close()
+		d.page = nil
+	}
+}
+
+// contextFor gives loading its bound.
+func contextFor() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.Background(), contWait-5*time.Second)
+}

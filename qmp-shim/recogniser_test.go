@@ -1,0 +1,155 @@
+package shim
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// all feeds b in pieces of the given sizes (the last one repeats) and gives every message.
+func all(r *recogniser, b []byte, sizes ...int) (messages []message) {
+	for i := 0; len(b) > 0; i++ {
+		size := min(sizes[min(i, len(sizes)-1)], len(b))
+		part := b[:size]
+		b = b[size:]
+		for len(part) > 0 {
+			n, m, ended := r.feed(part)
+			part = part[n:]
+			if ended {
+				messages = append(messages, m)
+			}
+		}
+	}
+	return messages
+}
+
+var conversations = []struct {
+	name, text string
+	want       []message
+}{
+	{"libvirt's cont", `{"execute":"cont","id":"libvirt-12"}` + "\r\n",
+		[]message{{execute: "cont", id: `"libvirt-12"`}}},
+	{"other key order and spacing", "{ \"id\" :\t7 ,\r\n \"execute\" : \"stop\" }\n",
+		[]message{{execute: "stop", id: "7"}}},
+	{"single quotes", `{'execute':'cont','id':'x'}` + "\n",
+		[]message{{execute: "cont", id: `'x'`}}},
+	{"escaped name", `{"execute":"\u0063on\u0074"}`,
+		[]message{{execute: "cont"}}},
+	{"escaped key", `{"\u0065xecute":"cont"}`,
+		[]message{{execute: "cont"}}},
+	{"out of band", `{"exec-oob":"cont","id":1}`,
+		[]message{{execute: "cont", id: "1"}}},
+	{"an id that is an object", `{"id":{"a":[1,"}"]} ,"execute":"cont"}`,
+		[]message{{execute: "cont", id: `{"a":[1,"}"]}`}}},
+	{"ids that are words", `{"execute":"cont","id":null}{"id":true,"execute":"stop"}`,
+		[]message{{execute: "cont", id: "null"}, {execute: "stop", id: "true"}}},
+	{"cont as an argument", `{"execute":"human-monitor-command","arguments":{"execute":"cont","command-line":"cont"},"id":"a"}`,
+		[]message{{execute: "human-monitor-command", id: `"a"`}}},
+	{"cont in a string", `{"execute":"x","arguments":{"s":"{\"execute\":\"cont\"}"}}`,
+		[]message{{execute: "x"}}},
+	{"execute twice", `{"execute":"stop","execute":"cont"}` + "\n" + `{"execute":"stop"}`,
+		[]message{{execute: "stop"}}},
+	{"a command that isn't a string", `{"execute":["cont"]}{"execute":{"execute":"cont"}}`,
+		[]message{{}, {}}},
+	{"a name that is too long", `{"execute":"` + strings.Repeat("c", maxWord+1) + `"}{"execute":"cont"}`,
+		[]message{{}, {execute: "cont"}}},
+	{"an id that is too long", `{"execute":"cont","id":"` + strings.Repeat("i", maxID) + `"}`,
+		[]message{{execute: "cont"}}},
+	{"events and answers", `{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "STOP"}` + "\r\n" +
+		`{"return": {}, "id": "libvirt-3"}` + "\r\n" + `{"id": "libvirt-4", "error": {"class": "GenericError", "desc": "no"}}` + "\r\n",
+		[]message{{event: "STOP"}, {answer: true, id: `"libvirt-3"`}, {failure: true, id: `"libvirt-4"`}}},
+	{"greeting", `{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}}, "capabilities": ["oob"]}}` + "\r\n",
+		[]message{{hello: true}}},
+	{"event in an answer", `{"return": [{"event": "STOP"}], "id": 1}`,
+		[]message{{answer: true, id: "1"}}},
+	{"empty object and array", `{}[]{"execute":"cont"}`,
+		[]message{{}, {}, {execute: "cont"}}},
+	{"garbage, then a newline", "hello {\n" + `{"execute":"cont"}`,
+		[]message{{execute: "cont"}}},
+	{"mismatched brackets", `{"a":[}` + "\n" + `{"execute":"cont"}`,
+		[]message{{execute: "cont"}}},
+	{"a control character in a string", "{\"a\":\"\x01\"}\n" + `{"execute":"cont"}`,
+		[]message{{execute: "cont"}}},
+	{"invalid UTF-8", "{\"a\":\"\xff\xfe\",\"execute\":\"cont\"}",
+		[]message{{execute: "cont"}}},
+	{"deep nesting", `{"a":` + strings.Repeat("[", 900) + strings.Repeat("]", 900) + `,"execute":"cont"}`,
+		[]message{{execute: "cont"}}},
+	{"nesting past the bound", strings.Repeat("[", 5000) + "\n" + `{"execute":"cont"}`,
+		[]message{{execute: "cont"}}},
+	{"missing comma", `{"a":1 "execute":"cont"}` + "\n", nil},
+	{"missing colon", `{"execute" "cont"}` + "\n", nil},
+	{"trailing comma", `{"execute":"cont",}` + "\n", nil},
+}
+
+func TestRecogniserAtEverySplit(t *testing.T) {
+	for _, c := range conversations {
+		t.Run(c.name, func(t *testing.T) {
+			check := func(how string, sizes ...int) {
+				t.Helper()
+				got := all(new(recogniser), []byte(c.text), sizes...)
+				if fmt.Sprint(got) != fmt.Sprint(c.want) {
+					t.Fatalf("%s: got %+v, want %+v", how, got, c.want)
+				}
+			}
+			check("whole", len(c.text))
+			check("byte by byte", 1)
+			for i := 1; i < len(c.text); i++ {
+				check(fmt.Sprintf("cut at %d", i), i, len(c.text))
+			}
+		})
+	}
+}
+
+func TestRecogniserSaysWhereAMessageEnds(t *testing.T) {
+	text := []byte(`{"execute":"cont"}` + "\r\n" + `{"execute":"stop"}`)
+	var r recogniser
+	n, m, ended := r.feed(text)
+	if n != len(`{"execute":"cont"}`) || m.execute != "cont" || !ended || !r.idle() {
+		t.Fatalf("got %d bytes, %+v, %v", n, m, ended)
+	}
+}
+
+// FuzzRecogniser compares with encoding/json on what both accept, and a cut at any place with none.
+func FuzzRecogniser(f *testing.F) {
+	for _, c := range conversations {
+		f.Add([]byte(c.text), 3)
+	}
+	f.Fuzz(func(t *testing.T, text []byte, cut int) {
+		whole := all(new(recogniser), text, max(1, len(text)))
+		if cut > 0 && cut < len(text) {
+			if split := all(new(recogniser), text, cut, len(text)); fmt.Sprint(split) != fmt.Sprint(whole) {
+				t.Fatalf("cut at %d: %+v, whole: %+v", cut, split, whole)
+			}
+		}
+		var reference struct {
+			Execute *string `json:"execute"`
+		}
+		decoder := json.NewDecoder(bytes.NewReader(text))
+		var keys map[string]json.RawMessage
+		if decoder.Decode(&keys) != nil || decoder.More() || keys["exec-oob"] != nil || len(keys["id"]) > 100 {
+			return
+		}
+		if raw, ok := keys["execute"]; !ok || json.Unmarshal(raw, &reference.Execute) != nil || reference.Execute == nil {
+			return
+		}
+		ascii := len(*reference.Execute) <= maxWord
+		for _, c := range *reference.Execute {
+			ascii = ascii && c >= 0x20 && c < 0x7f
+		}
+		if !ascii || bytes.Count(text, []byte("xecute")) > 1 || bytes.Contains(text, []byte(`\`)) {
+			return
+		}
+		for _, m := range whole {
+			if m.execute == *reference.Execute {
+				return
+			}
+		}
+		if *reference.Execute != "" && jsonDepth(text) < maxDepth {
+			t.Fatalf("encoding/json sees the command %q, the recogniser %+v", *reference.Execute, whole)
+		}
+	})
+}
+
+func jsonDepth(b []byte) int { return bytes.Count(b, []byte("[")) + bytes.Count(b, []byte("{")) }

@@ -1,0 +1,305 @@
+package shim
+
+import (
+	"bytes"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestMain fails a run that leaves descriptors behind.
+func TestMain(m *testing.M) {
+	before := openFDs()
+	code := m.Run()
+	if after := openFDs(); code == 0 && len(after) > len(before) {
+		fmt.Fprintf(os.Stderr, "descriptors leaked: before %v, after %v\n", before, after)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func openFDs() (targets []string) {
+	entries, _ := os.ReadDir("/proc/self/fd")
+	for _, e := range entries {
+		target, err := os.Readlink("/proc/self/fd/" + e.Name())
+		if err == nil && !strings.Contains(target, "eventpoll") && !strings.Contains(target, "eventfd") && !strings.HasPrefix(target, "/proc/") {
+			targets = append(targets, e.Name()+" "+target)
+		}
+	}
+	return targets
+}
+
+// seen is an observer that writes down what it is told.
+type seen struct {
+	mu      sync.Mutex
+	log     []string
+	gate    bool
+	refusal string
+	onCont  func()
+}
+
+func (s *seen) add(what string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.log = append(s.log, what)
+}
+
+func (s *seen) command(m message)  { s.add("command " + m.execute) }
+func (s *seen) fromQEMU(m message) { s.add("qemu " + m.event + m.id) }
+func (s *seen) gated() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.gate
+}
+
+func (s *seen) cont(m message) string {
+	s.add("cont " + m.id)
+	if s.onCont != nil {
+		s.onCont()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.refusal == "" {
+		s.gate = false
+	}
+	return s.refusal
+}
+
+// pair gives two connected stream sockets.
+func pair(t *testing.T) (a, b *net.UnixConn) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := func(fd int) *net.UnixConn {
+		f := os.NewFile(uintptr(fd), "pair")
+		defer f.Close()
+		c, err := net.FileConn(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c.(*net.UnixConn)
+	}
+	return conn(fds[0]), conn(fds[1])
+}
+
+// between starts a relay and gives its two outer ends, and a function that waits for its end.
+func between(t *testing.T, o observer) (client, qemu *net.UnixConn, wait func() error) {
+	t.Helper()
+	client, inner1 := pair(t)
+	qemu, inner2 := pair(t)
+	done := make(chan error, 1)
+	go func() { done <- (&relay{client: inner1, qemu: inner2, observer: o}).run() }()
+	return client, qemu, func() error {
+		t.Helper()
+		select {
+		case err := <-done:
+			return err
+		case <-time.After(20 * time.Second):
+			t.Fatal("the relay doesn't end")
+			return nil
+		}
+	}
+}
+
+func TestRelayMovesAnythingBothWays(t *testing.T) {
+	client, qemu, wait := between(t, &seen{})
+	noise := make([]byte, 3<<20)
+	_, _ = rand.Read(noise)
+	long := []byte(`{"return": "` + strings.Repeat("x", 12<<20) + `"}` + "\r\n") // past libvirt's own 10 MiB
+	up := bytes.Join([][]byte{noise, []byte("\n" + `{"execute":"cont"}` + "\n"), long, noise}, nil)
+	down := bytes.Join([][]byte{long, noise, long}, nil)
+	var group sync.WaitGroup
+	sendAll := func(c *net.UnixConn, b []byte) {
+		if _, err := c.Write(b); err != nil {
+			t.Error(err)
+		}
+		_ = c.CloseWrite()
+	}
+	receiveAll := func(c *net.UnixConn, want []byte) {
+		got, err := io.ReadAll(c)
+		if err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%d bytes of %d arrived, or others: %v", len(got), len(want), err)
+		}
+	}
+	group.Go(func() { sendAll(client, up) })
+	group.Go(func() { sendAll(qemu, down) })
+	group.Go(func() { receiveAll(qemu, up) })
+	group.Go(func() { receiveAll(client, down) })
+	group.Wait()
+	if err := wait(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestRelayHoldsOnlyTheLastByteOfACont(t *testing.T) {
+	release := make(chan struct{})
+	o := &seen{onCont: func() { <-release }}
+	client, qemu, wait := between(t, o)
+	text := `{"execute":"stop"}{"execute":"cont","id":"c"}` + "\r\n"
+	if _, err := client.Write([]byte(text)); err != nil {
+		t.Fatal(err)
+	}
+	head := make([]byte, strings.LastIndex(text, "}"))
+	if _, err := io.ReadFull(qemu, head); err != nil || string(head) != text[:len(head)] {
+		t.Fatalf("before the cont is released: %q, %v", head, err)
+	}
+	close(release)
+	tail := make([]byte, 3)
+	if _, err := io.ReadFull(qemu, tail); err != nil || string(tail) != "}\r\n" {
+		t.Fatalf("after it: %q, %v", tail, err)
+	}
+	client.Close()
+	qemu.Close()
+	_ = wait()
+	if got := fmt.Sprint(o.log); got != `[command stop cont "c"]` {
+		t.Fatal(got)
+	}
+}
+
+func TestRelayRefusesACont(t *testing.T) {
+	o := &seen{gate: true, refusal: `no "module"`}
+	client, qemu, wait := between(t, o)
+	// In two pieces, with a command before and one behind.
+	write := func(s string) {
+		t.Helper()
+		if _, err := client.Write([]byte(s)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(`{"execute":"query-status","id":1}` + "\r\n" + `{"execu`)
+	write(`te":"cont","id":"l-2"}` + "\r\n" + `{"execute":"quit","id":3}` + "\r\n")
+	answer := make([]byte, 256)
+	n, err := client.Read(answer)
+	want := `{"id": "l-2", "error": {"class": "GenericError", "desc": "no \"module\""}}` + "\r\n"
+	if err != nil || string(answer[:n]) != want {
+		t.Fatalf("got %q (%v), want %q", answer[:n], err, want)
+	}
+	client.CloseWrite()
+	got, err := io.ReadAll(qemu)
+	// The white space before a command goes with it.
+	if want := `{"execute":"query-status","id":1}` + "\r\n" + `{"execute":"quit","id":3}` + "\r\n"; err != nil || string(got) != want {
+		t.Fatalf("QEMU got %q (%v), want %q", got, err, want)
+	}
+	qemu.Close()
+	if err := wait(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestARefusalWaitsForTheEndOfAMessage(t *testing.T) {
+	client, qemu, wait := between(t, &seen{gate: true, refusal: "no"})
+	if _, err := qemu.Write([]byte(`{"return": `)); err != nil {
+		t.Fatal(err)
+	}
+	first := make([]byte, 11)
+	if _, err := io.ReadFull(client, first); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.Write([]byte(`{"execute":"cont"}`)); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(50 * time.Millisecond) // a wrong relay would answer now
+	if _, err := qemu.Write([]byte(`{}}` + "\r\n" + `{"event": "X"}` + "\r\n")); err != nil {
+		t.Fatal(err)
+	}
+	qemu.Close()
+	rest, err := io.ReadAll(client)
+	want := `{}}{"error": {"class": "GenericError", "desc": "no"}}` + "\r\n\r\n" + `{"event": "X"}` + "\r\n"
+	if err != nil && !errors.Is(err, unix.ECONNRESET) || string(rest) != want {
+		t.Fatalf("got %q (%v), want %q", rest, err, want)
+	}
+	client.Close()
+	if err := wait(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// tag makes a file that can be recognised on the other side.
+func tag(t *testing.T, name string) *os.File {
+	t.Helper()
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return os.NewFile(uintptr(fd), name)
+}
+
+func TestRelayCarriesDescriptorsBothWays(t *testing.T) {
+	for _, gate := range []bool{false, true} {
+		o := &seen{gate: gate, refusal: "never asked"}
+		client, qemu, wait := between(t, o)
+		for _, direction := range []struct{ from, to *net.UnixConn }{{client, qemu}, {qemu, client}} {
+			for _, count := range []int{1, 3, 253} {
+				var fds []int
+				var files []*os.File
+				for i := range count {
+					f := tag(t, fmt.Sprint("fd", i))
+					files = append(files, f)
+					fds = append(fds, int(f.Fd()))
+				}
+				text := fmt.Sprintf(`{"execute":"getfd","id":%d}`+"\r\n", count)
+				if _, _, err := direction.from.WriteMsgUnix([]byte(text), unix.UnixRights(fds...), nil); err != nil {
+					t.Fatal(err)
+				}
+				for _, f := range files {
+					f.Close()
+				}
+				buf, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(maxFDs*4))
+				n, oobn, flags, _, err := direction.to.ReadMsgUnix(buf, oob)
+				if err != nil || flags&unix.MSG_CTRUNC != 0 || !strings.HasPrefix(text, string(buf[:n])) || n == 0 {
+					t.Fatalf("got %q, flags %x, %v", buf[:n], flags, err)
+				}
+				got, err := parseFDs(oob[:oobn])
+				if err != nil || len(got) != count {
+					t.Fatalf("%d descriptors arrived, want %d: %v", len(got), count, err)
+				}
+				for i, fd := range got {
+					if name, _ := os.Readlink(fmt.Sprint("/proc/self/fd/", fd)); name != fmt.Sprintf("/memfd:fd%d (deleted)", i) {
+						t.Errorf("descriptor %d is %s", i, name)
+					}
+				}
+				closeAll(got)
+				for n < len(text) {
+					more, err := direction.to.Read(buf)
+					if err != nil {
+						t.Fatal(err)
+					}
+					n += more
+				}
+			}
+		}
+		client.Close()
+		qemu.Close()
+		_ = wait()
+	}
+}
+
+func TestRelayWithoutAPeerEnds(t *testing.T) {
+	for _, first := range []string{"client", "qemu"} {
+		client, qemu, wait := between(t, &seen{})
+		gone, other := client, qemu
+		if first == "qemu" {
+			gone, other = qemu, client
+		}
+		gone.Close()
+		if _, err := io.ReadAll(other); err != nil {
+			t.Errorf("%s gone: %v", first, err)
+		}
+		other.Close()
+		if err := wait(); err != nil {
+			t.Errorf("%s gone: %v", first, err)
+		}
+	}
+}
