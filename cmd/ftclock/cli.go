@@ -1,0 +1,108 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os/signal"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+	"libvirt.org/go/libvirt"
+
+	"ftclock/control"
+)
+
+// Exit codes.
+const (
+	exitOK = 0
+	// exitError: what was asked for couldn't be done, or wasn't understood.
+	exitError = 1
+	// exitProblem: the answer was given, and it is a bad one (a clock isn't corrected, a check found something).
+	exitProblem = 3
+)
+
+// errProblem makes the exit code exitProblem; what is wrong has been printed.
+var errProblem = errors.New("problems were found")
+
+// shims is where the shims' directories are. Only tests put another directory here.
+var shims = control.Dir
+
+// cli is the command line.
+type cli struct {
+	Connect string           `short:"c" placeholder:"URI" help:"Connect to the hypervisor at this URI. Default: LIBVIRT_DEFAULT_URI, or else qemu:///system."`
+	Version kong.VersionFlag `help:"Show the version and quit."`
+
+	Enable   enableCmd   `cmd:"" help:"Have a domain's clock corrected."`
+	Disable  disableCmd  `cmd:"" help:"Leave a domain's clock to QEMU again."`
+	Status   statusCmd   `cmd:"" help:"Show how the domains' clocks are kept."`
+	Doctor   doctorCmd   `cmd:"" help:"Look this host over for what ftclock needs."`
+	Exercise exerciseCmd `cmd:"" help:"Pause and resume a running domain as a checkpoint engine does."`
+	// Versions can't be called Version, which is the flag's.
+	Versions versionCmd `cmd:"" name:"version" help:"Show the versions of ftclock and of its parts."`
+}
+
+// program is what a command gets to work with.
+type program struct {
+	*ui
+	ctx context.Context // ends when the operator interrupts
+	uri string          // as given with --connect
+}
+
+// exit is what kong's asking for the end becomes.
+type exit int
+
+// run is the whole program but for the exit.
+func run(args []string, _ io.Reader, stdout, stderr io.Writer) (code int) {
+	u := newUI(stdout, stderr)
+	defer func() {
+		if e, ok := recover().(exit); ok {
+			code = int(e)
+		}
+	}()
+
+	var c cli
+	parser, err := kong.New(&c,
+		kong.Name("ftclock"),
+		kong.Description("Keeps the clocks of fault-tolerant KVM guests right across checkpoints, from outside the guest."),
+		kong.Vars{"version": "ftclock " + programVersion()},
+		kong.Writers(stdout, stderr),
+		kong.Exit(func(code int) { panic(exit(code)) }),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
+	)
+	if err != nil {
+		panic(err) // a mistake in the tags above
+	}
+	if len(args) == 0 {
+		args = []string{"--help"}
+	}
+	command, err := parser.Parse(args)
+	if err != nil {
+		return u.fail(explainUsage(err, args))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	return u.fail(command.Run(&program{ui: u, ctx: ctx, uri: c.Connect}))
+}
+
+// explainUsage adds where help is found to what kong says.
+func explainUsage(err error, args []string) error {
+	where := "ftclock --help"
+	var parse *kong.ParseError
+	if errors.As(err, &parse) && parse.Context != nil && parse.Context.Selected() != nil {
+		where = "ftclock " + parse.Context.Selected().Name + " --help"
+	}
+	return hinted(err, fmt.Sprintf("`%s` shows what can be given", where))
+}
+
+type versionCmd struct{}
+
+func (versionCmd) Run(p *program) error {
+	p.printf("ftclock %s\n", programVersion())
+	p.printf("built with %s\n", goVersion())
+	if v, err := libvirt.GetVersion(); err == nil {
+		p.printf("libvirt library %s\n", dotted(v))
+	}
+	return nil
+}

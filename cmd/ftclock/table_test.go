@@ -1,0 +1,147 @@
+package main
+
+import (
+	"math"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"ftclock/control"
+)
+
+func TestSayNS(t *testing.T) {
+	for _, test := range []struct {
+		ns   uint64
+		want string
+	}{
+		{0, "0 ns"},
+		{1, "1 ns"},
+		{999, "999 ns"},
+		{1_000, "1.00 µs"},
+		{9_994, "9.99 µs"},
+		{9_996, "10.0 µs"},
+		{99_960, "100 µs"},
+		{999_499, "999 µs"},
+		{999_500, "1.00 ms"},
+		{5_010_000, "5.01 ms"},
+		{599_123_456, "599 ms"},
+		{999_499_999, "999 ms"},
+		{999_500_000, "0.99 s"},
+		{1_000_000_000, "1.00 s"},
+		{59_999_999_999, "59.99 s"},
+		{60_000_000_000, "1m00s"},
+		{3_599_999_999_999, "59m59s"},
+		{3_600_000_000_000, "1h00m"},
+		{100 * 3_600_000_000_000, "4d04h"},
+		{math.MaxUint64, "213503d23h"},
+	} {
+		if got := sayNS(test.ns); got != test.want {
+			t.Errorf("%d: got %q, want %q", test.ns, got, test.want)
+		}
+	}
+}
+
+func TestSignedNS(t *testing.T) {
+	for ns, want := range map[int64]string{0: "0 ns", 7: "+7 ns", -7: "-7 ns", -2_500: "-2.50 µs", math.MinInt64: "-106751d23h"} {
+		if got := signedNS(ns); got != want {
+			t.Errorf("%d: got %q, want %q", ns, got, want)
+		}
+	}
+}
+
+func TestSince(t *testing.T) {
+	now := time.Date(2024, 5, 6, 7, 8, 9, 0, time.UTC)
+	for _, test := range []struct {
+		at   time.Time
+		want string
+	}{
+		{time.Time{}, "-"},
+		{now.Add(-time.Hour), "06:08:09"},
+		{now.Add(-8 * time.Hour), "2024-05-05"},
+		{now.Add(-time.Hour).In(time.FixedZone("elsewhere", 5*3600)), "06:08:09"},
+	} {
+		if got := since(test.at, now); got != test.want {
+			t.Errorf("%v: got %q, want %q", test.at, got, test.want)
+		}
+	}
+}
+
+// longest is a domain whose every cell is as wide as it gets.
+func longest() entry {
+	return entry{Status: control.Status{
+		Name: strings.Repeat("long-", 30), State: control.Uncorrected, Method: "preload", Pauses: 1e12, CaughtUp: 599_123_456,
+		WorstResidual: 123_456, Since: time.Unix(1e9, 0), Records: []control.Record{{ResidualStop: math.MinInt64}},
+	}}
+}
+
+func TestTableFits(t *testing.T) {
+	now := time.Now()
+	for _, entries := range [][]entry{nil, {longest()}, {longest(), {mute: true, Status: control.Status{Name: "x", State: off}}}} {
+		var rows [][]string
+		for _, e := range entries {
+			rows = append(rows, statusRow(e, now))
+		}
+		for _, line := range layTable(statusColumns, rows) {
+			if n := utf8.RuneCountInString(line); n > tableWidth {
+				t.Errorf("%d columns: %s", n, line)
+			}
+		}
+	}
+	record := control.Record{
+		Number: 1e12, Event: "checkpoint", Decision: "anchored", Lost: math.MinInt64, ResidualStop: math.MinInt64, Cost: math.MaxUint64,
+		ContReal: 1 << 62,
+	}
+	for _, line := range layTable(recordColumns, [][]string{recordRow(record, time.UTC)}) {
+		if n := utf8.RuneCountInString(line); n > tableWidth {
+			t.Errorf("%d columns: %s", n, line)
+		}
+	}
+}
+
+// What a shim says may have been written by somebody who took QEMU over.
+func TestTerminalIsSafe(t *testing.T) {
+	const evil = "\x1b[2Jx\ny\u202e"
+	e := entry{Status: control.Status{
+		Name: evil, UUID: evil, Why: evil, Method: evil, Clock: evil, Version: evil, Disagreements: 1, LastDisagreement: evil,
+		Warnings: []string{evil}, State: control.Uncorrected,
+		Records: []control.Record{{Event: evil, Decision: evil, Reason: evil, ContReal: math.MaxUint64}},
+	}}
+	var out strings.Builder
+	u := &ui{stdout: &out}
+	u.printTable([]entry{e})
+	u.printDetails(e)
+	u.printRecords(e)
+	for _, c := range []string{"\x1b", "x\ny", "\u202e"} {
+		if strings.Contains(out.String(), c) {
+			t.Errorf("%q got through:\n%s", c, out.String())
+		}
+	}
+}
+
+func TestColour(t *testing.T) {
+	e := entry{Status: control.Status{Name: "correcting  correcting  x", State: control.Correcting}}
+	var out strings.Builder
+	(&ui{stdout: &out, colour: true}).printTable([]entry{e})
+	if want := "correcting correcting x  \x1b[32mcorrecting\x1b[0m  -"; !strings.Contains(out.String(), want) {
+		t.Errorf("no %q in %q", want, out.String())
+	}
+	t.Setenv("NO_COLOR", "1")
+	if newUI(&out, &out).colour {
+		t.Error("colour with NO_COLOR")
+	}
+}
+
+func TestBad(t *testing.T) {
+	for state, want := range map[control.State]bool{
+		control.Starting: false, control.Correcting: false, control.Watching: false, control.Uncorrected: true,
+		off: false, pending: false, disabled: false, unmanaged: true, gone: true, unknown: true,
+	} {
+		if got := (entry{Status: control.Status{State: state}}).bad(); got != want {
+			t.Errorf("%s: got %t, want %t", state, got, want)
+		}
+	}
+	if !(entry{Status: control.Status{State: control.Correcting, Disagreements: 1}}).bad() {
+		t.Error("a disagreement isn't bad")
+	}
+}
