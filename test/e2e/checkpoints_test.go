@@ -1,0 +1,182 @@
+package e2e
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"ftclock/control"
+	"ftclock/test/guest"
+	"ftclock/test/privatelibvirt"
+)
+
+const (
+	maxDrift  = 10_000 // ns: what a guest may be off after any number of checkpoints
+	manyTimes = 1000
+)
+
+// checkpoints pauses the guest many times, for 1 to 20 ms each, and gives what is wrong with its clock afterwards,
+// "" if nothing is. It doesn't fail the test: one test relies on its finding something.
+func checkpoints(t *testing.T, clock *guest.Clock, stop, cont func() error) string {
+	t.Helper()
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	before := offset(t, clock)
+	var drifts []int64
+	for range 4 {
+		for range manyTimes / 4 {
+			if err := stop(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Millisecond + time.Duration(random.IntN(19_000))*time.Microsecond)
+			if err := cont(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		drifts = append(drifts, offset(t, clock)-before)
+	}
+	t.Logf("drift in ns after each quarter: %v", drifts)
+	backsteps, largest, err := clock.Backsteps()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wrong []string
+	for i, drift := range drifts {
+		if drift > maxDrift || drift < -maxDrift {
+			wrong = append(wrong, fmt.Sprintf("drift of %d ns after quarter %d", drift, i+1))
+		}
+	}
+	if growth := drifts[3] - drifts[0]; growth > maxDrift || growth < -maxDrift {
+		wrong = append(wrong, fmt.Sprintf("drift grows by %d ns", growth))
+	}
+	if backsteps > 0 {
+		wrong = append(wrong, fmt.Sprintf("the guest saw time go back %d times, by up to %d ns", backsteps, largest))
+	}
+	return strings.Join(wrong, "; ")
+}
+
+// wellKept checks what the shim says after the checkpoints.
+func wellKept(t *testing.T, s *control.Status, method string) {
+	t.Helper()
+	if s.State != control.Correcting || s.Method != method || s.Dropped+s.Anchored < manyTimes || s.Held != 0 ||
+		s.Disagreements != 0 || len(s.Warnings) != 0 || s.Busy != 0 || s.Reanchored != 0 {
+		records := s.Records
+		s.Records = nil
+		t.Errorf("status: %+v", s)
+		t.Logf("last records: %+v", records[max(0, len(records)-5):])
+	}
+	t.Logf("%s: %d dropped, %d anchored, worst residual %d ns, worst cost %d ns, caught up %v",
+		s.Method, s.Dropped, s.Anchored, s.WorstResidual, s.WorstCost, time.Duration(s.CaughtUp))
+}
+
+func TestKVMCheckpointsWithMetadataOnly(t *testing.T) {
+	d, clock := start(t, managed("metadata", clockElement))
+	if wrong := checkpoints(t, clock, d.Suspend, d.Resume); wrong != "" {
+		t.Error(wrong)
+	}
+	s := status(t, d)
+	wellKept(t, s, "ptrace")
+	if s.Orders < manyTimes || s.StaleOrders != 0 {
+		t.Errorf("%d orders were followed, %d were stale", s.Orders, s.StaleOrders)
+	}
+	for _, r := range s.Records {
+		if r.Ordered && (r.OrderLost == 0 || int64(r.OrderLost) > r.Lost+int64(20*time.Millisecond)) {
+			t.Errorf("the shim and the module don't agree: %+v", r)
+		}
+	}
+}
+
+func TestKVMCheckpointsWithPreload(t *testing.T) {
+	d := define(t, privatelibvirt.GuestXML("preload", elf))
+	ftclock(t, "enable", "preload", "--preload")
+	if err := d.Create(); err != nil {
+		t.Fatal(err)
+	}
+	clock, err := d.Clock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer clock.Close()
+	if wrong := checkpoints(t, clock, d.Suspend, d.Resume); wrong != "" {
+		t.Error(wrong)
+	}
+	wellKept(t, status(t, d), "preload")
+}
+
+func TestKVMCheckpointsAfterEnableLive(t *testing.T) {
+	d, clock := start(t, privatelibvirt.GuestXML("live", elf))
+	// It has a past without ftclock.
+	for range 10 {
+		if err := d.Suspend(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Millisecond)
+		if err := d.Resume(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ftclock(t, "enable", "live", "--live")
+	if wrong := checkpoints(t, clock, d.Suspend, d.Resume); wrong != "" {
+		t.Error(wrong)
+	}
+	s := status(t, d)
+	wellKept(t, s, "ptrace")
+	if s.Mode != control.Watch {
+		t.Errorf("mode is %s", s.Mode)
+	}
+}
+
+func TestKVMCheckpointsOverASecondMonitor(t *testing.T) {
+	x := managed("second", clockElement)
+	if _, err := privatelibvirt.AddMonitor(x); err != nil {
+		t.Fatal(err)
+	}
+	d, clock := start(t, x)
+	monitor, err := d.Monitor()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer monitor.Close()
+	run := func(command string) func() error {
+		return func() error {
+			_, err := monitor.Execute(command, nil)
+			return err
+		}
+	}
+	if wrong := checkpoints(t, clock, run("stop"), run("cont")); wrong != "" {
+		t.Error(wrong)
+	}
+	s := status(t, d)
+	wellKept(t, s, "ptrace")
+	if s.Orders > 1 {
+		t.Errorf("%d orders for pauses that the shim doesn't carry", s.Orders)
+	}
+}
+
+// The test that proves the tests above: with the correction switched off the same check must find the loss.
+func TestKVMCheckpointsSwitchedOffDrift(t *testing.T) {
+	d, clock := start(t, managed("off", clockElement))
+	ftclock(t, "disable", "off", "--live")
+	wrong := checkpoints(t, clock, d.Suspend, d.Resume)
+	if !strings.Contains(wrong, "drift of") {
+		t.Errorf("without the correction the check finds: %q", wrong)
+	}
+	if s := status(t, d); s.State != control.Watching || s.Held < manyTimes || s.Dropped+s.Anchored > 0 {
+		t.Errorf("status: %+v", s)
+	}
+}
+
+// ftclock runs the installed command line, which must succeed, and gives what it prints.
+func ftclock(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(privatelibvirt.Prefix+"/bin/ftclock", args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("ftclock %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	t.Logf("ftclock %s:\n%s", strings.Join(args, " "), out)
+	return string(out)
+}

@@ -1,0 +1,141 @@
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"ftclock/control"
+	"ftclock/test/privatelibvirt"
+)
+
+var (
+	installedModule = filepath.Join(privatelibvirt.Prefix, "lib/ftclock/libftclock-qemu.so")
+	installedShim   = filepath.Join(privatelibvirt.Prefix, "sbin/ftclock-shim")
+)
+
+// replaced puts a file of that text in the place of an installed one for the length of the test; "" takes it away.
+func replaced(t *testing.T, path, text string, mode os.FileMode) {
+	t.Helper()
+	if err := os.Rename(path, path+".real"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.Rename(path+".real", path); err != nil {
+			t.Error(err)
+		}
+	})
+	if text != "" {
+		if err := os.WriteFile(path, []byte(text), mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// withoutPtrace is a shim that lacks the right to trace.
+var withoutPtrace = "#!/bin/sh\nexec setpriv --bounding-set=-sys_ptrace " + installedShim + ".real \"$@\"\n"
+
+func TestKVMADomainThatCannotBeServed(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		spoil func(t *testing.T)
+		want  string // in virsh's message
+	}{
+		{"module is missing", func(t *testing.T) { replaced(t, installedModule, "", 0) },
+			"finding libftclock-qemu.so: not at"},
+		{"module is broken", func(t *testing.T) { replaced(t, installedModule, strings.Repeat("no ELF at all\n", 100), 0o644) },
+			"invalid ELF header"},
+		{"module is unreadable", func(t *testing.T) { replaced(t, installedModule, "x", 0o600) },
+			"can't be read"},
+		{"ptrace is refused", func(t *testing.T) { replaced(t, installedShim, withoutPtrace, 0o755) },
+			"CAP_SYS_PTRACE"},
+	} {
+		t.Run(c.name+", required", func(t *testing.T) {
+			c.spoil(t)
+			define(t, managed("required", clockElement))
+			failsToStart(t, "required", c.want)
+		})
+		t.Run(c.name+", not required", func(t *testing.T) {
+			c.spoil(t)
+			d := define(t, managed("optional", strings.Replace(clockElement, "/>", ` required="no"/>`, 1)))
+			if out, err := virsh("start", "optional"); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			clock, err := d.Clock()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer clock.Close()
+			// Paused and resumed as with stock libvirt.
+			for range 10 {
+				if err := d.Suspend(); err != nil {
+					t.Fatal(err)
+				}
+				if err := d.Resume(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if log := shimLog("optional"); !strings.Contains(log, `"level":"warn"`) || !strings.Contains(log, c.want) {
+				t.Errorf("no warning in the log:\n%s", log)
+			}
+			if len(shims()) > 0 {
+				if s := status(t, d); s.State != control.Uncorrected || !strings.Contains(s.Why, c.want) {
+					t.Errorf("status: %+v", s)
+				}
+			}
+		})
+	}
+}
+
+// failsToStart starts the domain with virsh, which must fail with one line of ours that contains want.
+func failsToStart(t *testing.T, name, want string) {
+	t.Helper()
+	out, err := virsh("start", name)
+	if err == nil {
+		t.Fatalf("%s started:\n%s", name, out)
+	}
+	var ours []string
+	for line := range strings.Lines(out) {
+		if strings.Contains(line, "ftclock") {
+			ours = append(ours, strings.TrimSpace(line))
+		}
+	}
+	if len(ours) != 1 || !strings.Contains(ours[0], want) {
+		t.Errorf("virsh says:\n%s\nwant one line of ours with %q", out, want)
+	}
+	t.Log(strings.Join(ours, "\n"))
+	nothingLeft(t)
+}
+
+func TestKVMBadMetadataRefusesTheStart(t *testing.T) {
+	const ns = `xmlns:ftclock="urn:ftclock:domain:1"`
+	for name, c := range map[string]struct{ metadata, want string }{
+		"unknown attribute": {`<ftclock:clock ` + ns + ` mode="fast"/>`, "@mode"},
+		"unknown element":   {`<ftclock:clock ` + ns + `><ftclock:off/></ftclock:clock>`, "ftclock:off"},
+		"unknown event":     {`<ftclock:clock ` + ns + `><ftclock:on event="reboot"/></ftclock:clock>`, "checkpoint"},
+		"unknown unit":      {`<ftclock:clock ` + ns + `><ftclock:on event="checkpoint" limit="3 parsec"/></ftclock:clock>`, "@limit"},
+		"negative limit":    {`<ftclock:clock ` + ns + `><ftclock:on event="checkpoint" limit="-1s"/></ftclock:clock>`, "@limit"},
+		"absurd limit":      {`<ftclock:clock ` + ns + `><ftclock:on event="migrate" limit="16min"/></ftclock:clock>`, "15"},
+		"two rules":         {`<ftclock:clock ` + ns + `><ftclock:on event="suspend"/><ftclock:on event="suspend"/></ftclock:clock>`, "suspend"},
+		"foreign namespace": {`<ftclock:clock xmlns:ftclock="urn:ftclock:domain:2"/>`, "urn:ftclock:domain:1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			define(t, managed("bad", c.metadata))
+			failsToStart(t, "bad", c.want)
+		})
+	}
+}
+
+// After the hook has done its part, QEMU itself may still fail to start.
+func TestKVMNothingIsLeftOfAQEMUThatDoesNotStart(t *testing.T) {
+	x := managed("doomed", clockElement)
+	privatelibvirt.AddArguments(x, "-no-such-option")
+	define(t, x)
+	if out, err := virsh("start", "doomed"); err == nil {
+		t.Fatalf("it started:\n%s", out)
+	} else if !strings.Contains(out, "no-such-option") {
+		t.Errorf("QEMU's own message is missing:\n%s", out)
+	}
+	nothingLeft(t)
+}

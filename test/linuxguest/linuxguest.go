@@ -1,0 +1,136 @@
+package linuxguest
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"ftclock/test/guest"
+
+	"golang.org/x/sys/unix"
+)
+
+// These mirror init.c.
+const (
+	pageMagicA   = 0x6b636f6c63746667
+	pageMagicB   = 0x31646e696c657867
+	recordOffset = 64
+)
+
+// Clocks are the clocks of one running Linux guest, read from outside out of
+// the memory of its init.
+type Clocks struct {
+	// Monotonic and Realtime are the guest's CLOCK_MONOTONIC and
+	// CLOCK_REALTIME. What concerns pvclock is zero in their readings.
+	Monotonic, Realtime *guest.Clock
+
+	memory []byte
+}
+
+// Open maps the memory of the guest in the QEMU process with that pid, and
+// waits until its init runs and its clocks move.
+func Open(qemuPID int, timeout time.Duration) (*Clocks, error) {
+	memory, err := guest.MapMemory(qemuPID)
+	if err != nil {
+		return nil, fmt.Errorf("opening clocks of Linux guest in process %d: %w", qemuPID, err)
+	}
+	for end := time.Now().Add(timeout); ; time.Sleep(500 * time.Millisecond) {
+		if c := find(memory); c != nil {
+			return c, nil
+		}
+		if time.Now().After(end) {
+			unix.Munmap(memory)
+			return nil, fmt.Errorf("opening clocks of Linux guest in process %d: %w after %v", qemuPID, errNotFound, timeout)
+		}
+	}
+}
+
+// find looks for init's page. A page that an earlier boot of the same guest
+// left behind has the magic too, but doesn't move.
+func find(memory []byte) *Clocks {
+	for at := 0; at+4096 <= len(memory); at += 4096 {
+		page := memory[at : at+4096]
+		if binary.LittleEndian.Uint64(page) != pageMagicA || binary.LittleEndian.Uint64(page[8:]) != pageMagicB {
+			continue
+		}
+		c := &Clocks{
+			Monotonic: guest.View(page[recordOffset:]),
+			Realtime:  guest.View(page[recordOffset+guest.RecordSize:]),
+			memory:    memory,
+		}
+		if c.Monotonic.WaitMoving(time.Second) == nil && c.Realtime.WaitMoving(time.Second) == nil {
+			return c
+		}
+	}
+	return nil
+}
+
+// Close unmaps the guest's memory.
+func (c *Clocks) Close() error {
+	c.Monotonic, c.Realtime = nil, nil
+	return os.NewSyscallError("munmap", unix.Munmap(c.memory))
+}
+
+// Line is one line of the clocks that init prints about once a second.
+type Line struct {
+	Realtime, Monotonic int64 // ns
+	TSC                 uint64
+	Source              string // the kernel's clock source
+}
+
+// Log is what a guest has printed so far.
+type Log struct {
+	Lines []Line
+	// Kernel has the kernel's messages.
+	Kernel []string
+	// Complaints are those of them that speak of a clock, a CPU or a task in trouble.
+	Complaints []string
+}
+
+var (
+	clockLine  = regexp.MustCompile(`^ftclock clock realtime=(\d+) monotonic=(\d+) tsc=(\d+) source=(\S+)`)
+	complaints = regexp.MustCompile(`(?i)\bstall|lockup|unstable|\bhung\b|time went backwards|skew|\bBUG\b`)
+)
+
+// ReadLog reads the console of a guest, see Console.
+func ReadLog(path string) (*Log, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading console of Linux guest: %w", err)
+	}
+	return parseLog(string(text)), nil
+}
+
+func parseLog(text string) *Log {
+	log := &Log{}
+	for line := range strings.Lines(text) {
+		line = strings.TrimRight(line, "\r\n")
+		if m := clockLine.FindStringSubmatch(line); m != nil {
+			l := Line{Source: m[4]}
+			var err [3]error
+			l.Realtime, err[0] = strconv.ParseInt(m[1], 10, 64)
+			l.Monotonic, err[1] = strconv.ParseInt(m[2], 10, 64)
+			l.TSC, err[2] = strconv.ParseUint(m[3], 10, 64)
+			if err == [3]error{} {
+				log.Lines = append(log.Lines, l)
+			}
+			continue
+		}
+		message, forwarded := strings.CutPrefix(line, "ftclock kernel ")
+		if !forwarded && strings.HasPrefix(line, "ftclock ") {
+			continue
+		}
+		// What isn't forwarded the kernel printed itself: errors, in spite of "quiet".
+		if message != "" {
+			log.Kernel = append(log.Kernel, message)
+		}
+		if complaints.MatchString(message) {
+			log.Complaints = append(log.Complaints, message)
+		}
+	}
+	return log
+}

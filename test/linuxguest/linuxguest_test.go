@@ -1,0 +1,35 @@
+package linuxguest
+
+import (
+	"fmt"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+func TestParseLog(t *testing.T) {
+	log := parseLog("SeaBIOS (version 1.16)\r\n" +
+		"ftclock init vdso=yes available=kvm-clock \r\n" +
+		"ftclock clock realtime=1785500000123456789 monotonic=987654321 tsc=123 source=kvm-clock \r\n" +
+		"ftclock kernel rcu: INFO: rcu_sched self-detected stall on CPU\r\n" +
+		"ftclock kernel Linux version 6.12, debugging symbols\r\n" +
+		"ftclock clock realtime=17855000001234567890000000 monotonic=1 tsc=1 source=x\r\n" +
+		"watchdog: BUG: soft lockup\r\n" +
+		"ftclock clock realtime=12")
+	want := []Line{{Realtime: 1785500000123456789, Monotonic: 987654321, TSC: 123, Source: "kvm-clock"}}
+	if !reflect.DeepEqual(log.Lines, want) {
+		t.Errorf("lines %+v", log.Lines)
+	}
+	if len(log.Complaints) != 2 || !strings.Contains(log.Complaints[0], "stall") || !strings.Contains(log.Complaints[1], "lockup") {
+		t.Errorf("complaints %q", log.Complaints)
+	}
+}
+
+func TestMissingNamesTheFix(t *testing.T) {
+	t.Setenv(kernelVariable, filepath.Join(t.TempDir(), "none"))
+	missing := fmt.Sprint(Missing())
+	if !strings.Contains(missing, kernelVariable) || !strings.Contains(missing, "fix:") {
+		t.Error(missing)
+	}
+}
