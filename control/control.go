@@ -33,10 +33,6 @@ type Info struct {
 	Name string `json:"name"`
 	UUID string `json:"uuid"`
 	Mode Mode   `json:"mode"`
-	Shim int    `json:"shim"` // the shim's pid
-	// Start is the shim's start time in clock ticks since boot (proc(5), field 22 of stat): with the pid it names
-	// the process for good.
-	Start uint64 `json:"start"`
 }
 
 // Request asks a shim for something.
@@ -83,7 +79,9 @@ type Status struct {
 	Why     string    `json:"why,omitempty"`
 	Method  string    `json:"method,omitempty"` // "ptrace" or "preload": how the module came in
 	QEMU    int       `json:"qemu,omitempty"`   // pid
-	Shim    int       `json:"shim"`             // pid
+	Shim    int       `json:"shim"`             // pid of the worker
+	Keeper  int       `json:"keeper"`           // pid
+	Workers uint64    `json:"workers"`          // how many workers there were; each but the first took over from one that died
 	Since   time.Time `json:"since"`
 	Clock   string    `json:"clock"` // the policy's XML; empty: watch only
 

@@ -152,25 +152,10 @@ func (h Host) release(uuid string) {
 	if uuid == "" || strings.ContainsAny(uuid, "/.") {
 		return
 	}
-	dir := filepath.Join(h.State, uuid)
-	info, err := control.ReadInfo(dir)
-	if err != nil {
-		return
+	_, err := control.Ask(h.State, uuid, control.Request{Do: "quit"})
+	if errors.Is(err, control.ErrGone) {
+		_ = os.RemoveAll(filepath.Join(h.State, uuid))
 	}
-	fd, err := unix.PidfdOpen(info.Shim, 0)
-	if err == nil {
-		defer unix.Close(fd)
-	}
-	// The pid may be somebody else's by now: the start time tells.
-	if start, serr := shim.StartTime(info.Shim); err != nil || serr != nil || start != info.Start {
-		_ = os.RemoveAll(dir)
-		return
-	}
-	if err := unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0); err != nil {
-		return
-	}
-	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	_, _ = unix.Poll(poll, 2000)
 }
 
 // oneLine words an error, joined ones too, as the single line that virsh and virt-manager show well.

@@ -42,6 +42,10 @@ type domain struct {
 	load func()
 	// gate is closed (true) until the first cont has gone through; only a gated cont can be refused.
 	gate bool
+	// save keeps what the next worker has to know. Called with mu held.
+	save func(memory)
+	// memory is what was saved last; what this struct has elsewhere is filled in by remember.
+	memory memory
 
 	pause pauseSeen
 
@@ -59,10 +63,50 @@ type pauseSeen struct {
 	number    uint64 // the module's number of the pause that the order was for; 0: no order
 }
 
-func newDomain(log zerolog.Logger, policy *metadata.Policy, gated bool) *domain {
-	d := &domain{log: log, policy: policy, state: control.Starting}
-	d.gate = gated && policy != nil && policy.Required
-	return d
+// newDomain begins with what m says, of a new domain or of an earlier worker's. The error is of m's policy.
+func newDomain(log zerolog.Logger, m memory, save func(memory)) (*domain, error) {
+	d := &domain{log: log, state: control.Starting, save: save, memory: m}
+	if m.Clock != "" {
+		p, err := metadata.ParseElement([]byte(m.Clock))
+		if err != nil {
+			return nil, err
+		}
+		d.policy = &p
+	}
+	d.gate = m.Gate && d.policy != nil && d.policy.Required
+	d.qemu, d.method, d.why = m.QEMU, m.Method, m.Why
+	d.disagreements, d.lastDisagreement, d.warnings = m.Problems.Disagreements, m.Problems.LastDisagreement, m.Problems.Warnings
+	if d.why != "" {
+		d.state = control.Uncorrected
+		if !d.gate {
+			d.loading = make(chan struct{})
+			close(d.loading)
+		}
+	}
+	return d, nil
+}
+
+// remember saves what the next worker has to know. The caller holds d.mu.
+func (d *domain) remember() {
+	m := &d.memory
+	m.Clock, m.Gate, m.Why, m.Method, m.QEMU = "", d.gate, d.why, d.method, d.qemu
+	if d.policy != nil {
+		m.Clock = d.policy.XML()
+	}
+	m.Problems = problems{d.disagreements, d.lastDisagreement, d.warnings}
+	d.save(*m)
+}
+
+// resume takes over a page that an earlier worker opened, or begins what it didn't get to.
+func (d *domain) resume(page *clockpage.Page, connected bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if page != nil {
+		d.page, d.why = page, ""
+		d.apply()
+	} else if connected && d.loading == nil {
+		d.begin()
+	}
 }
 
 // now reads CLOCK_MONOTONIC_RAW, ns.
@@ -106,7 +150,10 @@ func (d *domain) cont(m message) (refusal string) {
 		}
 		return ""
 	}
-	d.gate = false
+	if d.gate {
+		d.gate = false
+		d.remember()
+	}
 	d.pause.contID = m.id
 	d.pause.contCame = came
 	d.pause.number = 0
@@ -271,6 +318,7 @@ func compare(r clockpage.Record, seen pauseSeen, t uint64) string {
 func (d *domain) disagree(what string) {
 	d.disagreements++
 	d.lastDisagreement = what
+	d.remember()
 	d.log.Error().Msg("the two measurements disagree: " + what)
 }
 
@@ -282,6 +330,7 @@ func (d *domain) warn(what string) {
 		d.warnings = d.warnings[1:]
 	}
 	d.warnings = append(d.warnings, what)
+	d.remember()
 	d.log.Warn().Msg(what)
 }
 
@@ -295,6 +344,7 @@ func (d *domain) loaded(page *clockpage.Page, method string, err error) {
 	} else {
 		d.page, d.method, d.why = page, method, ""
 		d.apply()
+		d.remember()
 		d.log.Info().Str("method", method).Str("state", string(d.state)).Int("qemu", d.qemu).Msg("module loaded")
 	}
 	if d.loading != nil {
@@ -312,8 +362,9 @@ func (d *domain) setPolicy(p *metadata.Policy) {
 	}
 	if d.page != nil {
 		d.apply()
-		d.log.Info().Str("state", string(d.state)).Msg("policy changed")
 	}
+	d.remember()
+	d.log.Info().Str("state", string(d.state)).Msg("policy changed")
 }
 
 // apply writes the policy into the page. The caller holds d.mu.

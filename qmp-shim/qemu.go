@@ -16,6 +16,7 @@ import (
 
 	"ftclock/attach"
 	"ftclock/clockpage"
+	metadata "ftclock/xml-templates"
 )
 
 // A process names a process for good: as long as fd is open, its pid belongs to no other.
@@ -130,33 +131,50 @@ func holdsSocket(pid int, inodes map[string]bool) (bool, error) {
 	return false, nil // a descriptor that is gone meanwhile, or a process
 }
 
-// loadModule has the module in process p, by ptrace unless it is there already, and opens its page.
-func loadModule(ctx context.Context, p process, module string) (page *clockpage.Page, method string, err error) {
+// loadModule has the module in process p, by ptrace unless it is there already, and opens its page. The page's
+// descriptor is the caller's.
+func loadModule(ctx context.Context, p process, module string) (page *clockpage.Page, own int, method string, err error) {
 	fd, there, err := attach.Loaded(p.pid)
 	if err != nil {
-		return nil, "", err
+		return nil, -1, "", err
 	}
-	method = "preload"
 	if !there {
-		method = "ptrace"
 		if _, err := attach.Load(ctx, p.pid, module); err != nil {
-			return nil, "", err
+			return nil, -1, "", err
 		}
 		if fd, there, err = attach.Loaded(p.pid); err != nil {
-			return nil, "", err
+			return nil, -1, "", err
 		}
 		if !there {
-			return nil, "", fmt.Errorf("%s was loaded into process %d but stays silent: it found no place for itself in that QEMU", module, p.pid)
+			return nil, -1, "", fmt.Errorf("%s was loaded into process %d but stays silent: it found no place for itself in that QEMU", module, p.pid)
 		}
 	}
-	f, err := os.OpenFile(fmt.Sprintf("/proc/%d/fd/%d", p.pid, fd), os.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, "", fmt.Errorf("opening the clock page of process %d: %w", p.pid, err)
+	method = "ptrace"
+	if environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", p.pid)); err == nil && preloads(environ) {
+		method = "preload"
 	}
-	defer f.Close()
-	page, err = clockpage.Map(f)
+	own, err = unix.Open(fmt.Sprintf("/proc/%d/fd/%d", p.pid, fd), unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, "", fmt.Errorf("opening the clock page of process %d: %w", p.pid, err)
+		return nil, -1, "", fmt.Errorf("opening the clock page of process %d: %w", p.pid, err)
 	}
-	return page, method, nil
+	f, err := reopen(own)
+	if err == nil {
+		defer f.Close()
+		page, err = clockpage.Map(f)
+	}
+	if err != nil {
+		_ = unix.Close(own)
+		return nil, -1, "", fmt.Errorf("opening the clock page of process %d: %w", p.pid, err)
+	}
+	return page, own, method, nil
+}
+
+// preloads says whether a process was started with the module in LD_PRELOAD.
+func preloads(environ []byte) bool {
+	for variable := range bytes.SplitSeq(environ, []byte{0}) {
+		if value, ok := bytes.CutPrefix(variable, []byte("LD_PRELOAD=")); ok && bytes.Contains(value, []byte(metadata.Module)) {
+			return true
+		}
+	}
+	return false
 }

@@ -34,10 +34,13 @@ type recogniser struct {
 	seen    member // top-level members seen: one that comes twice spoils the message, as for QEMU
 	spoiled bool
 	current member // of the top-level value being read
-	word    []byte // the string being read, while it is a top-level key or name
 	take    bool   // the string being read goes to word
-	id      []byte
 	takeID  bool
+	// Arrays, so that a recogniser can be copied to look ahead.
+	word  [maxWord]byte // the string being read, while it is a top-level key or name
+	wordN int
+	id    [maxID]byte
+	idN   int
 }
 
 type state uint8
@@ -98,10 +101,7 @@ func (r *recogniser) idle() bool { return r.depth == 0 && r.state == wantValue }
 // lost says that the recogniser waits for the next newline to find its place again.
 func (r *recogniser) isLost() bool { return r.state == lost }
 
-func (r *recogniser) reset() {
-	word, id := r.word[:0], r.id[:0]
-	*r = recogniser{word: word, id: id}
-}
+func (r *recogniser) reset() { *r = recogniser{} }
 
 func (r *recogniser) giveUp(c byte) bool {
 	r.reset()
@@ -173,7 +173,7 @@ func (r *recogniser) step(c byte) bool {
 
 func (r *recogniser) beginValue(c byte) bool {
 	if r.depth == 1 && r.current == idMember && !r.takeID && r.inObject() {
-		r.takeID, r.id = true, append(r.id[:0], c)
+		r.takeID, r.id[0], r.idN = true, c, 1
 	}
 	switch {
 	case c == '{' || c == '[':
@@ -202,7 +202,7 @@ func (r *recogniser) beginValue(c byte) bool {
 // openString begins a string; it is kept if it is a top-level key or the name of a command or an event.
 func (r *recogniser) openString(quote byte, as state) {
 	r.state, r.quote, r.escape = as, quote, 0
-	r.word = r.word[:0]
+	r.wordN = 0
 	r.take = r.depth == 1 && r.inObject() && (as == inKey || r.current&(executeMember|eventMember) != 0)
 }
 
@@ -248,29 +248,31 @@ func (r *recogniser) keep(c rune) {
 	if !r.take {
 		return
 	}
-	if len(r.word) == maxWord {
-		r.take, r.word = false, r.word[:0]
+	if r.wordN == maxWord {
+		r.take, r.wordN = false, 0
 		return
 	}
 	if c >= 0x80 {
 		c = '?'
 	}
-	r.word = append(r.word, byte(c))
+	r.word[r.wordN] = byte(c)
+	r.wordN++
 }
 
 func (r *recogniser) keepID(c byte) {
-	if len(r.id) == maxID {
-		r.id, r.takeID, r.current = r.id[:0], false, otherMember
+	if r.idN == maxID {
+		r.takeID, r.current = false, otherMember
 		return
 	}
-	r.id = append(r.id, c)
+	r.id[r.idN] = c
+	r.idN++
 }
 
 func (r *recogniser) stringEnded() bool {
 	if r.state == inKey {
 		r.state = wantColon
 		if r.depth == 1 {
-			r.current = members[string(r.word)]
+			r.current = members[string(r.word[:r.wordN])]
 			if r.current != otherMember && r.seen&r.current != 0 {
 				r.spoiled = true
 			}
@@ -289,9 +291,9 @@ func (r *recogniser) stringEnded() bool {
 	if r.take {
 		switch r.current {
 		case executeMember:
-			r.m.execute = string(r.word)
+			r.m.execute = string(r.word[:r.wordN])
 		case eventMember:
-			r.m.event = string(r.word)
+			r.m.event = string(r.word[:r.wordN])
 		}
 	}
 	if r.valueEnded() {
@@ -326,7 +328,7 @@ func (r *recogniser) valueEnded() bool {
 
 func (r *recogniser) idEnded(over int) {
 	r.takeID = false
-	r.m.id = string(r.id[:len(r.id)-over])
+	r.m.id = string(r.id[:r.idN-over])
 }
 
 func (r *recogniser) inObject() bool {

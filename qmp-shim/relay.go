@@ -8,22 +8,46 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
+/*
+Theory of operation
+
+The relay must be able to die between any two instructions without losing a byte. So bytes are never in its memory
+alone. It looks at what has come with MSG_PEEK, which takes nothing away, and moves it with splice(2): from the socket into a
+pipe, and from the pipe to the other socket. Each of the two calls moves bytes from one kernel object to another,
+whole, and both objects are held by the keeper too. A worker that takes over finds in the pipe what the last one had
+under way, and sends it first.
+
+splice loses descriptors. So a peek that shows some is followed by shorter ones, until it is known with which byte they
+come; what is before it is spliced, and that one byte is sent with the copies that the peek gave, and then taken away. A word,
+carry, tells the next worker of one that died in between. So a byte can be lost only if the worker dies in the
+nanoseconds between that word's being set and the kernel's having the message.
+
+The recogniser gets the bytes after they have gone into the pipe and before they leave it. What it knows dies with the
+worker; one word a direction, mid, tells the next one whether the stream was between two messages, where a
+recogniser can begin, or not: then it waits for a newline.
+*/
+
 // Sizes of the relay.
 const (
-	// chunkSize is how much is moved at a time. Messages may be of any size: they are never collected.
+	// chunkSize is how much is looked at and moved at a time. Messages may be of any size: they are never collected.
 	chunkSize = 64 << 10
 	// maxFDs is what the kernel lets one message carry (SCM_MAX_FD in include/net/scm.h).
 	maxFDs = 253
-	// maxHeld bounds what is held back of a command while the first cont is still to be decided upon.
-	maxHeld = 64 << 10
 )
 
-// errTruncated is the end of a connection that lost file descriptors on the way: this process ran out of them.
+// The two directions.
+const (
+	up   = 0 // client to QEMU
+	down = 1
+)
+
+// errTruncated is the end of a connection that lost descriptors on the way: this process ran out of them.
 var errTruncated = errors.New("file descriptors were lost in a message (MSG_CTRUNC)")
 
 // An observer sees what a relay recognises, in the stream's order, each direction from its own goroutine.
@@ -41,36 +65,33 @@ type observer interface {
 // A relay moves the bytes and file descriptors of one connection between a client, libvirt, and QEMU.
 type relay struct {
 	client, qemu *net.UnixConn
+	pipes        [2]pipe
+	mid, carry   [2]*uint32
 	observer     observer
-
-	commands recogniser
-	held     []byte // of a command, while the gate is closed
-	heldFDs  []int
 
 	// mu guards what is written to the client: QEMU's bytes, and between its messages our refusals.
 	mu       sync.Mutex
-	messages recogniser
 	queued   []byte
+	messages recogniser // QEMU's, as far as they have gone on to the client
 }
 
-// run moves bytes until both sides have ended. An end of one direction is handed on as such; once QEMU has ended, the
-// whole connection has, and the other way round when the client is gone for good.
+// A pipe is what bytes are in between two sockets. The numbers stay the caller's.
+type pipe struct{ r, w int }
+
+// run moves bytes until the connection has ended, as seen from either side.
 func (r *relay) run() error {
 	var group sync.WaitGroup
-	var up, down error
+	var errs [2]error
 	group.Go(func() {
-		up = r.move(r.client, r.toQEMU)
+		errs[up] = r.up()
 		_ = r.qemu.CloseWrite()
 	})
 	group.Go(func() {
-		down = r.move(r.qemu, r.toClient)
+		errs[down] = r.down()
 		hangUp(r.client)
 	})
 	group.Wait()
-	closeAll(r.heldFDs)
-	_ = r.client.Close()
-	_ = r.qemu.Close()
-	return errors.Join(up, down)
+	return errors.Join(errs[:]...)
 }
 
 // hangUp ends both directions at once, as QEMU's own close does: after an end of one only, libvirt doesn't look into QEMU's
@@ -83,123 +104,134 @@ func hangUp(c *net.UnixConn) {
 	_ = raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_RDWR) })
 }
 
-// move reads from one side and hands on, until the end of the stream (nil) or an error.
-func (r *relay) move(from *net.UnixConn, on func([]byte, []int) error) error {
-	buf := make([]byte, chunkSize)
-	oob := make([]byte, unix.CmsgSpace(maxFDs*4))
-	for {
-		// Go's ReadMsgUnix sets MSG_CMSG_CLOEXEC.
-		n, oobn, flags, _, err := from.ReadMsgUnix(buf, oob)
-		fds, cerr := parseFDs(oob[:oobn])
-		switch {
-		case cerr == nil && flags&unix.MSG_CTRUNC != 0:
-			cerr = errTruncated
-		case cerr == nil && n == 0 && err == nil:
-			err = io.EOF
-		}
-		if cerr != nil || err != nil {
-			closeAll(fds)
-			if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, net.ErrClosed) {
-				return cerr
-			}
-			return errors.Join(cerr, err)
-		}
-		if err := on(buf[:n], fds); err != nil {
-			if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, net.ErrClosed) {
-				return nil // the other side is gone: that is its direction's to tell
-			}
-			return err
-		}
+// up moves what the client sends.
+func (r *relay) up() error {
+	m, commands, err := r.begin(up, r.client, r.qemu)
+	if err != nil {
+		return ended(err)
 	}
-}
-
-// toQEMU hands on what the client sent. The file descriptors go with the first byte they came with.
-func (r *relay) toQEMU(b []byte, fds []int) error {
-	for len(b) > 0 {
-		n, m, ended := r.commands.feed(b)
-		part := b[:n]
-		b = b[n:]
-		isCont := ended && m.execute == "cont"
-		if ended && m.execute != "" && !isCont {
-			r.observer.command(m)
+	for {
+		look, err := m.look(func(b []byte) bool {
+			return !r.withheld(commands, b)
+		})
+		if err != nil {
+			return ended(err)
 		}
-
-		if r.observer.gated() || len(r.held) > 0 {
-			r.held = append(r.held, part...)
-			r.heldFDs = append(r.heldFDs, fds...)
-			fds = nil
-			if isCont {
-				if refusal := r.observer.cont(m); refusal != "" {
-					r.held = r.held[:0]
-					closeAll(r.heldFDs)
-					r.heldFDs = nil
-					if err := r.refuse(m.id, refusal); err != nil {
-						return err
+		if r.observer.gated() {
+			// One message at a time.
+			ahead := commands
+			if n, message, complete := ahead.feed(look); complete {
+				look = look[:n]
+				if commands.idle() && message.execute == "cont" {
+					if err := r.gate(m, message, n); err != nil {
+						return ended(err)
 					}
 					continue
 				}
-			} else if !ended && !r.commands.idle() && !r.commands.isLost() && len(r.held) < maxHeld {
-				continue
 			}
-			err := send(r.qemu, r.held, r.heldFDs)
-			r.held, r.heldFDs = nil, nil
-			if err != nil {
-				return err
-			}
-			continue
 		}
-
-		if isCont {
-			if len(part) > 1 {
-				err := send(r.qemu, part[:len(part)-1], fds)
-				fds = nil
-				if err != nil {
-					return err
+		// As far as the last byte of a cont, or with it if it is the first.
+		ahead, n := commands, 0
+		for n < len(look) {
+			used, message, complete := ahead.feed(look[n:])
+			if complete && message.execute == "cont" {
+				if n+used > 1 {
+					n += used - 1
+				} else {
+					n = 1
 				}
-				part = part[len(part)-1:]
+				break
 			}
-			r.observer.cont(m)
+			n += used
 		}
-		err := send(r.qemu, part, fds)
-		fds = nil
+		if err := m.move(look[:n], func(b []byte) {
+			r.feed(&commands, b, func(message message) {
+				if message.execute == "cont" {
+					r.observer.cont(message)
+				} else if message.execute != "" {
+					r.observer.command(message)
+				}
+			})
+		}, func() bool { return commands.idle() }); err != nil {
+			return ended(err)
+		}
+	}
+}
+
+func (r *relay) feed(to *recogniser, b []byte, tell func(message)) {
+	for len(b) > 0 {
+		n, m, complete := to.feed(b)
+		b = b[n:]
+		if complete {
+			tell(m)
+		}
+	}
+}
+
+// withheld says that b, all that has come, isn't enough to tell whether it begins with a cont that may be refused.
+func (r *relay) withheld(commands recogniser, b []byte) bool {
+	if !r.observer.gated() || !commands.idle() || len(b) == chunkSize {
+		return false
+	}
+	_, _, complete := commands.feed(b)
+	return !complete && !commands.idle() && !commands.isLost()
+}
+
+// gate has the observer decide upon a cont, which is there as a whole, n bytes, of which QEMU has had none.
+func (r *relay) gate(m *mover, cont message, n int) error {
+	if refusal := r.observer.cont(cont); refusal != "" {
+		if err := r.refuse(cont.id, refusal); err != nil {
+			return err
+		}
+		return m.discard(n)
+	}
+	for n > 0 {
+		look, err := m.look(nil)
 		if err != nil {
+			return err
+		}
+		look = look[:min(n, len(look))]
+		n -= len(look)
+		rest := n
+		if err := m.move(look, func([]byte) {}, func() bool { return rest == 0 }); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// toClient hands on what QEMU sent.
-func (r *relay) toClient(b []byte, fds []int) error {
+// down moves what QEMU sends.
+func (r *relay) down() error {
+	m, messages, err := r.begin(down, r.qemu, r.client)
+	if err != nil {
+		return ended(err)
+	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	for len(b) > 0 {
-		n, m, ended := r.messages.feed(b)
-		if ended {
-			r.observer.fromQEMU(m)
+	r.messages = messages
+	r.mu.Unlock()
+	for {
+		look, err := m.look(nil)
+		if err != nil {
+			return ended(err)
 		}
-		// Without something of ours to put between, messages go on as they came, in one piece.
-		if len(r.queued) == 0 {
-			for n < len(b) {
-				var more int
-				more, m, ended = r.messages.feed(b[n:])
-				n += more
-				if ended {
-					r.observer.fromQEMU(m)
-				}
+		r.mu.Lock()
+		if len(r.queued) > 0 { // as far as the end of the message that ours is to be put behind
+			ahead := r.messages
+			if n, _, complete := ahead.feed(look); complete {
+				look = look[:n]
 			}
 		}
-		err := send(r.client, b[:n], fds)
-		fds = nil
-		if err != nil {
-			return err
+		err = m.move(look, func(b []byte) {
+			r.feed(&r.messages, b, r.observer.fromQEMU)
+		}, func() bool { return r.messages.idle() })
+		if err == nil {
+			err = r.flush()
 		}
-		b = b[n:]
-		if err := r.flush(); err != nil {
-			return err
+		r.mu.Unlock()
+		if err != nil {
+			return ended(err)
 		}
 	}
-	return nil
 }
 
 // refuse answers a command in QEMU's place, as soon as QEMU isn't in the middle of a message.
@@ -226,25 +258,273 @@ func (r *relay) flush() error {
 	}
 	b := r.queued
 	r.queued = nil
-	return send(r.client, b, nil)
+	_, err := r.client.Write(b)
+	return err
 }
 
-// send writes b whole, its first byte with fds, and closes fds.
-func send(to *net.UnixConn, b []byte, fds []int) error {
-	defer closeAll(fds)
-	var oob []byte
-	if len(fds) > 0 {
-		oob = unix.UnixRights(fds...)
+// begin makes a direction's mover, sends what the last worker had under way, and finds the recogniser's place.
+func (r *relay) begin(direction int, from, to *net.UnixConn) (*mover, recogniser, error) {
+	m := &mover{pipe: r.pipes[direction], mid: r.mid[direction], carry: r.carry[direction], buf: make([]byte, chunkSize),
+		oob: make([]byte, unix.CmsgSpace(maxFDs*4))}
+	var place recogniser
+	if atomic.LoadUint32(m.mid) != 0 {
+		place.state = lost
 	}
+	var err error
+	if m.from, err = from.SyscallConn(); err != nil {
+		return nil, place, err
+	}
+	if m.to, err = to.SyscallConn(); err != nil {
+		return nil, place, err
+	}
+	left, err := unix.IoctlGetInt(m.pipe.r, unix.TIOCINQ)
+	if err != nil {
+		return nil, place, os.NewSyscallError("ioctl", err)
+	}
+	if err := m.drain(left); err != nil {
+		return nil, place, err
+	}
+	if atomic.LoadUint32(m.carry) != 0 { // the last worker sent the next byte, and died before it took it away
+		if err := m.discard(1); err != nil {
+			return nil, place, err
+		}
+		atomic.StoreUint32(m.carry, 0)
+	}
+	return m, place, nil
+}
+
+// ended tells the ends of a connection that are none of our failures: nil.
+func ended(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// A mover moves one direction's bytes.
+type mover struct {
+	from, to syscall.RawConn
+	pipe     pipe
+	mid      *uint32
+	carry    *uint32
+	buf, oob []byte
+	// carrier says with which byte from now the next descriptors come, counted from 1. 0: none seen.
+	carrier int
+}
+
+// look waits for bytes and shows them without taking them away: all that have come, a chunk at most, and no further than
+// to a byte that carries descriptors. enough, if there is one, says whether to wait for more.
+func (m *mover) look(enough func([]byte) bool) ([]byte, error) {
+	var n int
+	var err error
+	rerr := m.from.Read(func(fd uintptr) bool {
+		for {
+			n, err = m.peek(int(fd))
+			if errors.Is(err, unix.EINTR) {
+				continue
+			}
+			break
+		}
+		if errors.Is(err, unix.EAGAIN) {
+			return false
+		}
+		return err != nil || n == 0 || enough == nil || m.carrier > 0 || enough(m.buf[:n])
+	})
+	switch {
+	case rerr != nil:
+		return nil, rerr
+	case err != nil:
+		return nil, os.NewSyscallError("recvmsg", err)
+	case n == 0:
+		return nil, io.EOF
+	}
+	return m.buf[:n], nil
+}
+
+// peek fills the buffer and finds the first byte that carries descriptors.
+func (m *mover) peek(fd int) (n int, err error) {
+	m.carrier = 0
+	n, carries, err := m.peekUpTo(fd, chunkSize)
+	if err != nil || n == 0 || !carries {
+		return n, err
+	}
+	// A read ends with the message that carries descriptors, and shows them once it touches it: the shortest read that
+	// does ends with its first byte.
+	low, high := 1, n // the answer is in here
+	for low < high {
+		middle := (low + high) / 2
+		_, carries, err := m.peekUpTo(fd, middle)
+		if err != nil {
+			return 0, err
+		}
+		if carries {
+			high = middle
+		} else {
+			low = middle + 1
+		}
+	}
+	m.carrier = low
+	return low, nil
+}
+
+func (m *mover) peekUpTo(fd, max int) (n int, carries bool, err error) {
+	n, oobn, flags, _, err := unix.Recvmsg(fd, m.buf[:max], m.oob, unix.MSG_PEEK|unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+	if err != nil {
+		return 0, false, err
+	}
+	fds, err := parseFDs(m.oob[:oobn])
+	closeAll(fds)
+	if err == nil && flags&unix.MSG_CTRUNC != 0 {
+		err = errTruncated
+	}
+	return n, len(fds) > 0, err
+}
+
+// move takes b, which look has shown, to the other side. seen gets each piece when it can't be lost any more and hasn't
+// gone on yet; idle then says whether the stream is between two messages.
+func (m *mover) move(b []byte, seen func([]byte), idle func() bool) error {
 	for len(b) > 0 {
-		// One sendmsg: when it is cut short, the descriptors have gone with its first byte.
-		n, _, err := to.WriteMsgUnix(b, oob, nil)
-		if n > 0 {
-			b, oob = b[n:], nil
+		atomic.StoreUint32(m.mid, 1)
+		n, err := len(b), error(nil)
+		switch {
+		case m.carrier == 1:
+			n = 1
+			m.carrier = 0
+			err = m.moveCarrier(func() { seen(b[:1]) })
+		default:
+			if m.carrier > 1 {
+				n = min(n, m.carrier-1)
+			}
+			if n, err = m.fill(n); err == nil {
+				if m.carrier > 0 {
+					m.carrier -= n
+				}
+				seen(b[:n])
+				err = m.drain(n)
+			}
 		}
 		if err != nil {
 			return err
 		}
+		b = b[n:]
+		if idle() {
+			atomic.StoreUint32(m.mid, 0)
+		}
+	}
+	return nil
+}
+
+// fill moves up to n bytes, which are there, into the pipe, and gives how many.
+func (m *mover) fill(n int) (moved int, err error) {
+	rerr := m.from.Read(func(fd uintptr) bool {
+		var k int64
+		k, err = splice(int(fd), m.pipe.w, n)
+		moved = int(k)
+		return !errors.Is(err, unix.EAGAIN)
+	})
+	switch {
+	case rerr != nil:
+		return 0, rerr
+	case err != nil:
+		return 0, os.NewSyscallError("splice", err)
+	case moved == 0:
+		return 0, io.EOF
+	}
+	return moved, nil
+}
+
+// drain moves n bytes, which are in the pipe, to the other side. It waits while that doesn't read.
+func (m *mover) drain(n int) error {
+	for n > 0 {
+		var k int64
+		var err error
+		werr := m.to.Write(func(fd uintptr) bool {
+			k, err = splice(m.pipe.r, int(fd), n)
+			return !errors.Is(err, unix.EAGAIN)
+		})
+		if werr != nil {
+			return werr
+		}
+		if err == nil && k == 0 {
+			err = io.ErrUnexpectedEOF // the pipe has less than it should
+		}
+		if err != nil {
+			return os.NewSyscallError("splice", err)
+		}
+		n -= int(k)
+	}
+	return nil
+}
+
+func splice(from, to, n int) (int64, error) {
+	for {
+		k, err := unix.Splice(from, nil, to, nil, n, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+		if !errors.Is(err, unix.EINTR) {
+			return k, err
+		}
+	}
+}
+
+// moveCarrier moves the one byte that comes next, with its descriptors.
+func (m *mover) moveCarrier(seen func()) error {
+	var b [1]byte
+	var fds []int
+	var err error
+	rerr := m.from.Read(func(fd uintptr) bool {
+		var oobn, flags int
+		_, oobn, flags, _, err = unix.Recvmsg(int(fd), b[:], m.oob, unix.MSG_PEEK|unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+		if err == nil {
+			fds, err = parseFDs(m.oob[:oobn])
+			if err == nil && flags&unix.MSG_CTRUNC != 0 {
+				err = errTruncated
+			}
+		}
+		return !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR)
+	})
+	defer func() { closeAll(fds) }()
+	if err = errors.Join(rerr, err); err != nil {
+		return err
+	}
+	seen()
+	rights := unix.UnixRights(fds...)
+	werr := m.to.Write(func(fd uintptr) bool {
+		atomic.StoreUint32(m.carry, 1)
+		err = unix.Sendmsg(int(fd), b[:], rights, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		if err != nil {
+			atomic.StoreUint32(m.carry, 0)
+		}
+		return !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR)
+	})
+	if err = errors.Join(werr, err); err != nil {
+		return err
+	}
+	err = m.discard(1)
+	atomic.StoreUint32(m.carry, 0)
+	return err
+}
+
+// discard takes n bytes, which are there, away, with whatever they carry.
+func (m *mover) discard(n int) error {
+	m.carrier = 0
+	var err error
+	for n > 0 {
+		var k int
+		rerr := m.from.Read(func(fd uintptr) bool {
+			var oobn int
+			k, oobn, _, _, err = unix.Recvmsg(int(fd), m.buf[:n], m.oob, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+			if err == nil {
+				fds, _ := parseFDs(m.oob[:oobn])
+				closeAll(fds)
+			}
+			return !errors.Is(err, unix.EAGAIN)
+		})
+		if err = errors.Join(rerr, err); err != nil {
+			return err
+		}
+		if k == 0 {
+			return io.EOF
+		}
+		n -= k
 	}
 	return nil
 }

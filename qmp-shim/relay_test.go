@@ -100,7 +100,16 @@ func between(t *testing.T, o observer) (client, qemu *net.UnixConn, wait func() 
 	client, inner1 := pair(t)
 	qemu, inner2 := pair(t)
 	done := make(chan error, 1)
-	go func() { done <- (&relay{client: inner1, qemu: inner2, observer: o}).run() }()
+	r := &relay{client: inner1, qemu: inner2, observer: o}
+	for i := range r.pipes {
+		var ends [2]int
+		if err := unix.Pipe2(ends[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+			t.Fatal(err)
+		}
+		r.pipes[i], r.mid[i], r.carry[i] = pipe{ends[0], ends[1]}, new(uint32), new(uint32)
+		t.Cleanup(func() { closeAll(ends[:]) })
+	}
+	go func() { done <- r.run() }()
 	return client, qemu, func() error {
 		t.Helper()
 		select {
@@ -125,12 +134,12 @@ func TestRelayMovesAnythingBothWays(t *testing.T) {
 		if _, err := c.Write(b); err != nil {
 			t.Error(err)
 		}
-		_ = c.CloseWrite()
 	}
 	receiveAll := func(c *net.UnixConn, want []byte) {
-		got, err := io.ReadAll(c)
+		got := make([]byte, len(want))
+		n, err := io.ReadFull(c, got)
 		if err != nil || !bytes.Equal(got, want) {
-			t.Errorf("%d bytes of %d arrived, or others: %v", len(got), len(want), err)
+			t.Errorf("%d bytes of %d arrived, or others: %v", n, len(want), err)
 		}
 	}
 	group.Go(func() { sendAll(client, up) })
@@ -138,6 +147,14 @@ func TestRelayMovesAnythingBothWays(t *testing.T) {
 	group.Go(func() { receiveAll(qemu, up) })
 	group.Go(func() { receiveAll(client, down) })
 	group.Wait()
+	_ = client.CloseWrite()
+	if n, err := qemu.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		t.Errorf("the client's end doesn't reach QEMU: %d, %v", n, err)
+	}
+	_ = qemu.CloseWrite()
+	if n, err := client.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		t.Errorf("QEMU's end doesn't reach the client: %d, %v", n, err)
+	}
 	if err := wait(); err != nil {
 		t.Fatal(err)
 	}

@@ -9,15 +9,17 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
+	"ftclock/clockpage"
 	"ftclock/control"
+	"ftclock/keeper"
 	metadata "ftclock/xml-templates"
 )
 
@@ -32,14 +34,17 @@ connects to the relay, and the relay to the renamed file, which is QEMU. For eac
 to QEMU: greeting, capabilities and descriptor sets are as without a shim, and when libvirtd comes back after a
 restart, it finds what it would have found. A second client waits in the socket's queue, as it would with QEMU.
 
-The bytes are moved as they come. A recogniser looks at a copy and tells the domain of stop, cont, STOP and RESUME.
-When QEMU's greeting comes, the module is loaded into QEMU, and the page that it makes is opened. Before the last byte
-of a cont goes on, the domain writes the order for the pause that ends into the page. The very first cont waits, bounded,
-until the module is there; if it can't be had and the domain requires it, that cont, and nothing else ever, is answered with an
-error by the shim.
+A recogniser looks at the bytes on their way and tells the domain of stop, cont, STOP and RESUME. When QEMU's greeting
+comes, the module is loaded into QEMU, and the page that it makes is opened. Before the last byte of a cont goes on,
+the domain writes the order for the pause that ends into the page. The very first cont waits, bounded, until the module
+is there; if it can't be had and the domain requires it, that cont, and nothing else ever, is answered with an error by the shim.
 
 A watch has no monitor. It is for a domain that was started without a shim: it loads the module, gives it the standing
 policy, and keeps the record.
+
+The shim is two processes, a keeper and the worker that this package is; package keeper says how they survive each other.
+Whatever the worker opens for long it puts into the keeper's store, and whatever it finds there when it begins, it goes on
+with: Run makes no difference between a first worker and a later one but for what is there.
 
 Whatever fails later, page, recogniser or module, the relay goes on. It ends when QEMU has ended; a SIGTERM before
 that ends only a shim whose QEMU never came, or a watch, which takes nothing away with it: the module stays, with its
@@ -62,9 +67,26 @@ type Config struct {
 	PID int
 
 	Log zerolog.Logger
-	// Ready is called once, when the shim can be connected to.
+	// Store keeps descriptors beyond this process's life.
+	Store *keeper.Store
+	// Ready is called when the shim can be connected to.
 	Ready func()
 }
+
+// Names of descriptors in the store.
+const (
+	fdState   = "state"   // stateFile
+	fdControl = "control" // listening for requests
+	fdDir     = "dir"     // the domain's directory
+	fdMonitor = "monitor" // listening for libvirt
+	fdClient  = "client"  // libvirt's connection
+	fdQEMU    = "qemu"    // ours to QEMU for it
+	fdProcess = "process" // QEMU's pidfd
+	fdPage    = "page"    // the module's page
+)
+
+// fdPipes are the names of the pipes' ends, a pair a direction.
+var fdPipes = [2][2]string{{"up-out", "up-in"}, {"down-out", "down-in"}}
 
 // Names in a domain's directory. The second is what the hook renames libvirt's socket to; it is no longer than the
 // first, since the whole path may be as long as a socket's address can be.
@@ -79,11 +101,10 @@ const lastWait = 30 * time.Second
 type shim struct {
 	Config
 	domain *domain
-	since  time.Time
+	state  *stateFile
 	dir    string // own state
 
 	relays chan struct{} // holds one token while a connection is relayed
-	dirFD  int           // of DomainDir, so that nobody can put another in its place
 	socket *net.UnixListener
 
 	mu      sync.Mutex
@@ -93,36 +114,24 @@ type shim struct {
 	oneQuit sync.Once
 }
 
-// Run serves the domain until QEMU has ended. It returns an error only if the service couldn't begin.
+// Run serves the domain until QEMU has ended, or goes on serving it in the place of a worker that died. It returns an
+// error only if the service couldn't begin.
 func Run(c Config) error {
-	var policy *metadata.Policy
-	if c.Clock != "" {
-		p, err := metadata.ParseElement([]byte(c.Clock))
-		if err != nil {
-			return err
-		}
-		policy = &p
-	}
 	s := &shim{
 		Config: c,
-		domain: newDomain(c.Log, policy, c.DomainDir != ""),
-		since:  time.Now(),
 		dir:    filepath.Join(c.State, c.UUID),
 		relays: make(chan struct{}, 1),
-		dirFD:  -1,
 		ended:  make(chan struct{}),
 		quit:   make(chan struct{}),
 	}
-	s.domain.load = s.load
-	if c.DomainDir == "" {
-		p, err := openProcess(c.PID)
-		if err != nil {
-			return err
-		}
-		s.setQEMU(p)
+	if err := s.remember(); err != nil {
+		return err
 	}
-
-	listener, err := s.claim()
+	s.domain.load = s.load
+	if err := s.findProcess(); err != nil {
+		return err
+	}
+	requests, err := s.claim()
 	if err != nil {
 		return err
 	}
@@ -132,23 +141,26 @@ func Run(c Config) error {
 			return err
 		}
 		defer s.unbind()
-		go s.serveMonitor()
-	} else {
-		s.domain.mu.Lock()
-		s.domain.begin()
-		loading := s.domain.loading
-		s.domain.mu.Unlock()
-		<-loading
-		if s.domain.state == control.Uncorrected {
-			return errors.New(s.domain.why)
-		}
 	}
-	go s.serveControl(listener)
+	page, err := s.oldPage()
+	if err != nil {
+		s.domain.log.Warn().Err(err).Msg("the page that the last worker had open can't be used")
+	}
+	_, connected := c.Store.Get(fdQEMU)
+	s.domain.resume(page, connected)
+	if c.DomainDir != "" {
+		go s.serveMonitor()
+	} else if err := s.watch(page != nil); err != nil {
+		return err
+	}
+	go s.serveControl(requests)
 
 	terms := make(chan os.Signal, 1)
-	signal.Notify(terms, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	signal.Notify(terms, syscall.SIGTERM, syscall.SIGINT)
+	signal.Ignore(syscall.SIGHUP) // the keeper's
 	c.Ready()
-	c.Log.Info().Str("version", c.Version).Msg("ready")
+	c.Log.Info().Str("version", c.Version).Uint64("worker", s.domain.memory.Workers).Msg("ready")
+	asked := c.Store.Term
 	for {
 		select {
 		case <-s.ended:
@@ -158,18 +170,174 @@ func Run(c Config) error {
 		case <-s.quit:
 			c.Log.Info().Msg("ending on request")
 			return nil
-		case sig := <-terms:
-			if sig == syscall.SIGHUP {
-				continue
-			}
-			if c.DomainDir != "" && s.qemuLives() {
-				c.Log.Warn().Msg("not ending: libvirt would give up the domain; the relay ends with QEMU")
-				continue
-			}
-			c.Log.Info().Msg("ending on a signal")
-			return nil
+		case <-terms:
+		case <-asked:
+			asked = nil
+		}
+		if s.mode() == control.Relay && s.qemuLives() {
+			c.Log.Warn().Msg("not ending: libvirt would give up the domain; the relay ends with QEMU")
+			continue
+		}
+		c.Log.Info().Msg("ending on a signal")
+		return nil
+	}
+}
+
+// remember opens the state that the last worker left, or makes a new one.
+func (s *shim) remember() error {
+	fd, old := s.Store.Get(fdState)
+	if !old {
+		var err error
+		if fd, err = newState(); err != nil {
+			return err
+		}
+		s.Store.Put(fdState, fd)
+	}
+	var err error
+	if s.state, err = openState(fd); err != nil {
+		return err
+	}
+	fresh := memory{Since: time.Now(), Clock: s.Clock, Gate: s.mode() == control.Relay}
+	m := fresh
+	if old {
+		if m, err = s.state.load(); err != nil {
+			s.Log.Error().Err(err).Msg("beginning anew")
+			m = fresh
+			m.Gate = false // a domain that runs must never be refused a cont
 		}
 	}
+	m.Workers++
+	save := func(m memory) {
+		if err := s.state.save(m); err != nil {
+			s.Log.Error().Err(err).Msg("the next worker will know less")
+		}
+	}
+	if s.domain, err = newDomain(s.Log, m, save); err != nil {
+		return err
+	}
+	save(m)
+	return nil
+}
+
+// findProcess opens QEMU's process, where it is known already.
+func (s *shim) findProcess() error {
+	if fd, ok := s.Store.Get(fdProcess); ok {
+		s.setQEMU(process{pid: s.domain.memory.QEMU, fd: fd})
+		return nil
+	}
+	if s.mode() == control.Watch {
+		p, err := openProcess(s.PID)
+		if err != nil {
+			return err
+		}
+		s.keepQEMU(p)
+	}
+	return nil
+}
+
+// keepQEMU notes which process QEMU is, for this worker and the next ones.
+func (s *shim) keepQEMU(p process) {
+	s.domain.mu.Lock()
+	s.domain.qemu = p.pid
+	s.domain.remember()
+	s.domain.mu.Unlock()
+	s.Store.Put(fdProcess, p.fd)
+	s.setQEMU(p)
+}
+
+// oldPage maps the page that an earlier worker opened; nil if none did.
+func (s *shim) oldPage() (*clockpage.Page, error) {
+	fd, ok := s.Store.Get(fdPage)
+	if !ok {
+		return nil, nil
+	}
+	f, err := reopen(fd)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return clockpage.Map(f)
+}
+
+// watch begins a watch: the module has to be there before it is ready.
+func (s *shim) watch(there bool) error {
+	if there {
+		return nil
+	}
+	s.domain.mu.Lock()
+	s.domain.begin()
+	loading := s.domain.loading
+	s.domain.mu.Unlock()
+	<-loading
+	s.domain.mu.Lock()
+	defer s.domain.mu.Unlock()
+	if s.domain.page == nil {
+		return errors.New(s.domain.why)
+	}
+	return nil
+}
+
+// reopen duplicates a descriptor of the store's.
+func reopen(fd int) (*os.File, error) {
+	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	return os.NewFile(uintptr(own), "kept"), nil
+}
+
+// keep puts a duplicate of a socket's descriptor into the store.
+func (s *shim) keep(name string, socket syscall.Conn) error {
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return err
+	}
+	own := -1
+	cerr := raw.Control(func(fd uintptr) {
+		own, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 3)
+	})
+	if err = errors.Join(cerr, err); err != nil {
+		return err
+	}
+	s.Store.Put(name, own)
+	return nil
+}
+
+// keptListener and keptConn make a socket of the store's usable; nil if there is none of that name.
+func (s *shim) keptListener(name string) *net.UnixListener {
+	fd, ok := s.Store.Get(name)
+	if !ok {
+		return nil
+	}
+	f, err := reopen(fd)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil
+	}
+	unixListener, _ := l.(*net.UnixListener)
+	return unixListener
+}
+
+func (s *shim) keptConn(name string) *net.UnixConn {
+	fd, ok := s.Store.Get(name)
+	if !ok {
+		return nil
+	}
+	f, err := reopen(fd)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil
+	}
+	unixConn, _ := c.(*net.UnixConn)
+	return unixConn
 }
 
 // finish lets the connection that is being relayed come to its end.
@@ -192,9 +360,6 @@ func (s *shim) setQEMU(p process) {
 	s.mu.Lock()
 	s.qemu = p
 	s.mu.Unlock()
-	s.domain.mu.Lock()
-	s.domain.qemu = p.pid
-	s.domain.mu.Unlock()
 	go func() {
 		p.wait()
 		close(s.ended)
@@ -233,71 +398,165 @@ func (s *shim) load() {
 			s.domain.loaded(nil, "", err)
 			return
 		}
-		s.setQEMU(p)
+		s.keepQEMU(p)
 	}
-	page, method, err := loadModule(ctx, p, s.Module)
+	page, fd, method, err := loadModule(ctx, p, s.Module)
+	if err == nil {
+		s.Store.Put(fdPage, fd)
+	}
 	s.domain.loaded(page, method, err)
 }
 
 // bind takes the place of libvirt's socket. Addresses go through the open directory: that keeps them short, and
 // QEMU's user, to whom the directory belongs, can't lead us elsewhere.
 func (s *shim) bind() error {
+	if s.socket = s.keptListener(fdMonitor); s.socket != nil {
+		return nil
+	}
 	fd, err := unix.Open(s.DomainDir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("opening the domain's directory %s: %w", s.DomainDir, err)
 	}
-	s.dirFD = fd
+	s.Store.Put(fdDir, fd)
 	s.socket, err = net.ListenUnix("unix", &net.UnixAddr{Name: s.address(MonitorSocket), Net: "unix"})
 	if err != nil {
 		return fmt.Errorf("listening on %s in %s: %w", MonitorSocket, s.DomainDir, err)
 	}
 	s.socket.SetUnlinkOnClose(false)
-	return nil
+	return s.keep(fdMonitor, s.socket)
 }
 
 func (s *shim) address(name string) string {
-	return "/proc/self/fd/" + strconv.Itoa(s.dirFD) + "/" + name
+	fd, _ := s.Store.Get(fdDir)
+	return "/proc/self/fd/" + strconv.Itoa(fd) + "/" + name
 }
 
 // unbind removes what was bound. QEMU or libvirt may have removed it already, with its directory.
 func (s *shim) unbind() {
-	if s.socket != nil {
-		_ = s.socket.Close()
-		_ = unix.Unlinkat(s.dirFD, MonitorSocket, 0)
+	_ = s.socket.Close()
+	if fd, ok := s.Store.Get(fdDir); ok {
+		_ = unix.Unlinkat(fd, MonitorSocket, 0)
 	}
-	_ = unix.Close(s.dirFD)
+	s.Store.Drop(fdMonitor)
 }
 
-// serveMonitor relays one connection after the other.
+// serveMonitor relays one connection after the other, the first of which may be an earlier worker's.
 func (s *shim) serveMonitor() {
 	for {
-		client, err := s.socket.AcceptUnix()
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil {
-			s.Log.Error().Err(err).Msg("accepting libvirt's connection")
-			time.Sleep(100 * time.Millisecond) // out of descriptors or memory: it may pass
-			continue
-		}
-		qemu, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: s.address(QEMUSocket), Net: "unix"})
-		if err != nil {
-			s.Log.Error().Err(err).Msg("connecting to QEMU's monitor")
-			_ = client.Close()
-			continue
+		r := s.oldRelay()
+		if r == nil {
+			client, err := s.socket.AcceptUnix()
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err != nil {
+				s.Log.Error().Err(err).Msg("accepting libvirt's connection")
+				time.Sleep(100 * time.Millisecond) // out of descriptors or memory: it may pass
+				continue
+			}
+			if r, err = s.newRelay(client); err != nil {
+				s.Log.Error().Err(err).Msg("connecting to QEMU's monitor")
+				hangUp(client)
+				_ = client.Close()
+				s.dropRelay()
+				continue
+			}
+			s.domain.connected()
 		}
 		s.Log.Info().Msg("monitor connected")
-		r := &relay{client: client, qemu: qemu, observer: s.domain}
-		s.domain.connected()
 		s.relays <- struct{}{}
-		err = r.run()
+		err := r.run()
+		_ = r.client.Close()
+		_ = r.qemu.Close()
+		s.dropRelay()
 		<-s.relays
 		s.Log.Info().Err(err).Msg("monitor disconnected")
 	}
 }
 
+// newRelay connects to QEMU for a new client. Everything is in the store when it returns.
+func (s *shim) newRelay(client *net.UnixConn) (*relay, error) {
+	if err := s.keep(fdClient, client); err != nil {
+		return nil, err
+	}
+	for direction, names := range fdPipes {
+		var ends [2]int
+		if err := unix.Pipe2(ends[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+			return nil, os.NewSyscallError("pipe2", err)
+		}
+		for i, fd := range ends {
+			s.Store.Put(names[i], fd)
+		}
+		atomic.StoreUint32(s.state.mid(direction), 0)
+		atomic.StoreUint32(s.state.carry(direction), 0)
+	}
+	qemu, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: s.address(QEMUSocket), Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	if err := s.keep(fdQEMU, qemu); err != nil {
+		return nil, err
+	}
+	return s.relay(client, qemu), nil
+}
+
+// oldRelay goes on with an earlier worker's connection; nil if there is none.
+func (s *shim) oldRelay() *relay {
+	client, qemu := s.keptConn(fdClient), s.keptConn(fdQEMU)
+	switch {
+	case client == nil:
+		return nil
+	case qemu == nil: // it died between the two
+		r, err := s.newRelay(client)
+		if err != nil {
+			s.Log.Error().Err(err).Msg("connecting to QEMU's monitor")
+			hangUp(client)
+			s.dropRelay()
+		}
+		return r
+	}
+	return s.relay(client, qemu)
+}
+
+func (s *shim) relay(client, qemu *net.UnixConn) *relay {
+	r := &relay{client: client, qemu: qemu, observer: s.domain}
+	for direction, names := range fdPipes {
+		r.pipes[direction].r, _ = s.Store.Get(names[0])
+		r.pipes[direction].w, _ = s.Store.Get(names[1])
+		r.mid[direction], r.carry[direction] = s.state.mid(direction), s.state.carry(direction)
+	}
+	return r
+}
+
+func (s *shim) dropRelay() {
+	for _, name := range []string{fdClient, fdQEMU, fdPipes[up][0], fdPipes[up][1], fdPipes[down][0], fdPipes[down][1]} {
+		s.Store.Drop(name)
+	}
+}
+
 // claim makes the domain's state directory, and the socket for requests in it.
 func (s *shim) claim() (*net.UnixListener, error) {
+	listener := s.keptListener(fdControl)
+	if listener == nil {
+		var err error
+		if listener, err = s.listen(); err != nil {
+			return nil, err
+		}
+		if err := s.keep(fdControl, listener); err != nil {
+			return nil, err
+		}
+	}
+	info, err := json.Marshal(control.Info{Name: s.Name, UUID: s.UUID, Mode: s.mode()})
+	if err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(filepath.Join(s.dir, control.InfoName), append(info, '\n'), 0o600); err != nil {
+		return nil, fmt.Errorf("writing the shim's state: %w", err)
+	}
+	return listener, nil
+}
+
+func (s *shim) listen() (*net.UnixListener, error) {
 	if err := os.MkdirAll(s.State, 0o711); err != nil {
 		return nil, fmt.Errorf("making the state directory: %w", err)
 	}
@@ -312,41 +571,17 @@ func (s *shim) claim() (*net.UnixListener, error) {
 	if err := os.Mkdir(s.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the state directory: %w", err)
 	}
-	start, err := StartTime(os.Getpid())
-	if err != nil {
-		return nil, err
-	}
-	info, err := json.Marshal(control.Info{Name: s.Name, UUID: s.UUID, Mode: s.mode(), Shim: os.Getpid(), Start: start})
-	if err != nil {
-		return nil, err
-	}
-	if err := os.WriteFile(filepath.Join(s.dir, control.InfoName), append(info, '\n'), 0o600); err != nil {
-		return nil, fmt.Errorf("writing the shim's state: %w", err)
-	}
 	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		_ = os.RemoveAll(s.dir)
 		return nil, fmt.Errorf("listening for requests: %w", err)
 	}
+	listener.SetUnlinkOnClose(false)
 	return listener, nil
 }
 
 func (s *shim) release() {
 	_ = os.RemoveAll(s.dir)
-}
-
-// StartTime gives a process's start in clock ticks since boot (proc(5), stat, field 22).
-func StartTime(pid int) (uint64, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, fmt.Errorf("reading a process's start time: %w", err)
-	}
-	// The second field is the program's name, which may hold anything, in parentheses.
-	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
-	if len(fields) < 20 {
-		return 0, fmt.Errorf("reading process %d's start time: too few fields", pid)
-	}
-	return strconv.ParseUint(fields[19], 10, 64)
 }
 
 // serveControl answers requests of the command line.
@@ -394,7 +629,8 @@ func (s *shim) answer(r control.Request) control.Answer {
 		return control.Answer{Error: fmt.Sprintf("unknown request %q; known are status, policy, quit", r.Do)}
 	}
 	status := &control.Status{
-		Name: s.Name, UUID: s.UUID, Version: s.Version, Mode: s.mode(), Shim: os.Getpid(), Since: s.since,
+		Name: s.Name, UUID: s.UUID, Version: s.Version, Mode: s.mode(),
+		Shim: os.Getpid(), Keeper: s.Store.KeeperPID(), Workers: s.domain.memory.Workers, Since: s.domain.memory.Since,
 	}
 	s.domain.status(status, min(max(r.Records, 0), 256))
 	return control.Answer{Status: status}

@@ -16,13 +16,15 @@ import (
 	"syscall"
 
 	"github.com/rs/zerolog"
+
+	"ftclock/keeper"
 )
 
 // LogDir is where shims write their logs, a file a domain.
 const LogDir = "/var/log/ftclock"
 
-// readyFD is the descriptor on which the shim says one line: "ready", or what is wrong.
-const readyFD = 3
+// Ready is the name of the inherited descriptor on which the shim says one line: "ready", or what is wrong.
+const Ready = "ready"
 
 // Options say what the shim is for. Either DomainDir and PIDFile or PID is set.
 type Options struct {
@@ -65,7 +67,7 @@ func Start(ctx context.Context, o Options) error {
 
 	cmd := exec.Command(path, o.args()...)
 	cmd.Dir = "/"
-	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"}
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", keeper.EnvFDs + "=" + Ready + "=3"}
 	cmd.Stdout, cmd.Stderr = output, output
 	cmd.ExtraFiles = []*os.File{theirs} // the first is descriptor 3
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -97,10 +99,7 @@ func Start(ctx context.Context, o Options) error {
 }
 
 func (o Options) args() []string {
-	args := []string{
-		"-uuid", o.UUID, "-name", o.Name, "-clock", o.Clock, "-module", o.Module,
-		"-ready-fd", strconv.Itoa(readyFD),
-	}
+	args := []string{keeper.KeeperFlag, "-uuid", o.UUID, "-name", o.Name, "-clock", o.Clock, "-module", o.Module}
 	if o.DomainDir != "" {
 		return append(args, "-domain-dir", o.DomainDir, "-pid-file", o.PIDFile)
 	}

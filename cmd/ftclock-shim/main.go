@@ -1,9 +1,12 @@
-// Command ftclock-shim serves one domain; see package shim. The hook and the command line start it.
+// Command ftclock-shim serves one domain; see packages shim and keeper. The hook and the command line start it, as the
+// keeper, which starts the worker.
 package main
 
 import (
 	"io"
 	"os"
+
+	"ftclock/keeper"
 )
 
 func main() {
@@ -14,14 +17,15 @@ func main() {
 var version = "unknown"
 
 func run(args []string, log io.Writer) int {
-	config, ready, err := parse(args, log)
-	if err == nil {
-		err = serve(config, ready)
+	part := ""
+	if len(args) > 0 {
+		part = args[0]
 	}
-	if err != nil {
-		config.Log.Error().Err(err).Msg("not serving")
-		ready.say(err.Error())
-		return 1
+	switch part {
+	case keeper.KeeperFlag:
+		return keep(args[1:], log)
+	case keeper.WorkerFlag:
+		return work(args[1:], log)
 	}
-	return 0
+	return work(args, log) // by hand: without a keeper
 }

@@ -12,23 +12,23 @@ import (
 	"github.com/rs/zerolog"
 
 	"ftclock/control"
+	"ftclock/keeper"
 	shim "ftclock/qmp-shim"
+	"ftclock/spawn"
 )
 
-// notifier is the pipe to whoever started us, on which one line is said. Nil says nothing.
-type notifier struct{ f *os.File }
-
-func (n *notifier) say(line string) {
-	if n == nil || n.f == nil {
+// notify says one line to whoever started the shim and waits for it. Later workers have nobody to tell.
+func notify(store *keeper.Store, line string) {
+	fd, ok := store.Get(spawn.Ready)
+	if !ok {
 		return
 	}
 	line, _, _ = strings.Cut(line, "\n")
-	_, _ = n.f.WriteString(line + "\n")
-	_ = n.f.Close()
-	n.f = nil
+	_, _ = syscall.Write(fd, []byte(line+"\n"))
+	store.Drop(spawn.Ready)
 }
 
-func parse(args []string, log io.Writer) (shim.Config, *notifier, error) {
+func parse(args []string, log io.Writer) (shim.Config, error) {
 	c := shim.Config{Version: version, State: control.Dir}
 	c.Log = zerolog.New(log).With().Timestamp().Logger()
 	flags := flag.NewFlagSet("ftclock-shim", flag.ContinueOnError)
@@ -40,38 +40,64 @@ func parse(args []string, log io.Writer) (shim.Config, *notifier, error) {
 	flags.StringVar(&c.DomainDir, "domain-dir", "", "relay: the domain's directory")
 	flags.StringVar(&c.PIDFile, "pid-file", "", "relay: the file that will hold QEMU's pid")
 	flags.IntVar(&c.PID, "watch", 0, "watch: QEMU's pid")
-	readyFD := flags.Int("ready-fd", -1, "descriptor to say \"ready\" or an error on")
 	showVersion := flags.Bool("version", false, "print the version and end")
 	if err := flags.Parse(args); err != nil {
-		return c, nil, err
+		return c, err
 	}
 	if *showVersion {
 		fmt.Println("ftclock-shim", version)
 		os.Exit(0)
 	}
-	var ready *notifier
-	if *readyFD >= 0 {
-		syscall.CloseOnExec(*readyFD)
-		ready = &notifier{os.NewFile(uintptr(*readyFD), "ready")}
-	}
 	c.Log = c.Log.With().Str("domain", c.Name).Logger()
 	switch {
 	case flags.NArg() > 0:
-		return c, ready, fmt.Errorf("unexpected argument %q", flags.Arg(0))
+		return c, fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	case c.UUID == "" || strings.ContainsAny(c.UUID, "/."):
-		return c, ready, errors.New("-uuid takes the domain's UUID")
+		return c, errors.New("-uuid takes the domain's UUID")
 	case c.Module == "":
-		return c, ready, errors.New("-module takes the path of libftclock-qemu.so")
+		return c, errors.New("-module takes the path of libftclock-qemu.so")
 	case (c.DomainDir == "") == (c.PID == 0):
-		return c, ready, errors.New("either -domain-dir or -watch is needed")
+		return c, errors.New("either -domain-dir or -watch is needed")
 	case c.DomainDir != "" && c.PIDFile == "":
-		return c, ready, errors.New("-domain-dir goes with -pid-file")
+		return c, errors.New("-domain-dir goes with -pid-file")
 	}
-	return c, ready, nil
+	return c, nil
 }
 
-func serve(c shim.Config, ready *notifier) error {
+// work is the worker: it serves the domain.
+func work(args []string, log io.Writer) int {
+	config, err := parse(args, log)
+	store, serr := keeper.Open(func(what string) { config.Log.Warn().Msg(what) })
+	if serr != nil {
+		config.Log.Error().Err(serr).Msg("not serving")
+		return 1
+	}
 	syscall.Umask(0o077)
-	c.Ready = func() { ready.say("ready") }
-	return shim.Run(c)
+	if err == nil {
+		config.Store = store
+		config.Ready = func() { notify(store, "ready") }
+		err = shim.Run(config)
+	}
+	if err != nil {
+		config.Log.Error().Err(err).Msg("not serving")
+		notify(store, err.Error())
+	}
+	store.Done()
+	if err != nil {
+		return 1
+	}
+	return 0
+}
+
+// keep is the keeper: it has one worker after the other serve the domain.
+func keep(args []string, log io.Writer) int {
+	config, err := parse(args, log)
+	if err == nil {
+		err = keeper.Keep(func(what string) { config.Log.Warn().Msg(what) })
+	}
+	if err != nil {
+		config.Log.Error().Err(err).Msg("not serving")
+		return 1
+	}
+	return 0
 }

@@ -99,7 +99,7 @@ func cmdDeadShim(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: deadshim NAME UUID")
 	}
-	_, err := makeShimDir(ts.Getenv(shimsVariable), control.Info{Name: args[0], UUID: args[1], Mode: control.Relay, Shim: 1})
+	_, err := makeShimDir(ts.Getenv(shimsVariable), control.Info{Name: args[0], UUID: args[1], Mode: control.Relay})
 	ts.Check(err)
 }
 
@@ -127,7 +127,7 @@ func startFakeShim(dir string, status control.Status) (*fakeShim, error) {
 	if !strings.Contains(status.Version, "fake") {
 		return nil, fmt.Errorf("the version %q doesn't say that the shim is a fake", status.Version)
 	}
-	path, err := makeShimDir(dir, control.Info{Name: status.Name, UUID: status.UUID, Mode: status.Mode, Shim: status.Shim})
+	path, err := makeShimDir(dir, control.Info{Name: status.Name, UUID: status.UUID, Mode: status.Mode})
 	if err != nil {
 		return nil, err
 	}

@@ -220,7 +220,7 @@ func askShim(info control.Info, known map[string]found, records int) (entry, err
 		s.Name, s.UUID = info.Name, info.UUID
 		return entry{Status: s}, nil
 	}
-	e := entry{mute: true, Status: control.Status{Name: info.Name, UUID: info.UUID, Mode: info.Mode, Shim: info.Shim}}
+	e := entry{mute: true, Status: control.Status{Name: info.Name, UUID: info.UUID, Mode: info.Mode}}
 	f, isKnown := known[info.UUID]
 	switch {
 	case err == nil:

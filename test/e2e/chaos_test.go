@@ -1,0 +1,301 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"ftclock/control"
+	"ftclock/test/guest"
+	"ftclock/test/privatelibvirt"
+
+	"golang.org/x/sys/unix"
+	"libvirt.org/go/libvirt"
+)
+
+// How often something is killed: little in a normal run, as much as one likes with `make chaos`.
+func times(t *testing.T, variable string, normally int) int {
+	t.Helper()
+	text := os.Getenv(variable)
+	if text == "" {
+		return normally
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 0 {
+		t.Fatalf("%s=%s isn't a number", variable, text)
+	}
+	return n
+}
+
+// commands are what virsh is made to do all the time. None changes the domain's state.
+var commands = [][]string{
+	{"domstate", "chaos"},
+	{"dominfo", "chaos"},
+	{"domstats", "chaos"},
+	{"qemu-monitor-command", "chaos", "--hmp", "info status"},
+	{"qemu-monitor-command", "chaos", `{"execute":"query-qmp-schema"}`}, // a large answer
+	{"qemu-monitor-command", "chaos", `{"execute":"query-version"}`},
+	{"vcpuinfo", "chaos"},
+	{"dumpxml", "chaos"},
+}
+
+// traffic is what goes on while something is killed.
+type traffic struct {
+	t       *testing.T
+	stop    chan struct{}
+	group   sync.WaitGroup
+	pauses  atomic.Int64
+	virsh   atomic.Int64
+	largest atomic.Int64 // ns that a pause or a command took
+}
+
+func (c *traffic) loop(body func()) {
+	c.group.Go(func() {
+		for {
+			select {
+			case <-c.stop:
+				return
+			default:
+				body()
+			}
+		}
+	})
+}
+
+func (c *traffic) took(since time.Time) {
+	d := int64(time.Since(since))
+	for old := c.largest.Load(); d > old && !c.largest.CompareAndSwap(old, d); old = c.largest.Load() {
+	}
+}
+
+// checkpoints pauses the guest for 5 ms, 40 times a second.
+func (c *traffic) checkpoints(stop, cont func() error) {
+	c.loop(func() {
+		begin := time.Now()
+		if err := stop(); err != nil {
+			c.t.Errorf("after %d pauses: stop: %v", c.pauses.Load(), err)
+		}
+		time.Sleep(5 * time.Millisecond)
+		if err := cont(); err != nil {
+			c.t.Errorf("after %d pauses: cont: %v", c.pauses.Load(), err)
+		}
+		c.took(begin)
+		c.pauses.Add(1)
+		time.Sleep(25*time.Millisecond - time.Since(begin))
+	})
+}
+
+// commands has virsh work. A command that hangs fails, too.
+func (c *traffic) commands() {
+	c.loop(func() {
+		args := commands[rand.IntN(len(commands))]
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		begin := time.Now()
+		out, err := exec.CommandContext(ctx, "virsh", append([]string{"-c", privatelibvirt.URI}, args...)...).CombinedOutput()
+		if err != nil {
+			c.t.Errorf("after %d commands: virsh %s: %v: %s", c.virsh.Load(), strings.Join(args, " "), err, out)
+		}
+		c.took(begin)
+		c.virsh.Add(1)
+	})
+}
+
+func (c *traffic) end() {
+	close(c.stop)
+	c.group.Wait()
+}
+
+// inChaos runs disturb while there is traffic, and checks that nobody noticed.
+func inChaos(t *testing.T, disturb func(t *testing.T, d *privatelibvirt.Domain, c *traffic) string) {
+	x := managed("chaos", clockElement)
+	if _, err := privatelibvirt.AddMonitor(x); err != nil {
+		t.Fatal(err)
+	}
+	d, clock := start(t, x)
+	pause(t, d, 5*time.Millisecond)
+	before := offset(t, clock)
+	began := guest.Raw()
+	c := &traffic{t: t, stop: make(chan struct{})}
+	what := disturb(t, d, c)
+	c.end()
+	// A pause that was cut short, or one over the other monitor, isn't left standing.
+	pause(t, d, 5*time.Millisecond)
+	drift := offset(t, clock) - before
+	s := status(t, d)
+	t.Logf("%s in %.0f s: %d pauses, %d virsh commands, the longest took %v; drift %d ns; workers %d, dropped %d, anchored %d, orders %d",
+		what, float64(guest.Raw()-began)/1e9, c.pauses.Load(), c.virsh.Load(), time.Duration(c.largest.Load()).Round(time.Millisecond),
+		drift, s.Workers, s.Dropped, s.Anchored, s.Orders)
+	if drift > maxDrift || drift < -maxDrift {
+		t.Errorf("drift of %d ns", drift)
+	}
+	if active, err := d.IsActive(); err != nil || !active {
+		t.Errorf("the domain is gone: %v", err)
+	}
+	if count, largest, err := clock.Backsteps(); err != nil || count != 0 {
+		t.Errorf("the guest saw time go back %d times, by up to %d ns: %v", count, largest, err)
+	}
+	if s.State != control.Correcting || s.Disagreements != 0 || s.Passed > 1 || s.Held != 0 {
+		s.Records = nil
+		t.Errorf("status: %+v", s)
+	}
+	if c.pauses.Load() == 0 || c.virsh.Load() == 0 {
+		t.Error("there was no traffic")
+	}
+}
+
+// whole waits until the shim's pair is complete and answers, and gives its status.
+func whole(t *testing.T, d *privatelibvirt.Domain) *control.Status {
+	t.Helper()
+	uuid, err := d.GetUUIDString()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return wholeOf(t, uuid)
+}
+
+func wholeOf(t *testing.T, uuid string) *control.Status {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
+		answer, err := control.Ask(control.Dir, uuid, control.Request{Do: "status"})
+		if err == nil && unix.Kill(answer.Status.Keeper, 0) == nil && unix.Kill(answer.Status.Shim, 0) == nil {
+			return answer.Status
+		}
+		time.Sleep(time.Millisecond)
+	}
+	t.Fatal("the shim's pair doesn't become whole again")
+	return nil
+}
+
+func TestKVMChaosKillsOfTheShim(t *testing.T) {
+	workers, keepers := times(t, "FTCLOCK_WORKER_KILLS", 40), times(t, "FTCLOCK_KEEPER_KILLS", 10)
+	inChaos(t, func(t *testing.T, d *privatelibvirt.Domain, c *traffic) string {
+		c.checkpoints(d.Suspend, d.Resume)
+		c.commands()
+		uuid, err := d.GetUUIDString()
+		if err != nil {
+			t.Fatal(err)
+		}
+		left := []int{workers, keepers}
+		for left[0]+left[1] > 0 && !t.Failed() {
+			time.Sleep(time.Duration(rand.IntN(50_000)) * time.Microsecond)
+			s := wholeOf(t, uuid)
+			pid, kind := s.Shim, 0
+			if rand.IntN(left[0]+left[1]) >= left[0] {
+				pid, kind = s.Keeper, 1
+			}
+			left[kind]--
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			// Until the other one has replaced it, it may not die as well.
+			for again := wholeOf(t, uuid); again.Shim == pid || again.Keeper == pid; again = wholeOf(t, uuid) {
+				time.Sleep(time.Millisecond)
+			}
+		}
+		return fmt.Sprintf("%d kills of the worker, %d of the keeper", workers, keepers)
+	})
+}
+
+func TestKVMChaosKillsOfLibvirtd(t *testing.T) {
+	kills := times(t, "FTCLOCK_LIBVIRTD_KILLS", 4)
+	inChaos(t, func(t *testing.T, d *privatelibvirt.Domain, c *traffic) string {
+		// The checkpoints go over a monitor of their own: libvirtd isn't there all the time.
+		monitor, err := d.Monitor()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { monitor.Close() })
+		run := func(command string) func() error {
+			return func() error {
+				_, err := monitor.Execute(command, nil)
+				return err
+			}
+		}
+		c.checkpoints(run("stop"), run("cont"))
+		for range kills {
+			time.Sleep(time.Duration(rand.IntN(200)) * time.Millisecond)
+			if err := privatelibvirt.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			if err := privatelibvirt.Start(); err != nil {
+				t.Fatal(err)
+			}
+			for _, args := range commands {
+				if out, err := virsh(args...); err != nil {
+					t.Errorf("virsh %s: %v: %s", strings.Join(args, " "), err, out)
+				}
+				c.virsh.Add(1)
+			}
+		}
+		if conn, err = libvirt.NewConnect(privatelibvirt.URI); err != nil {
+			t.Fatal(err)
+		}
+		if d.Domain, err = conn.LookupDomainByName(d.Name); err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprintf("%d kills of libvirtd", kills)
+	})
+}
+
+// Two programs take turns as the installed one.
+func TestKVMChaosUpgradesInPlace(t *testing.T) {
+	upgrades := times(t, "FTCLOCK_UPGRADES", 4)
+	dir := t.TempDir()
+	versions := []string{"one", "two"}
+	for _, v := range versions {
+		build := exec.Command("go", "build", "-trimpath", "-ldflags", "-X main.version="+v, "-o", filepath.Join(dir, v), "ftclock/cmd/ftclock-shim")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			t.Fatalf("building a shim: %v\n%s", err, out)
+		}
+	}
+	install := func(v string) {
+		t.Helper()
+		text, err := os.ReadFile(filepath.Join(dir, v))
+		if err != nil {
+			t.Fatal(err)
+		}
+		next := installedShim + ".next"
+		if err := os.WriteFile(next, text, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(next, installedShim); err != nil {
+			t.Fatal(err)
+		}
+	}
+	inChaos(t, func(t *testing.T, d *privatelibvirt.Domain, c *traffic) string {
+		c.checkpoints(d.Suspend, d.Resume)
+		c.commands()
+		for i := range upgrades {
+			time.Sleep(time.Duration(rand.IntN(50)) * time.Millisecond)
+			s := whole(t, d)
+			want := versions[i%2]
+			install(want)
+			if err := unix.Kill(s.Keeper, unix.SIGHUP); err != nil {
+				t.Fatal(err)
+			}
+			deadline := time.Now().Add(time.Minute)
+			for next := whole(t, d); next.Version != want || next.Shim == s.Shim; next = whole(t, d) {
+				if next.Keeper != s.Keeper || time.Now().After(deadline) {
+					t.Fatalf("upgrading to %s: %+v", want, next)
+				}
+				time.Sleep(5 * time.Millisecond)
+			}
+			exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", s.Keeper))
+			if err != nil || exe != installedShim {
+				t.Fatalf("the keeper still runs %s: %v", exe, err)
+			}
+		}
+		return fmt.Sprintf("%d upgrades", upgrades)
+	})
+}
