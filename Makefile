@@ -3,6 +3,9 @@
 #   make build      bin/ftclock, bin/ftclock-hook, bin/ftclock-shim, bin/libftclock-qemu.so
 #   make test       every test; on a machine with /dev/kvm the end-to-end tests too
 #   make demo       200 checkpoints without and with ftclock, in a private libvirt; a table and a picture
+#   make chaos      kills of worker, keeper and libvirtd and upgrades, many times (about half an hour)
+#   make cost       what the shim costs: round trip, memory, processor time
+#   make fuzz       every fuzz target for FUZZTIME (10m)
 #   make install    to $(DESTDIR)$(PREFIX) and $(DESTDIR)$(SYSCONFDIR)
 #   make uninstall  takes the same files away
 #   make lint fmt   what CONTRIBUTING asks for
@@ -29,7 +32,7 @@ TESTFLAGS ?=
 FTCLOCK_TEST_KERNEL ?= $(abspath $(firstword $(wildcard ../*/linux-guest/vmlinux.xz)))
 export FTCLOCK_TEST_KERNEL
 
-.PHONY: build test demo install uninstall lint fmt clean setup
+.PHONY: build test demo chaos cost fuzz install uninstall lint fmt clean setup
 
 build: $(BINARIES)
 
@@ -54,6 +57,22 @@ test: setup build
 
 demo: setup build
 	$(GO) run ./test/demo
+
+chaos: setup build
+	FTCLOCK_REQUIRE=1 FTCLOCK_WORKER_KILLS=1000 FTCLOCK_KEEPER_KILLS=200 FTCLOCK_LIBVIRTD_KILLS=100 FTCLOCK_UPGRADES=100 \
+		$(GO) test -count=1 -timeout 2h -v -run 'Chaos|Peers' ./test/e2e ./test/reliability
+
+cost: setup build
+	$(GO) run ./test/cost
+
+FUZZTIME ?= 10m
+fuzz:
+	@for package in $$($(GO) list ./...); do \
+		for target in $$($(GO) test -list '^Fuzz' $$package | grep '^Fuzz'); do \
+			echo "$$package $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$package || exit 1; \
+		done; \
+	done
 
 install: build
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/lib/ftclock $(DESTDIR)$(dir $(HOOK))

@@ -374,7 +374,7 @@ func (k *keeper) keep() error {
 			} else {
 				k.log("the worker died and is replaced")
 			}
-			wait = min(max(2*wait, time.Millisecond), time.Second)
+			wait = min(max(2*wait, time.Millisecond), 50*time.Millisecond)
 			if time.Since(begun) > time.Second {
 				wait = 0
 			}

@@ -231,6 +231,9 @@ func judge(p *metadata.Policy, lost time.Duration) (clockpage.Event, clockpage.D
 }
 
 func (d *domain) fromQEMU(m message) {
+	if m.event != "" && m.event != "STOP" && m.event != "RESUME" {
+		return
+	}
 	t := now()
 	d.mu.Lock()
 	defer d.mu.Unlock()

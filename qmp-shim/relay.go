@@ -7,9 +7,11 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,6 +30,10 @@ come; what is before it is spliced, and that one byte is sent with the copies th
 carry, tells the next worker of one that died in between. So a byte can be lost only if the worker dies in the
 nanoseconds between that word's being set and the kernel's having the message.
 
+Each direction has a thread that waits in the kernel for its next bytes: in recvmsg for what comes, in splice for room
+where it goes. That is three system calls for a message, and none while nothing comes. The Go runtime's poller would take
+twice as many and wake up each time that the other side has read.
+
 The recogniser gets the bytes after they have gone into the pipe and before they leave it. What it knows dies with the
 worker; one word a direction, mid, tells the next one whether the stream was between two messages, where a
 recogniser can begin, or not: then it waits for a newline.
@@ -36,7 +42,7 @@ recogniser can begin, or not: then it waits for a newline.
 // Sizes of the relay.
 const (
 	// chunkSize is how much is looked at and moved at a time. Messages may be of any size: they are never collected.
-	chunkSize = 64 << 10
+	chunkSize = 32 << 10
 	// maxFDs is what the kernel lets one message carry (SCM_MAX_FD in include/net/scm.h).
 	maxFDs = 253
 )
@@ -78,20 +84,49 @@ type relay struct {
 // A pipe is what bytes are in between two sockets. The numbers stay the caller's.
 type pipe struct{ r, w int }
 
-// run moves bytes until the connection has ended, as seen from either side.
+// run moves bytes until the connection has ended, as seen from either side. The connections can't be used through
+// package net any more.
 func (r *relay) run() error {
+	client, err := blocking(r.client)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(client)
+	qemu, err := blocking(r.qemu)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(qemu)
 	var group sync.WaitGroup
 	var errs [2]error
 	group.Go(func() {
-		errs[up] = r.up()
-		_ = r.qemu.CloseWrite()
+		runtime.LockOSThread() // it waits in the kernel, and goes on in the thread that was woken
+		defer runtime.UnlockOSThread()
+		errs[up] = r.up(client, qemu)
+		_ = unix.Shutdown(qemu, unix.SHUT_WR)
 	})
 	group.Go(func() {
-		errs[down] = r.down()
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		errs[down] = r.down(qemu, client)
 		hangUp(r.client)
 	})
 	group.Wait()
 	return errors.Join(errs[:]...)
+}
+
+// blocking gives a descriptor of the connection's, for the caller to close, on which calls wait.
+func blocking(c *net.UnixConn) (own int, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	cerr := raw.Control(func(fd uintptr) {
+		if own, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 3); err == nil {
+			err = unix.SetNonblock(own, false)
+		}
+	})
+	return own, errors.Join(cerr, err)
 }
 
 // hangUp ends both directions at once, as QEMU's own close does: after an end of one only, libvirt doesn't look into QEMU's
@@ -105,8 +140,8 @@ func hangUp(c *net.UnixConn) {
 }
 
 // up moves what the client sends.
-func (r *relay) up() error {
-	m, commands, err := r.begin(up, r.client, r.qemu)
+func (r *relay) up(client, qemu int) error {
+	m, commands, err := r.begin(up, client, qemu)
 	if err != nil {
 		return ended(err)
 	}
@@ -201,8 +236,8 @@ func (r *relay) gate(m *mover, cont message, n int) error {
 }
 
 // down moves what QEMU sends.
-func (r *relay) down() error {
-	m, messages, err := r.begin(down, r.qemu, r.client)
+func (r *relay) down(qemu, client int) error {
+	m, messages, err := r.begin(down, qemu, client)
 	if err != nil {
 		return ended(err)
 	}
@@ -258,24 +293,28 @@ func (r *relay) flush() error {
 	}
 	b := r.queued
 	r.queued = nil
-	_, err := r.client.Write(b)
-	return err
+	raw, err := r.client.SyscallConn()
+	if err != nil {
+		return err
+	}
+	for len(b) > 0 {
+		var n int
+		cerr := raw.Control(func(fd uintptr) { n, err = unix.SendmsgN(int(fd), b, nil, nil, unix.MSG_NOSIGNAL) })
+		if err = errors.Join(cerr, err); err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+		b = b[max(n, 0):]
+	}
+	return nil
 }
 
 // begin makes a direction's mover, sends what the last worker had under way, and finds the recogniser's place.
-func (r *relay) begin(direction int, from, to *net.UnixConn) (*mover, recogniser, error) {
-	m := &mover{pipe: r.pipes[direction], mid: r.mid[direction], carry: r.carry[direction], buf: make([]byte, chunkSize),
+func (r *relay) begin(direction, from, to int) (*mover, recogniser, error) {
+	m := &mover{from: from, to: to, pipe: r.pipes[direction], mid: r.mid[direction], carry: r.carry[direction], buf: make([]byte, chunkSize),
 		oob: make([]byte, unix.CmsgSpace(maxFDs*4))}
 	var place recogniser
 	if atomic.LoadUint32(m.mid) != 0 {
 		place.state = lost
-	}
-	var err error
-	if m.from, err = from.SyscallConn(); err != nil {
-		return nil, place, err
-	}
-	if m.to, err = to.SyscallConn(); err != nil {
-		return nil, place, err
 	}
 	left, err := unix.IoctlGetInt(m.pipe.r, unix.TIOCINQ)
 	if err != nil {
@@ -303,7 +342,7 @@ func ended(err error) error {
 
 // A mover moves one direction's bytes.
 type mover struct {
-	from, to syscall.RawConn
+	from, to int // blocking sockets
 	pipe     pipe
 	mid      *uint32
 	carry    *uint32
@@ -315,36 +354,31 @@ type mover struct {
 // look waits for bytes and shows them without taking them away: all that have come, a chunk at most, and no further than
 // to a byte that carries descriptors. enough, if there is one, says whether to wait for more.
 func (m *mover) look(enough func([]byte) bool) ([]byte, error) {
-	var n int
-	var err error
-	rerr := m.from.Read(func(fd uintptr) bool {
-		for {
-			n, err = m.peek(int(fd))
-			if errors.Is(err, unix.EINTR) {
-				continue
-			}
-			break
+	for {
+		n, err := m.peek()
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return nil, os.NewSyscallError("recvmsg", err)
+		case n == 0:
+			return nil, io.EOF
+		case enough == nil || m.carrier > 0 || enough(m.buf[:n]):
+			return m.buf[:n], nil
 		}
-		if errors.Is(err, unix.EAGAIN) {
-			return false
+		// There is no waiting for more than is there already; this is only ever so for a command that came in pieces before
+		// the domain's first cont.
+		hangup := []unix.PollFd{{Fd: int32(m.from), Events: unix.POLLRDHUP}}
+		if k, err := unix.Poll(hangup, 1); k > 0 && err == nil {
+			return m.buf[:n], nil
 		}
-		return err != nil || n == 0 || enough == nil || m.carrier > 0 || enough(m.buf[:n])
-	})
-	switch {
-	case rerr != nil:
-		return nil, rerr
-	case err != nil:
-		return nil, os.NewSyscallError("recvmsg", err)
-	case n == 0:
-		return nil, io.EOF
 	}
-	return m.buf[:n], nil
 }
 
-// peek fills the buffer and finds the first byte that carries descriptors.
-func (m *mover) peek(fd int) (n int, err error) {
+// peek waits for bytes, fills the buffer, and finds the first byte that carries descriptors.
+func (m *mover) peek() (n int, err error) {
 	m.carrier = 0
-	n, carries, err := m.peekUpTo(fd, chunkSize)
+	n, carries, err := m.peekUpTo(chunkSize)
 	if err != nil || n == 0 || !carries {
 		return n, err
 	}
@@ -353,7 +387,7 @@ func (m *mover) peek(fd int) (n int, err error) {
 	low, high := 1, n // the answer is in here
 	for low < high {
 		middle := (low + high) / 2
-		_, carries, err := m.peekUpTo(fd, middle)
+		_, carries, err := m.peekUpTo(middle)
 		if err != nil {
 			return 0, err
 		}
@@ -367,17 +401,27 @@ func (m *mover) peek(fd int) (n int, err error) {
 	return low, nil
 }
 
-func (m *mover) peekUpTo(fd, max int) (n int, carries bool, err error) {
-	n, oobn, flags, _, err := unix.Recvmsg(fd, m.buf[:max], m.oob, unix.MSG_PEEK|unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
-	if err != nil {
-		return 0, false, err
-	}
-	fds, err := parseFDs(m.oob[:oobn])
+func (m *mover) peekUpTo(max int) (n int, carries bool, err error) {
+	n, fds, err := m.receive(m.buf[:max], unix.MSG_PEEK)
 	closeAll(fds)
-	if err == nil && flags&unix.MSG_CTRUNC != 0 {
+	return n, len(fds) > 0, err
+}
+
+// receive is recvmsg(2) from the source. The descriptors are the caller's, whatever the error says.
+func (m *mover) receive(b []byte, flags int) (n int, fds []int, err error) {
+	iov := unix.Iovec{Base: &b[0], Len: uint64(len(b))}
+	header := unix.Msghdr{Iov: &iov, Iovlen: 1, Control: &m.oob[0], Controllen: uint64(len(m.oob))}
+	k, _, errno := unix.Syscall(unix.SYS_RECVMSG, uintptr(m.from), uintptr(unsafe.Pointer(&header)), uintptr(flags|unix.MSG_CMSG_CLOEXEC))
+	if errno != 0 {
+		return 0, nil, errno
+	}
+	if header.Controllen > 0 {
+		fds, err = parseFDs(m.oob[:header.Controllen])
+	}
+	if err == nil && header.Flags&unix.MSG_CTRUNC != 0 {
 		err = errTruncated
 	}
-	return n, len(fds) > 0, err
+	return int(k), fds, err
 }
 
 // move takes b, which look has shown, to the other side. seen gets each piece when it can't be lost any more and hasn't
@@ -415,52 +459,38 @@ func (m *mover) move(b []byte, seen func([]byte), idle func() bool) error {
 }
 
 // fill moves up to n bytes, which are there, into the pipe, and gives how many.
-func (m *mover) fill(n int) (moved int, err error) {
-	rerr := m.from.Read(func(fd uintptr) bool {
-		var k int64
-		k, err = splice(int(fd), m.pipe.w, n)
-		moved = int(k)
-		return !errors.Is(err, unix.EAGAIN)
-	})
+func (m *mover) fill(n int) (int, error) {
+	k, err := splice(m.from, m.pipe.w, n)
 	switch {
-	case rerr != nil:
-		return 0, rerr
 	case err != nil:
 		return 0, os.NewSyscallError("splice", err)
-	case moved == 0:
+	case k == 0:
 		return 0, io.EOF
 	}
-	return moved, nil
+	return k, nil
 }
 
 // drain moves n bytes, which are in the pipe, to the other side. It waits while that doesn't read.
 func (m *mover) drain(n int) error {
 	for n > 0 {
-		var k int64
-		var err error
-		werr := m.to.Write(func(fd uintptr) bool {
-			k, err = splice(m.pipe.r, int(fd), n)
-			return !errors.Is(err, unix.EAGAIN)
-		})
-		if werr != nil {
-			return werr
-		}
+		k, err := splice(m.pipe.r, m.to, n)
 		if err == nil && k == 0 {
 			err = io.ErrUnexpectedEOF // the pipe has less than it should
 		}
 		if err != nil {
 			return os.NewSyscallError("splice", err)
 		}
-		n -= int(k)
+		n -= k
 	}
 	return nil
 }
 
-func splice(from, to, n int) (int64, error) {
+// splice waits for a socket, and never for a pipe: what goes into one is taken out before more goes in.
+func splice(from, to, n int) (int, error) {
 	for {
-		k, err := unix.Splice(from, nil, to, nil, n, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+		k, err := unix.Splice(from, nil, to, nil, n, unix.SPLICE_F_MOVE)
 		if !errors.Is(err, unix.EINTR) {
-			return k, err
+			return int(k), err
 		}
 	}
 }
@@ -468,34 +498,24 @@ func splice(from, to, n int) (int64, error) {
 // moveCarrier moves the one byte that comes next, with its descriptors.
 func (m *mover) moveCarrier(seen func()) error {
 	var b [1]byte
-	var fds []int
-	var err error
-	rerr := m.from.Read(func(fd uintptr) bool {
-		var oobn, flags int
-		_, oobn, flags, _, err = unix.Recvmsg(int(fd), b[:], m.oob, unix.MSG_PEEK|unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
-		if err == nil {
-			fds, err = parseFDs(m.oob[:oobn])
-			if err == nil && flags&unix.MSG_CTRUNC != 0 {
-				err = errTruncated
-			}
-		}
-		return !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR)
-	})
-	defer func() { closeAll(fds) }()
-	if err = errors.Join(rerr, err); err != nil {
+	_, fds, err := m.receive(b[:], unix.MSG_PEEK)
+	defer closeAll(fds)
+	if err != nil {
 		return err
 	}
 	seen()
 	rights := unix.UnixRights(fds...)
-	werr := m.to.Write(func(fd uintptr) bool {
+	for {
 		atomic.StoreUint32(m.carry, 1)
-		err = unix.Sendmsg(int(fd), b[:], rights, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		err = unix.Sendmsg(m.to, b[:], rights, nil, unix.MSG_NOSIGNAL)
 		if err != nil {
 			atomic.StoreUint32(m.carry, 0)
 		}
-		return !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR)
-	})
-	if err = errors.Join(werr, err); err != nil {
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if err != nil {
 		return err
 	}
 	err = m.discard(1)
@@ -506,22 +526,15 @@ func (m *mover) moveCarrier(seen func()) error {
 // discard takes n bytes, which are there, away, with whatever they carry.
 func (m *mover) discard(n int) error {
 	m.carrier = 0
-	var err error
 	for n > 0 {
-		var k int
-		rerr := m.from.Read(func(fd uintptr) bool {
-			var oobn int
-			k, oobn, _, _, err = unix.Recvmsg(int(fd), m.buf[:n], m.oob, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
-			if err == nil {
-				fds, _ := parseFDs(m.oob[:oobn])
-				closeAll(fds)
-			}
-			return !errors.Is(err, unix.EAGAIN)
-		})
-		if err = errors.Join(rerr, err); err != nil {
+		k, fds, err := m.receive(m.buf[:min(n, len(m.buf))], 0)
+		closeAll(fds)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
 			return err
-		}
-		if k == 0 {
+		case k == 0:
 			return io.EOF
 		}
 		n -= k

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -405,6 +406,7 @@ func (s *shim) load() {
 		s.Store.Put(fdPage, fd)
 	}
 	s.domain.loaded(page, method, err)
+	debug.FreeOSMemory() // reading QEMU's symbols took more than everything else together
 }
 
 // bind takes the place of libvirt's socket. Addresses go through the open directory: that keeps them short, and

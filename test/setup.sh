@@ -4,7 +4,7 @@
 set -eu
 
 packages="gcc libc6-dev make pkg-config clang-format libvirt-dev libvirt-daemon-system libvirt-clients
- qemu-system-x86 qemu-utils dbus libxml2-utils xz-utils iproute2 strace"
+ qemu-system-x86 qemu-utils dbus libxml2-utils xz-utils iproute2 strace socat"
 
 missing=""
 for package in $packages; do

@@ -5,6 +5,8 @@ package main
 import (
 	"io"
 	"os"
+	"runtime"
+	"runtime/debug"
 
 	"ftclock/keeper"
 )
@@ -17,6 +19,9 @@ func main() {
 var version = "unknown"
 
 func run(args []string, log io.Writer) int {
+	// There is a pair of these for every domain: little memory, and no thread that looks for work in vain.
+	runtime.GOMAXPROCS(1)
+	debug.SetGCPercent(10)
 	part := ""
 	if len(args) > 0 {
 		part = args[0]

@@ -40,6 +40,7 @@ func parse(args []string, log io.Writer) (shim.Config, error) {
 	flags.StringVar(&c.DomainDir, "domain-dir", "", "relay: the domain's directory")
 	flags.StringVar(&c.PIDFile, "pid-file", "", "relay: the file that will hold QEMU's pid")
 	flags.IntVar(&c.PID, "watch", 0, "watch: QEMU's pid")
+	flags.StringVar(&c.State, "state", control.Dir, "directory of the shims' state")
 	showVersion := flags.Bool("version", false, "print the version and end")
 	if err := flags.Parse(args); err != nil {
 		return c, err
