@@ -36,9 +36,10 @@ type domain struct {
 	method string
 	state  control.State
 	why    string
-	// loading is closed when an attempt to load the module has ended; nil while none was begun.
+	// loading is closed when the attempt to load the module has ended; nil while none was begun, or after one that was
+	// refused upon.
 	loading chan struct{}
-	// load begins a new attempt. Set once, before the relay runs.
+	// load makes an attempt, and tells loaded. Set once, before the relay runs.
 	load func()
 	// gate is closed (true) until the first cont has gone through; only a gated cont can be refused.
 	gate bool
@@ -258,8 +259,12 @@ func (d *domain) begin() {
 	if d.load == nil {
 		return
 	}
-	d.loading = make(chan struct{})
-	go d.load()
+	done := make(chan struct{})
+	d.loading = done
+	go func() {
+		defer close(done)
+		d.load()
+	}()
 }
 
 // contAnswered compares what the module measured with what the monitor showed. Both sides read the same clock, so
@@ -350,9 +355,6 @@ func (d *domain) loaded(page *clockpage.Page, method string, err error) {
 		d.remember()
 		d.log.Info().Str("method", method).Str("state", string(d.state)).Int("qemu", d.qemu).Msg("module loaded")
 	}
-	if d.loading != nil {
-		close(d.loading)
-	}
 }
 
 // setPolicy takes a new policy; nil: watch only.
@@ -431,16 +433,6 @@ func (d *domain) status(s *control.Status, records int) {
 			StopRaw: r.StopRaw, ContRaw: r.ContRaw, StopReal: r.StopReal, ContReal: r.ContReal,
 			Lost: r.Lost, OrderLost: r.OrderLost, ResidualStop: r.ResidualStop, ResidualCont: r.ResidualCont, Cost: r.Cost,
 		})
-	}
-}
-
-// close unmaps the page; nothing uses the domain any more.
-func (d *domain) close() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.page != nil {
-		_ = d.page.Close()
-		d.page = nil
 	}
 }
 

@@ -157,5 +157,3 @@ func (s *stateFile) mid(direction int) *uint32 {
 func (s *stateFile) carry(direction int) *uint32 {
 	return (*uint32)(unsafe.Pointer(&s.mem[offCarry+4*direction]))
 }
-
-func (s *stateFile) close() { _ = unix.Munmap(s.mem) }
