@@ -141,6 +141,11 @@ func FuzzRecogniser(f *testing.F) {
 		if !ascii || bytes.Count(text, []byte("xecute")) > 1 || bytes.Contains(text, []byte(`\`)) {
 			return
 		}
+		for key := range members { // encoding/json takes a member that comes twice, QEMU refuses the message
+			if bytes.Count(text, []byte(`"`+key+`"`)) > 1 {
+				return
+			}
+		}
 		for _, m := range whole {
 			if m.execute == *reference.Execute {
 				return
