@@ -1,0 +1,160 @@
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"ftclock/control"
+	"ftclock/test/guest"
+	"ftclock/test/privatelibvirt"
+
+	"libvirt.org/go/libvirt"
+	"libvirt.org/go/libvirtxml"
+)
+
+// Live migrations between two hosts, in more than one way, with the same results as without the shim; the clock is kept on both.
+func TestKVMMigration(t *testing.T) {
+	second, err := privatelibvirt.StartSecond()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := second.Stop(); err != nil {
+			t.Error(err)
+		}
+	}()
+	there, err := second.Connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer there.Close()
+
+	var without []string
+	t.Run("without", func(t *testing.T) { without = migrate(t, second, there, "") })
+	if t.Failed() {
+		return
+	}
+	t.Run("with", func(t *testing.T) {
+		for i, output := range migrate(t, second, there, clockElement) {
+			t.Logf("migration %d: without: %q, with: %q", i+1, without[i], output)
+			if output != without[i] {
+				t.Error("that is different")
+			}
+		}
+	})
+}
+
+// migrate starts a domain here, migrates it there, back and there again, and gives what virsh printed.
+func migrate(t *testing.T, second *privatelibvirt.Second, there *libvirt.Connect, metadata string) (outputs []string) {
+	x := privatelibvirt.GuestXML("migrated", elf)
+	if metadata != "" {
+		x.Metadata = &libvirtxml.DomainMetadata{XML: metadata}
+	}
+	dir, err := privatelibvirt.QEMUDir("migration")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, clock := start(t, x)
+	// It ends there. This goes first: what is left is looked for when the domain is removed here.
+	t.Cleanup(func() {
+		if d, err := there.LookupDomainByName("migrated"); err == nil {
+			_ = d.Destroy()
+			_ = d.Free()
+		}
+	})
+	uuid, err := d.GetUUIDString()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// One that fails leaves the guest where it is.
+	out, err := virsh("migrate", "migrated", second.URI, "--live", "--migrateuri", "unix:///no/such/directory/migration.sock")
+	if err == nil {
+		t.Errorf("it was migrated to nowhere:\n%s", out)
+	}
+	outputs = append(outputs, out)
+	checkOn(t, d, clock, control.Dir, uuid, metadata != "")
+	socket := []string{"--migrateuri", "unix://" + filepath.Join(dir, "migration.sock")}
+	for _, leg := range []struct {
+		from, to string
+		options  []string
+		conn     *libvirt.Connect
+		root     string // where the files of the host that it comes to are
+	}{
+		{privatelibvirt.URI, second.URI, socket, there, second.Dir},
+		{second.URI, privatelibvirt.URI, socket, conn, ""},
+		{privatelibvirt.URI, second.URI, []string{"--p2p", "--tunnelled"}, there, second.Dir},
+	} {
+		before := offset(t, clock)
+		out, err := virsh(append([]string{"-c", leg.from, "migrate", "migrated", leg.to, "--live"}, leg.options...)...)
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		outputs = append(outputs, out)
+		found, err := leg.conn.LookupDomainByName("migrated")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = found.Free() }()
+		moved := &privatelibvirt.Domain{Domain: found, Name: d.Name}
+		clock = clockOn(t, leg.root)
+		t.Logf("the migration cost the guest's clock %d ns", offset(t, clock)-before)
+		checkOn(t, moved, clock, leg.root+control.Dir, uuid, metadata != "")
+	}
+	return outputs
+}
+
+// clockOn opens the clock of the migrated guest on the host whose files are below root.
+func clockOn(t *testing.T, root string) *guest.Clock {
+	t.Helper()
+	text, err := os.ReadFile(root + "/run/libvirt/qemu/migrated.pid")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	clock, err := guest.Open(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = clock.Close() })
+	if err := clock.WaitMoving(2 * time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	return clock
+}
+
+// checkOn checks that the clock is kept where the guest is, if it is to be.
+func checkOn(t *testing.T, d *privatelibvirt.Domain, clock *guest.Clock, state, uuid string, kept bool) {
+	t.Helper()
+	pause(t, d, sweepPause) // takes the anchor
+	before := offset(t, clock)
+	for range 20 {
+		pause(t, d, sweepPause)
+	}
+	drift := offset(t, clock) - before
+	if !kept {
+		if drift < 20*int64(sweepPause) {
+			t.Errorf("the guest lost only %d ns", drift)
+		}
+		return
+	}
+	if drift > maxDrift || drift < -maxDrift {
+		t.Errorf("drift of %d ns after 20 checkpoints", drift)
+	}
+	if count, largest, err := clock.Backsteps(); err != nil || count != 0 {
+		t.Errorf("the guest saw time go back %d times, by up to %d ns: %v", count, largest, err)
+	}
+	answer, err := control.Ask(state, uuid, control.Request{Do: "status"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := answer.Status; s.State != control.Correcting || s.Disagreements != 0 || len(s.Warnings) != 0 || s.Dropped+s.Anchored < 20 {
+		t.Errorf("status: %+v", s)
+	}
+}
