@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -45,6 +46,9 @@ const (
 	KeeperFlag = "-keeper"
 	WorkerFlag = "-worker"
 )
+
+// versionWait bounds how long a new program may take to say its version before it is found not to run.
+const versionWait = 10 * time.Second
 
 // maxFDs bounds the named descriptors.
 const maxFDs = 32
@@ -111,6 +115,9 @@ func start(flag string, held fds, peer int) (line int, pid int, err error) {
 	theirs := os.NewFile(uintptr(ends[1]), "line")
 	defer theirs.Close()
 	cmd := exec.Command(os.Args[0], append([]string{flag}, arguments()...)...)
+	if _, err := os.Stat(cmd.Path); err != nil {
+		cmd.Path = "/proc/self/exe" // the package was removed, the domain runs on
+	}
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.ExtraFiles = []*os.File{theirs}
 	numbers := make(fds)
@@ -390,8 +397,12 @@ func (k *keeper) keep() error {
 // serve does what the worker says until it has finished (true) or died.
 func (k *keeper) serve() (finished bool) {
 	for {
-		message, fd := hear(k.line)
+		// Nothing is taken from the line but with the lock held: an upgrade in between would forget it.
+		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(k.line), Events: unix.POLLIN}}, -1); err != nil {
+			continue // EINTR
+		}
 		k.mu.Lock()
+		message, fd := hear(k.line)
 		switch name, put := strings.CutPrefix(message, msgPut); {
 		case put && fd >= 0 && (len(k.held) < maxFDs || k.held[name] != 0):
 			if old, ok := k.held[name]; ok {
@@ -424,14 +435,18 @@ func (k *keeper) serve() (finished bool) {
 // upgrade executes the program's file, which may be a newer one, in this process's place. If it can't be executed, all
 // stays as it is.
 func (k *keeper) upgrade() {
-	if out, err := exec.Command(os.Args[0], "-version").CombinedOutput(); err != nil {
+	ctx, cancel := context.WithTimeout(context.Background(), versionWait)
+	defer cancel()
+	if out, err := exec.CommandContext(ctx, os.Args[0], "-version").CombinedOutput(); err != nil {
 		k.log(fmt.Sprintf("not upgrading: the new program doesn't run: %v: %s", err, out))
 		return
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.line < 0 {
-		return // between two workers: the next one is the new program's anyway
+	for k.line < 0 { // between two workers
+		k.mu.Unlock()
+		time.Sleep(10 * time.Millisecond)
+		k.mu.Lock()
 	}
 	for _, fd := range k.held {
 		_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0)

@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,10 +26,15 @@ pipe, and from the pipe to the other socket. Each of the two calls moves bytes f
 whole, and both objects are held by the keeper too. A worker that takes over finds in the pipe what the last one had
 under way, and sends it first.
 
-splice loses descriptors. So a peek that shows some is followed by shorter ones, until it is known with which byte they
-come; what is before it is spliced, and that one byte is sent with the copies that the peek gave, and then taken away. A word,
-carry, tells the next worker of one that died in between. So a byte can be lost only if the worker dies in the
-nanoseconds between that word's being set and the kernel's having the message.
+splice loses descriptors. So before a byte that carries some, splicing stops, and that one byte is sent with the copies
+that a peek gave, and then spliced away into the pipe, where what is left of it can be told from what is under way:
+a word, carry, says which of the two the pipe holds. So a byte can be lost only if the worker dies in the
+nanoseconds between that word's being set and the kernel's being asked to send the message.
+
+A peek doesn't tell which byte it is. It collects the descriptors of the first message in the queue that has any, even
+if it lies behind all the bytes that were asked for, and shows no bytes behind that message (net/unix/af_unix.c,
+unix_stream_read_generic). So the relay relies on what libvirt and QEMU do: descriptors are sent with the first byte of a
+line, and what is sent with them is one line, or a beginning of one.
 
 Each direction has a thread that waits in the kernel for its next bytes: in recvmsg for what comes, in splice for room
 where it goes. That is three system calls for a message, and none while nothing comes. The Go runtime's poller would take
@@ -45,6 +51,8 @@ const (
 	chunkSize = 32 << 10
 	// maxFDs is what the kernel lets one message carry (SCM_MAX_FD in include/net/scm.h).
 	maxFDs = 253
+	// maxQueue is more than a unix socket queues: twice net.core.wmem_default, which nobody raises for a monitor.
+	maxQueue = 512 << 10
 )
 
 // The two directions.
@@ -320,14 +328,13 @@ func (r *relay) begin(direction, from, to int) (*mover, recogniser, error) {
 	if err != nil {
 		return nil, place, os.NewSyscallError("ioctl", err)
 	}
-	if err := m.drain(left); err != nil {
-		return nil, place, err
+	if atomic.LoadUint32(m.carry) != carryNone {
+		err = m.finishCarry(left)
+	} else {
+		err = m.drain(left)
 	}
-	if atomic.LoadUint32(m.carry) != 0 { // the last worker sent the next byte, and died before it took it away
-		if err := m.discard(1); err != nil {
-			return nil, place, err
-		}
-		atomic.StoreUint32(m.carry, 0)
+	if err != nil {
+		return nil, place, err
 	}
 	return m, place, nil
 }
@@ -378,31 +385,23 @@ func (m *mover) look(enough func([]byte) bool) ([]byte, error) {
 // peek waits for bytes, fills the buffer, and finds the first byte that carries descriptors.
 func (m *mover) peek() (n int, err error) {
 	m.carrier = 0
-	n, carries, err := m.peekUpTo(chunkSize)
+	n, carries, err := m.peekUpTo(m.buf)
 	if err != nil || n == 0 || !carries {
 		return n, err
 	}
-	// A read ends with the message that carries descriptors, and shows them once it touches it: the shortest read that
-	// does ends with its first byte.
-	low, high := 1, n // the answer is in here
-	for low < high {
-		middle := (low + high) / 2
-		_, carries, err := m.peekUpTo(middle)
-		if err != nil {
+	all := m.buf
+	if n == len(all) { // the message with the descriptors may end, or even begin, behind the chunk
+		all = make([]byte, maxQueue)
+		if n, carries, err = m.peekUpTo(all); err != nil || !carries {
 			return 0, err
 		}
-		if carries {
-			high = middle
-		} else {
-			low = middle + 1
-		}
 	}
-	m.carrier = low
-	return low, nil
+	m.carrier = bytes.LastIndexByte(all[:n-1], '\n') + 2 // the first byte of the line that is the last
+	return min(m.carrier, chunkSize), nil
 }
 
-func (m *mover) peekUpTo(max int) (n int, carries bool, err error) {
-	n, fds, err := m.receive(m.buf[:max], unix.MSG_PEEK)
+func (m *mover) peekUpTo(buf []byte) (n int, carries bool, err error) {
+	n, fds, err := m.receive(buf, unix.MSG_PEEK)
 	closeAll(fds)
 	return n, len(fds) > 0, err
 }
@@ -505,22 +504,61 @@ func (m *mover) moveCarrier(seen func()) error {
 	}
 	seen()
 	rights := unix.UnixRights(fds...)
+	iov := unix.Iovec{Base: &b[0], Len: 1}
+	message := unix.Msghdr{Iov: &iov, Iovlen: 1}
+	if len(fds) > 0 {
+		message.Control = &rights[0]
+		message.SetControllen(len(rights))
+	}
 	for {
-		atomic.StoreUint32(m.carry, 1)
-		err = unix.Sendmsg(m.to, b[:], rights, nil, unix.MSG_NOSIGNAL)
-		if err != nil {
-			atomic.StoreUint32(m.carry, 0)
+		// A socket that is writable takes one byte more (unix_writable and sock_alloc_send_pskb in the kernel): so
+		// what follows the word is one system call that doesn't wait, and with no way out through Go's scheduler before it.
+		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(m.to), Events: unix.POLLOUT}}, -1); errors.Is(err, unix.EINTR) {
+			continue
+		} else if err != nil {
+			return os.NewSyscallError("poll", err)
 		}
-		if !errors.Is(err, unix.EINTR) {
+		atomic.StoreUint32(m.carry, carrySent)
+		_, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, uintptr(m.to), uintptr(unsafe.Pointer(&message)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		if errno == 0 {
 			break
 		}
+		atomic.StoreUint32(m.carry, carryNone)
+		if errno != unix.EAGAIN && errno != unix.EINTR {
+			return os.NewSyscallError("sendmsg", errno)
+		}
 	}
-	if err != nil {
-		return err
+	runtime.KeepAlive(rights)
+	return m.finishCarry(0)
+}
+
+// What the word carry says.
+const (
+	carryNone = 0 // what the pipe holds has to go on
+	carrySent = 1 // the source's next byte has gone on, or, if the pipe holds one, that one has
+	carryDone = 2 // what the pipe holds has gone on
+)
+
+// finishCarry takes away the byte that was sent with descriptors; the pipe holds left bytes.
+func (m *mover) finishCarry(left int) error {
+	if atomic.LoadUint32(m.carry) == carrySent {
+		if left == 0 {
+			var err error
+			if left, err = m.fill(1); err != nil {
+				return err
+			}
+		}
+		atomic.StoreUint32(m.carry, carryDone)
 	}
-	err = m.discard(1)
-	atomic.StoreUint32(m.carry, 0)
-	return err
+	for left > 0 {
+		n, err := unix.Read(m.pipe.r, m.buf[:1])
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return os.NewSyscallError("read", err)
+		}
+		left -= max(n, 0)
+	}
+	atomic.StoreUint32(m.carry, carryNone)
+	return nil
 }
 
 // discard takes n bytes, which are there, away, with whatever they carry.

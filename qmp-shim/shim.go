@@ -150,7 +150,11 @@ func Run(c Config) error {
 	_, connected := c.Store.Get(fdQEMU)
 	s.domain.resume(page, connected)
 	if c.DomainDir != "" {
-		go s.serveMonitor()
+		old := s.oldRelay()
+		if old != nil {
+			s.relays <- struct{}{} // before QEMU's end can be seen: its last words go on first
+		}
+		go s.serveMonitor(old)
 	} else if err := s.watch(page != nil); err != nil {
 		return err
 	}
@@ -184,6 +188,12 @@ func Run(c Config) error {
 	}
 }
 
+// Begun says whether an earlier worker served the domain.
+func Begun(store *keeper.Store) bool {
+	_, begun := store.Get(fdState)
+	return begun
+}
+
 // remember opens the state that the last worker left, or makes a new one.
 func (s *shim) remember() error {
 	fd, old := s.Store.Get(fdState)
@@ -213,7 +223,13 @@ func (s *shim) remember() error {
 			s.Log.Error().Err(err).Msg("the next worker will know less")
 		}
 	}
-	if s.domain, err = newDomain(s.Log, m, save); err != nil {
+	s.domain, err = newDomain(s.Log, m, save)
+	if err != nil && old { // by a worker of another version: the page keeps its standing policy
+		s.Log.Error().Err(err).Msg("the policy that the last worker left can't be read; only watching")
+		m.Clock = ""
+		s.domain, err = newDomain(s.Log, m, save)
+	}
+	if err != nil {
 		return err
 	}
 	save(m)
@@ -442,10 +458,9 @@ func (s *shim) unbind() {
 	s.Store.Drop(fdMonitor)
 }
 
-// serveMonitor relays one connection after the other, the first of which may be an earlier worker's.
-func (s *shim) serveMonitor() {
+// serveMonitor relays one connection after the other, the first of which may be an earlier worker's, r.
+func (s *shim) serveMonitor(r *relay) {
 	for {
-		r := s.oldRelay()
 		if r == nil {
 			client, err := s.socket.AcceptUnix()
 			if errors.Is(err, net.ErrClosed) {
@@ -464,14 +479,15 @@ func (s *shim) serveMonitor() {
 				continue
 			}
 			s.domain.connected()
+			s.relays <- struct{}{}
 		}
 		s.Log.Info().Msg("monitor connected")
-		s.relays <- struct{}{}
 		err := r.run()
 		_ = r.client.Close()
 		_ = r.qemu.Close()
 		s.dropRelay()
 		<-s.relays
+		r = nil
 		s.Log.Info().Err(err).Msg("monitor disconnected")
 	}
 }
@@ -507,12 +523,17 @@ func (s *shim) oldRelay() *relay {
 	client, qemu := s.keptConn(fdClient), s.keptConn(fdQEMU)
 	switch {
 	case client == nil:
+		if qemu != nil { // it died while it dropped a connection that had ended
+			_ = qemu.Close()
+		}
+		s.dropRelay()
 		return nil
 	case qemu == nil: // it died between the two
 		r, err := s.newRelay(client)
 		if err != nil {
 			s.Log.Error().Err(err).Msg("connecting to QEMU's monitor")
 			hangUp(client)
+			_ = client.Close()
 			s.dropRelay()
 		}
 		return r
@@ -539,7 +560,8 @@ func (s *shim) dropRelay() {
 // claim makes the domain's state directory, and the socket for requests in it.
 func (s *shim) claim() (*net.UnixListener, error) {
 	listener := s.keptListener(fdControl)
-	if listener == nil {
+	old := listener != nil
+	if !old {
 		var err error
 		if listener, err = s.listen(); err != nil {
 			return nil, err
@@ -553,7 +575,10 @@ func (s *shim) claim() (*net.UnixListener, error) {
 		return nil, err
 	}
 	if err := os.WriteFile(filepath.Join(s.dir, control.InfoName), append(info, '\n'), 0o600); err != nil {
-		return nil, fmt.Errorf("writing the shim's state: %w", err)
+		if !old {
+			return nil, fmt.Errorf("writing the shim's state: %w", err)
+		}
+		s.Log.Warn().Err(err).Msg("writing the shim's state") // no reason to give up a monitor that is carried
 	}
 	return listener, nil
 }

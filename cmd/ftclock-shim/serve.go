@@ -74,6 +74,7 @@ func work(args []string, log io.Writer) int {
 		return 1
 	}
 	syscall.Umask(0o077)
+	later := shim.Begun(store)
 	if err == nil {
 		config.Store = store
 		config.Ready = func() { notify(store, "ready") }
@@ -82,6 +83,9 @@ func work(args []string, log io.Writer) int {
 	if err != nil {
 		config.Log.Error().Err(err).Msg("not serving")
 		notify(store, err.Error())
+		if later {
+			return 1 // a domain runs behind the connections that are held: the keeper tries again
+		}
 	}
 	store.Done()
 	if err != nil {

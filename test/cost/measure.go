@@ -168,7 +168,8 @@ func (r *rig) start() (err error) {
 	defer ready.Close()
 	_, err = r.run(r.program, []string{keeper.EnvFDs + "=" + spawn.Ready + "=3"}, []*os.File{theirs}, keeper.KeeperFlag,
 		"-uuid", uuid, "-name", "cost", "-clock", `<clock xmlns="urn:ftclock:domain:1"/>`, "-module", module,
-		"-domain-dir", r.dir, "-pid-file", path("qemu.pid"), "-state", path("state"))
+		"-domain-dir", r.dir, "-pid-file", path("qemu.pid"),
+		"-state", path("state"), "-last-stops", path("stops"))
 	theirs.Close()
 	if err != nil {
 		return err

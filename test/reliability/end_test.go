@@ -1,0 +1,115 @@
+package reliability
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"ftclock/control"
+)
+
+// TestLastWordsSurviveAKill has QEMU say its last words and end, and kills the worker before anybody has read them.
+func TestLastWordsSurviveAKill(t *testing.T) {
+	for _, size := range []int{100, 100 << 10} {
+		for range 5 {
+			p := startPair(t)
+			p.settled()
+			s := p.whole()
+			last := append(bytes.Repeat([]byte("x"), size), '\n')
+			if _, err := p.qemu.Write(last); err != nil {
+				t.Fatal(err)
+			}
+			p.qemu.Close()
+			p.endProcess()
+			_ = unix.Kill(s.Shim, unix.SIGKILL)
+			got, err := io.ReadAll(p.client)
+			if err != nil && !errors.Is(err, unix.ECONNRESET) || !bytes.Equal(got, last) {
+				t.Fatalf("of %d bytes %d arrived: %v\n%s", len(last), len(got), err, p.logText())
+			}
+			p.client.Close()
+			p.gone()
+		}
+	}
+}
+
+// TestAKillWhileTheReaderWaits kills the worker while a message with descriptors waits for the other side to read.
+func TestAKillWhileTheReaderWaits(t *testing.T) {
+	for range 5 {
+		p := startPair(t)
+		p.settled()
+		s := p.whole()
+		speaker := newSpeaker(p.client, 1, "")
+		said := make(chan error, 1)
+		go func() {
+			var err error
+			for range 200 {
+				err = errors.Join(err, speaker.sayWith(3000, 2))
+			}
+			said <- err
+		}()
+		// Full: the relay can't have moved any more when two looks find the same.
+		for range 3 {
+			eventually(t, "QEMU's socket being full", func() bool { return settledQueue(p.qemu) })
+			s = p.killWorker(s)
+		}
+		listener := newListener(p.qemu)
+		failed := make(chan error, 1)
+		go func() { failed <- listener.listen() }()
+		eventually(t, "all messages", func() bool {
+			select {
+			case err := <-failed:
+				t.Fatalf("%v\n%s", err, p.logText())
+			default:
+			}
+			return listener.heard.Load() == 200
+		})
+		if err := <-said; err != nil {
+			t.Fatal(err)
+		}
+		p.client.Close()
+		p.qemu.Close()
+		p.endProcess()
+		<-failed
+		p.gone()
+	}
+}
+
+// TestAWorkerBeginsWithoutItsDirectory takes away, on a host in trouble, what a worker could do without.
+func TestAWorkerBeginsWithoutItsDirectory(t *testing.T) {
+	p := startPair(t)
+	p.settled()
+	s := p.whole()
+	hidden := p.state + ".away"
+	if err := os.Rename(p.state, hidden); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(s.Shim, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		text := fmt.Sprintf(`{"n":%d}`+"\n", i)
+		if _, err := p.client.Write([]byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := bytesUntil(p.qemu, '\n'); err != nil || string(got) != text {
+			t.Fatalf("%q, %v\n%s", got, err, p.logText())
+		}
+	}
+	if err := os.Rename(hidden, p.state); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(p.state, p.uuid, control.SocketName)); err != nil {
+		t.Fatal(err)
+	}
+	p.killKeeper(p.whole())
+	p.client.Close()
+	p.qemu.Close()
+	p.endProcess()
+	p.gone()
+}
