@@ -111,6 +111,11 @@ func (p *Page) Order() (Order, error) {
 	return v, err
 }
 
+// SetImport writes the reading from which a loaded state is caught up.
+func (p *Page) SetImport(v Import) {
+	write(p.at(offImport), unsafe.Pointer(&v), unsafe.Sizeof(v))
+}
+
 // Counts reads the module's counters. Each is right; they need not be of one instant.
 func (p *Page) Counts() Counts {
 	var v Counts

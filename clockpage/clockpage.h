@@ -21,6 +21,7 @@
  *          ignore it.
  *
  *   1.0  first version
+ *   1.1  the section import, behind the ring; the reasons FROM_IMPORT and FROM_ANCHOR
  */
 #ifndef FTCLOCK_CLOCKPAGE_H
 #define FTCLOCK_CLOCKPAGE_H
@@ -32,7 +33,7 @@
 #define FTCLOCK_PAGE_NAME  "ftclock-page"
 #define FTCLOCK_PAGE_MAGIC UINT64_C(0x314b434f4c435446) /* "FTCLOCK1" in memory */
 #define FTCLOCK_PAGE_MAJOR 1
-#define FTCLOCK_PAGE_MINOR 0
+#define FTCLOCK_PAGE_MINOR 1
 #define FTCLOCK_PAGE_SIZE  36864 /* bytes: 9 pages of 4 KiB; the sections, the ring, and room */
 #define FTCLOCK_RING_LEN   256   /* records; pause N is in record (N - 1) % FTCLOCK_RING_LEN */
 
@@ -79,6 +80,8 @@ enum ftclock_reason {
     FTCLOCK_REASON_BOUNDS = 12,      /* passed: a value out of bounds */
     FTCLOCK_REASON_READ_FAILED = 13, /* passed: KVM_GET_CLOCK failed */
     FTCLOCK_REASON_WRITE_FAILED = 14, /* passed: the kernel refused the anchor's value */
+    FTCLOCK_REASON_FROM_IMPORT = 15,  /* anchored: a loaded state, by the reading that was imported */
+    FTCLOCK_REASON_FROM_ANCHOR = 16,  /* anchored: a loaded state of this process's own guest */
 };
 
 /* Times are worth a limit of at most this: older guests' clock arithmetic wraps on long jumps. */
@@ -195,6 +198,18 @@ struct ftclock_record {
     uint64_t reserved[2];
 };
 
+/*
+ * Behind the ring. Writer: the shim. A reading of the guest's clock in an earlier process, from which a state that is
+ * loaded in this one is caught up.
+ */
+struct ftclock_import {
+    uint32_t seq; /* 0 without one */
+    uint32_t reserved0;
+    uint64_t saved; /* kvmclock at the stop; only a write of this very value is caught up */
+    uint64_t real;  /* CLOCK_REALTIME then */
+    uint64_t reserved[5];
+};
+
 struct ftclock_page {
     struct ftclock_head head;
     struct ftclock_policy policy;
@@ -203,6 +218,7 @@ struct ftclock_page {
     struct ftclock_now now;
     struct ftclock_anchor anchor;
     struct ftclock_record ring[FTCLOCK_RING_LEN];
+    struct ftclock_import import;
 };
 
 /* A running clock that left its anchor by more than this was set by somebody else: 100 ms. */
@@ -291,6 +307,10 @@ FTCLOCK_AT(ftclock_page, counts, 192);
 FTCLOCK_AT(ftclock_page, now, 320);
 FTCLOCK_AT(ftclock_page, anchor, 384);
 FTCLOCK_AT(ftclock_page, ring, 512);
+FTCLOCK_AT(ftclock_page, import, 33280);
+FTCLOCK_AT(ftclock_import, seq, 0);
+FTCLOCK_AT(ftclock_import, saved, 8);
+FTCLOCK_AT(ftclock_import, real, 16);
 static_assert(sizeof(struct ftclock_record) == 128, "a record is two cache lines");
 static_assert(sizeof(struct ftclock_page) <= FTCLOCK_PAGE_SIZE, "the page holds all sections");
 

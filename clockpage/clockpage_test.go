@@ -72,15 +72,18 @@ func TestModuleReadsWhatWeWrite(t *testing.T) {
 	var order Order
 	distinct(&policy)
 	distinct(&order)
+	var imported Import
+	distinct(&imported)
 	for range 3 { // the sequence grows
 		p.SetPolicy(policy)
 		p.SetOrder(order)
+		p.SetImport(imported)
 	}
 	got := map[string]string{}
 	for _, words := range runPeer(t, f, "dump") {
 		got[words[0]] = words[1]
 	}
-	for name, section := range map[string]any{"policy": policy, "order": order} {
+	for name, section := range map[string]any{"policy": policy, "order": order, "import": imported} {
 		v := reflect.ValueOf(section)
 		for i, m := range sectionOf(t, name) {
 			want := fmt.Sprint(get(v.FieldByIndex(named(v.Type())[i].Index)))

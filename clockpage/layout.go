@@ -5,7 +5,7 @@ const (
 	Name       = "ftclock-page"
 	Magic      = 0x314b434f4c435446
 	Major      = 1
-	Minor      = 0
+	Minor      = 1
 	Size       = 36864
 	RingLen    = 256
 	RecordSize = 128
@@ -126,6 +126,15 @@ type Record struct {
 	_            [2]uint64
 }
 
+// Import is a reading of the guest's clock in an earlier process, for a state that is loaded into this one. Times are ns.
+type Import struct {
+	seq   uint32
+	_     uint32
+	Saved uint64 // kvmclock at the stop
+	Real  uint64 // CLOCK_REALTIME then
+	_     [5]uint64
+}
+
 // Offsets of the sections in the page, in bytes.
 const (
 	offHead   = 0
@@ -135,6 +144,7 @@ const (
 	offNow    = 320
 	offAnchor = 384
 	offRing   = 512
+	offImport = offRing + RingLen*RecordSize
 )
 
 // Do is what is done with a pause (enum ftclock_do).
@@ -207,6 +217,8 @@ const (
 	Bounds
 	ReadFailed
 	WriteFailed
+	FromImport
+	FromAnchor
 )
 
 func (r Reason) String() string {
@@ -224,5 +236,7 @@ func (r Reason) String() string {
 		"the page was torn",
 		"a value was out of bounds",
 		"reading the kernel's clock was refused",
-		"writing the kernel's clock was refused")
+		"writing the kernel's clock was refused",
+		"a loaded state, caught up since its stop",
+		"a loaded state, caught up to the anchor")
 }

@@ -18,6 +18,7 @@ var mirrors = map[string]reflect.Type{
 	"now":    reflect.TypeFor[Now](),
 	"anchor": reflect.TypeFor[Anchor](),
 	"record": reflect.TypeFor[Record](),
+	"import": reflect.TypeFor[Import](),
 }
 
 // Names that differ by more than their spelling.
@@ -119,6 +120,8 @@ var values = map[string]uint64{
 	"FTCLOCK_REASON_BOUNDS":           uint64(Bounds),
 	"FTCLOCK_REASON_READ_FAILED":      uint64(ReadFailed),
 	"FTCLOCK_REASON_WRITE_FAILED":     uint64(WriteFailed),
+	"FTCLOCK_REASON_FROM_IMPORT":      uint64(FromImport),
+	"FTCLOCK_REASON_FROM_ANCHOR":      uint64(FromAnchor),
 }
 
 // moduleOnly are constants that only the module needs.

@@ -412,6 +412,45 @@ static int catch_up(struct rule *r, int fd, struct kvm_clock_data *data, struct 
     return 0;
 }
 
+/*
+ * A write of another value than the one that was read at the stop: a state was loaded, saved by this process or
+ * another. If the policy wants it caught up, the guest's clock goes on as if it had run since that state was saved: by
+ * the anchor, which is this process's own guest's, or by the reading of the stop that the shim has from the earlier
+ * process.
+ */
+static int restore(struct rule *r, int fd, struct kvm_clock_data *data, struct ftclock_record *rec) {
+    struct ftclock_policy p;
+    struct ftclock_import import;
+    if (!consult(&p, &r->page->policy, sizeof(p)) || !consult(&import, &r->page->import, sizeof(import)))
+        return pass(r, fd, data, rec, FTCLOCK_REASON_TORN);
+    bool imported = import.seq && import.saved == data->clock;
+    if (!p.seq || !p.enabled || p.restore_do != FTCLOCK_DO_CATCH_UP || !(imported || r->anchor.valid))
+        return pass(r, fd, data, rec, r->stopped ? FTCLOCK_REASON_OTHER_VALUE : FTCLOCK_REASON_FIRST);
+
+    struct moment now = {.raw = r->host->raw(), .real = r->host->real(), .boot = r->host->boot()};
+    uint64_t clock = imported ? data->clock + (now.real - import.real) : expected(r, now.raw);
+    int64_t away = (int64_t)(clock - data->clock);
+    uint64_t limit = p.restore_limit && p.restore_limit < FTCLOCK_LIMIT_MAX ? p.restore_limit : FTCLOCK_LIMIT_MAX;
+    if (away < 0)
+        return pass(r, fd, data, rec, FTCLOCK_REASON_BOUNDS);
+    rec->lost = away;
+    if ((uint64_t)away > limit) {
+        int rc = pass(r, fd, data, rec, FTCLOCK_REASON_OVER_LIMIT);
+        rec->decision = rc < 0 ? FTCLOCK_PASSED : FTCLOCK_HELD;
+        return rc;
+    }
+    if (write_clock(r, fd, clock) < 0)
+        return pass(r, fd, data, rec, FTCLOCK_REASON_WRITE_FAILED);
+    /* The next stop's reading is compared with this, and what the write took is made good then. */
+    r->anchor = (struct ftclock_anchor){
+        .valid = 1, .epoch = r->anchor.epoch + 1, .clock = clock, .raw = now.raw, .real = now.real, .boot = now.boot};
+    publish_anchor(r);
+    rec->decision = FTCLOCK_ANCHORED;
+    rec->reason = imported ? FTCLOCK_REASON_FROM_IMPORT : FTCLOCK_REASON_FROM_ANCHOR;
+    rec->went_on = clock;
+    return 0;
+}
+
 static void count(struct rule *r, const struct ftclock_record *rec) {
     switch (rec->decision) {
     case FTCLOCK_DROPPED:
@@ -447,8 +486,8 @@ int rule_set_clock(struct rule *r, int fd, struct kvm_clock_data *data) {
     int rc;
 
     if (!r->stopped) {
-        rec.event = FTCLOCK_EVENT_START;
-        rc = pass(r, fd, data, &rec, FTCLOCK_REASON_FIRST);
+        rc = restore(r, fd, data, &rec);
+        rec.event = rec.reason == FTCLOCK_REASON_FIRST ? FTCLOCK_EVENT_START : FTCLOCK_EVENT_RESTORE;
     } else {
         rec.stop_raw = r->stop.raw;
         rec.stop_real = r->stop.real;
@@ -459,7 +498,7 @@ int rule_set_clock(struct rule *r, int fd, struct kvm_clock_data *data) {
         struct verdict v;
         if (data->clock != r->saved) {
             rec.event = FTCLOCK_EVENT_RESTORE;
-            rc = pass(r, fd, data, &rec, FTCLOCK_REASON_OTHER_VALUE);
+            rc = restore(r, fd, data, &rec);
         } else if (!r->stop_stable || !r->anchor.valid) {
             /* QEMU reads the clock while it builds the machine, too: a first write without a run before it. */
             rec.event = r->counts.pauses ? FTCLOCK_EVENT_NONE : FTCLOCK_EVENT_START;

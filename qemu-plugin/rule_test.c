@@ -922,6 +922,89 @@ static void test_states(void) {
 }
 
 /* A QEMU that has the kernel add the downtime (KVM_CLOCK_REALTIME) is left to do so, and isn't counted twice. */
+static void write_import(uint64_t saved, uint64_t real) {
+    page->import.seq++;
+    page->import.saved = saved;
+    page->import.real = real;
+    page->import.seq++;
+}
+
+/* A loaded state that is to be caught up. */
+static void test_restore(void) {
+    struct ftclock_policy catch_up = {
+        .enabled = 1,
+        .checkpoint_do = FTCLOCK_DO_CATCH_UP,
+        .suspend_do = FTCLOCK_DO_HOLD,
+        .restore_do = FTCLOCK_DO_CATCH_UP,
+        .checkpoint_limit = (uint64_t)(10 * SEC),
+    };
+
+    attach("an older state of the same process");
+    write_policy(catch_up);
+    checkpoint(SEC, 5 * MS);
+    int64_t clock = guest(), at = sim.now;
+    run(SEC);
+    CHECK(stop() == 0, "stop");
+    stand(50 * MS);
+    kept.clock -= (uint64_t)(SEC / 2);
+    CHECK(cont() == 0, "cont");
+    DECIDED(FTCLOCK_ANCHORED, FTCLOCK_REASON_FROM_ANCHOR);
+    CHECK(record()->event == FTCLOCK_EVENT_RESTORE && size(record()->lost - SEC / 2 - 50 * MS) < MS, "record");
+    CHECK(size(off(clock, at)) < 2 * US, "off by %" PRId64, off(clock, at));
+    checkpoint(SEC, 5 * MS);
+    CHECK(size(off(clock, at)) < 2 * US && page->counts.passed == 0, "after it off by %" PRId64, off(clock, at));
+
+    for (int known = 0; known < 2; known++) {
+        attach(known ? "a state of an earlier process" : "a state of an earlier process that isn't known");
+        write_policy(catch_up);
+        sim.clock += 0;
+        kept.clock = (uint64_t)(77 * SEC);
+        write_import(kept.clock + !known, real_at(sim.now) - (uint64_t)(3 * SEC));
+        CHECK(cont() == 0, "cont");
+        guest_saw = 0;
+        if (!known) {
+            DECIDED(FTCLOCK_PASSED, FTCLOCK_REASON_FIRST);
+            CHECK(guest() - 77 * SEC < MS, "it was caught up: %" PRId64, guest());
+            continue;
+        }
+        DECIDED(FTCLOCK_ANCHORED, FTCLOCK_REASON_FROM_IMPORT);
+        CHECK(size(guest() - 80 * SEC) < MS, "the clock is %" PRId64, guest());
+        clock = guest();
+        at = sim.now;
+        checkpoint(SEC, 5 * MS);
+        CHECK(size(off(clock, at)) < 2 * US, "after it off by %" PRId64, off(clock, at));
+        /* The import is for that one value only. */
+        checkpoint(SEC, 5 * MS);
+        CHECK(size(off(clock, at)) < 2 * US, "later off by %" PRId64, off(clock, at));
+    }
+
+    struct {
+        const char *name;
+        int64_t away;
+        uint64_t limit;
+        uint32_t restore_do;
+        uint16_t decision, reason;
+    } cases[] = {
+        {"within the limit", 3 * SEC, 5 * SEC, FTCLOCK_DO_CATCH_UP, FTCLOCK_ANCHORED, FTCLOCK_REASON_FROM_IMPORT},
+        {"over the limit", 6 * SEC, 5 * SEC, FTCLOCK_DO_CATCH_UP, FTCLOCK_HELD, FTCLOCK_REASON_OVER_LIMIT},
+        {"over every limit", 901 * SEC, 0, FTCLOCK_DO_CATCH_UP, FTCLOCK_HELD, FTCLOCK_REASON_OVER_LIMIT},
+        {"from the future", -SEC, 0, FTCLOCK_DO_CATCH_UP, FTCLOCK_PASSED, FTCLOCK_REASON_BOUNDS},
+        {"held by the policy", 3 * SEC, 0, FTCLOCK_DO_HOLD, FTCLOCK_PASSED, FTCLOCK_REASON_FIRST},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        attach(cases[i].name);
+        catch_up.restore_do = cases[i].restore_do;
+        catch_up.restore_limit = cases[i].limit;
+        write_policy(catch_up);
+        kept.clock = (uint64_t)(77 * SEC);
+        write_import(kept.clock, real_at(sim.now) - (uint64_t)cases[i].away);
+        CHECK(cont() == 0, "cont");
+        DECIDED(cases[i].decision, cases[i].reason);
+        int64_t want = 77 * SEC + (cases[i].decision == FTCLOCK_ANCHORED ? cases[i].away : 0);
+        CHECK(size(guest() - want) < MS, "the clock is %" PRId64, guest());
+    }
+}
+
 static void test_realtime_flag(void) {
     attach("KVM_CLOCK_REALTIME of QEMU's own, passed");
     stop();
@@ -1198,6 +1281,7 @@ int main(int argc, char **argv) {
     test_torn();
     test_errors();
     test_states();
+    test_restore();
     test_realtime_flag();
     test_host_suspend();
     test_old_kernel();

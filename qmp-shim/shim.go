@@ -60,6 +60,8 @@ type Config struct {
 	Clock   string // the domain's clock element as XML; "" watches only
 	Module  string // path of libftclock-qemu.so
 	State   string // directory of all shims' states, control.Dir
+	// LastStops is the directory of readings for restored guests; the constant of that name.
+	LastStops string
 
 	// A relay has the domain's directory with its two sockets, and the file that will hold QEMU's pid.
 	DomainDir string
@@ -170,6 +172,7 @@ func Run(c Config) error {
 		select {
 		case <-s.ended:
 			s.finish()
+			s.keepLastStop()
 			c.Log.Info().Msg("QEMU has ended")
 			return nil
 		case <-s.quit:
@@ -419,6 +422,7 @@ func (s *shim) load() {
 	}
 	page, fd, method, err := loadModule(ctx, p, s.Module)
 	if err == nil {
+		s.importLastStop(page)
 		s.Store.Put(fdPage, fd)
 	}
 	s.domain.loaded(page, method, err)

@@ -44,6 +44,7 @@ static struct ftclock_counts counts;
 static struct ftclock_now now;
 static struct ftclock_anchor anchor;
 static struct ftclock_record record;
+static struct ftclock_import import;
 
 static void store_counts(struct ftclock_page *page) {
     for (size_t i = 0; i < sizeof(counts) / 8; i++) {
@@ -89,7 +90,8 @@ static int fill(struct ftclock_page *page) {
 }
 
 static int dump(const struct ftclock_page *page) {
-    if (!consult(&policy, &page->policy, sizeof(policy)) || !consult(&order, &page->order, sizeof(order))) {
+    if (!consult(&policy, &page->policy, sizeof(policy)) || !consult(&order, &page->order, sizeof(order)) ||
+        !consult(&import, &page->import, sizeof(import))) {
         fprintf(stderr, "torn with no writer at work\n");
         return 1;
     }

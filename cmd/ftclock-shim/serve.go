@@ -29,7 +29,7 @@ func notify(store *keeper.Store, line string) {
 }
 
 func parse(args []string, log io.Writer) (shim.Config, error) {
-	c := shim.Config{Version: version, State: control.Dir}
+	c := shim.Config{Version: version, State: control.Dir, LastStops: shim.LastStops}
 	c.Log = zerolog.New(log).With().Timestamp().Logger()
 	flags := flag.NewFlagSet("ftclock-shim", flag.ContinueOnError)
 	flags.SetOutput(log)
@@ -41,6 +41,7 @@ func parse(args []string, log io.Writer) (shim.Config, error) {
 	flags.StringVar(&c.PIDFile, "pid-file", "", "relay: the file that will hold QEMU's pid")
 	flags.IntVar(&c.PID, "watch", 0, "watch: QEMU's pid")
 	flags.StringVar(&c.State, "state", control.Dir, "directory of the shims' state")
+	flags.StringVar(&c.LastStops, "last-stops", shim.LastStops, "directory of readings for restored guests")
 	showVersion := flags.Bool("version", false, "print the version and end")
 	if err := flags.Parse(args); err != nil {
 		return c, err

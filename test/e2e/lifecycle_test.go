@@ -94,6 +94,64 @@ func TestKVMSaveAndRestore(t *testing.T) {
 	}
 }
 
+// A saved guest that is to be caught up goes on as if it had never been away, over a save file as over a managed save.
+func TestKVMARestoreIsCaughtUp(t *testing.T) {
+	const catchUp = `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"><ftclock:on event="restore" do="catch-up"%s/></ftclock:clock>`
+	dir, err := privatelibvirt.QEMUDir("save")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "away.state")
+	for _, c := range []struct {
+		name, limit  string
+		save, resume []string
+		held         bool
+	}{
+		{"save", "", []string{"save", "away", file}, []string{"restore", file}, false},
+		{"managed save", "", []string{"managedsave", "away"}, []string{"start", "away"}, false},
+		{"past its limit", ` limit="500ms"`, []string{"save", "away", file}, []string{"restore", file}, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d, clock := start(t, managed("away", fmt.Sprintf(catchUp, c.limit)))
+			pause(t, d, 5*time.Millisecond)
+			before := offset(t, clock)
+			clock.Close()
+			if out, err := virsh(c.save...); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			nothingLeft(t)
+			time.Sleep(2 * time.Second)
+			if out, err := virsh(c.resume...); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			if clock, err = d.Clock(); err != nil {
+				t.Fatal(err)
+			}
+			defer clock.Close()
+			for range 20 {
+				pause(t, d, 5*time.Millisecond)
+			}
+			lost := offset(t, clock) - before
+			s := status(t, d)
+			for _, r := range s.Records[:1] {
+				t.Logf("%s, %s: %s", r.Event, r.Decision, r.Reason)
+			}
+			// CLOCK_REALTIME, by which the time away is measured, is disciplined: up to 500 ppm off CLOCK_MONOTONIC_RAW,
+			// and not known to be so to better than its reading.
+			const bound = int64(2 * time.Millisecond)
+			if !c.held && (lost > bound || lost < -bound) {
+				t.Errorf("the guest lost %d ns while it was saved", lost)
+			}
+			if c.held && lost < int64(2*time.Second) {
+				t.Errorf("the guest was away for longer than its limit, but lost only %d ns", lost)
+			}
+			if s.State != control.Correcting || s.Disagreements != 0 {
+				t.Errorf("status: %+v", s)
+			}
+		})
+	}
+}
+
 // A suspend, longer than the checkpoint's limit, is held, and the next checkpoint doesn't catch it up after all.
 func TestKVMASuspendIsHeld(t *testing.T) {
 	const short = `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"><ftclock:on event="checkpoint" limit="%s"/>%s</ftclock:clock>`

@@ -209,7 +209,7 @@ func (c *Clock) Sample() (clock, raw int64, err error) {
 		return 0, 0, err
 	}
 	first := atomic.LoadUint32(&c.rec.Sequence)
-	for deadline := Raw() + int64(3*time.Second); ; {
+	for deadline := Raw() + int64(30*time.Second); ; {
 		for range 1000 {
 			seq := atomic.LoadUint32(&c.rec.Sequence)
 			if seq == first || seq&1 != 0 {

@@ -209,6 +209,10 @@ func privateFileSystems() error {
 	if err := unix.Unmount("/sys/fs/cgroup", unix.MNT_DETACH); err != nil && err != unix.EINVAL && err != unix.ENOENT {
 		return fmt.Errorf("detaching /sys/fs/cgroup: %w", err)
 	}
+	// A shim keeps readings in a directory of /var/lib that a machine needn't have: what is written there goes to a tmpfs.
+	if err := layer("/var/lib"); err != nil {
+		return err
+	}
 	for _, dir := range []string{"/run", "/var/log", "/var/lib/libvirt", "/var/cache/libvirt"} {
 		// Nothing is created on the machine: what it lacks is made on a tmpfs further up.
 		at := dir
@@ -239,6 +243,23 @@ func privateFileSystems() error {
 		return fmt.Errorf("mounting /etc: %w", err)
 	}
 	return ownKVM()
+}
+
+// layer has everything that is written below dir go to a tmpfs.
+func layer(dir string) error {
+	// The tmpfs is found by the overlay alone: another one is mounted over its place.
+	if err := unix.Mount("ftclock-test", "/run", "tmpfs", 0, "mode=0755"); err != nil {
+		return fmt.Errorf("mounting tmpfs at /run: %w", err)
+	}
+	for _, sub := range []string{"/run/upper", "/run/work"} {
+		if err := os.Mkdir(sub, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := unix.Mount("ftclock-test", dir, "overlay", 0, "lowerdir="+dir+",upperdir=/run/upper,workdir=/run/work"); err != nil {
+		return fmt.Errorf("mounting an overlay at %s: %w", dir, err)
+	}
+	return nil
 }
 
 func isDir(path string) bool {
