@@ -323,14 +323,23 @@ func (s *shim) keep(name string, socket syscall.Conn) error {
 	return nil
 }
 
-// keptListener and keptConn make a socket of the store's usable; nil if there is none of that name.
-func (s *shim) keptListener(name string) *net.UnixListener {
+// kept gives a duplicate of a descriptor of the store's; nil if there is none of that name.
+func (s *shim) kept(name string) *os.File {
 	fd, ok := s.Store.Get(name)
 	if !ok {
 		return nil
 	}
 	f, err := reopen(fd)
 	if err != nil {
+		return nil
+	}
+	return f
+}
+
+// keptListener and keptConn make a socket of the store's usable; nil if there is none of that name.
+func (s *shim) keptListener(name string) *net.UnixListener {
+	f := s.kept(name)
+	if f == nil {
 		return nil
 	}
 	defer f.Close()
@@ -338,17 +347,13 @@ func (s *shim) keptListener(name string) *net.UnixListener {
 	if err != nil {
 		return nil
 	}
-	unixListener, _ := l.(*net.UnixListener)
-	return unixListener
+	listener, _ := l.(*net.UnixListener)
+	return listener
 }
 
 func (s *shim) keptConn(name string) *net.UnixConn {
-	fd, ok := s.Store.Get(name)
-	if !ok {
-		return nil
-	}
-	f, err := reopen(fd)
-	if err != nil {
+	f := s.kept(name)
+	if f == nil {
 		return nil
 	}
 	defer f.Close()
@@ -356,8 +361,8 @@ func (s *shim) keptConn(name string) *net.UnixConn {
 	if err != nil {
 		return nil
 	}
-	unixConn, _ := c.(*net.UnixConn)
-	return unixConn
+	conn, _ := c.(*net.UnixConn)
+	return conn
 }
 
 // finish lets the connection that is being relayed come to its end.

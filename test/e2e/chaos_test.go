@@ -187,7 +187,7 @@ func TestKVMChaosKillsOfTheShim(t *testing.T) {
 		}
 		left := []int{workers, keepers}
 		for left[0]+left[1] > 0 && !t.Failed() {
-			time.Sleep(time.Duration(rand.IntN(50_000)) * time.Microsecond)
+			time.Sleep(time.Duration(rand.IntN(300_000)) * time.Microsecond)
 			s := wholeOf(t, uuid)
 			pid, kind := s.Shim, 0
 			if rand.IntN(left[0]+left[1]) >= left[0] {

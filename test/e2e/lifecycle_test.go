@@ -219,6 +219,26 @@ func TestKVMLibvirtdRestarts(t *testing.T) {
 	}
 }
 
+// The README's one-liner is enough.
+func TestKVMVirshMetadataAloneEnables(t *testing.T) {
+	d := define(t, privatelibvirt.GuestXML("oneliner", elf))
+	if out, err := virsh("metadata", "oneliner", "urn:ftclock:domain:1", "--key", "ftclock", "--set", "<clock/>", "--config"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if err := d.Create(); err != nil {
+		t.Fatal(err)
+	}
+	clock, err := d.Clock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer clock.Close()
+	pause(t, d, 5*time.Millisecond)
+	if s := status(t, d); s.State != control.Correcting || s.Dropped+s.Anchored != 1 {
+		t.Errorf("status: %+v", s)
+	}
+}
+
 // Domains whose names are as long and odd as libvirt allows.
 func TestKVMNames(t *testing.T) {
 	for _, name := range []string{
