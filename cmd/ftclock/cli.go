@@ -36,6 +36,8 @@ type cli struct {
 
 	Enable   enableCmd   `cmd:"" help:"Have a domain's clock corrected."`
 	Disable  disableCmd  `cmd:"" help:"Leave a domain's clock to QEMU again."`
+	Attach   attachCmd   `cmd:"" help:"Serve a QEMU that libvirt didn't start."`
+	Detach   detachCmd   `cmd:"" help:"Leave such a QEMU's clock to it again."`
 	Status   statusCmd   `cmd:"" help:"Show how the domains' clocks are kept."`
 	Doctor   doctorCmd   `cmd:"" help:"Look this host over for what ftclock needs."`
 	Exercise exerciseCmd `cmd:"" help:"Pause and resume a running domain as a checkpoint engine does."`

@@ -1,9 +1,13 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +15,7 @@ import (
 	"ftclock/control"
 	"ftclock/test/guest"
 	"ftclock/test/privatelibvirt"
+	"ftclock/test/qmp"
 )
 
 const (
@@ -127,6 +132,68 @@ func TestKVMCheckpointsAfterEnableLive(t *testing.T) {
 	wellKept(t, s, "ptrace")
 	if s.Mode != control.Watch {
 		t.Errorf("mode is %s", s.Mode)
+	}
+}
+
+// A QEMU that libvirt knows nothing of.
+func TestKVMCheckpointsOfAnAttachedQEMU(t *testing.T) {
+	dir, err := privatelibvirt.QEMUDir("attached")
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(dir, "qmp.sock")
+	qemu := exec.Command("qemu-system-x86_64", "-accel", "kvm", "-machine", "pc,memory-backend=ram", "-m", "32",
+		"-object", "memory-backend-memfd,id=ram,size=32M,share=on", "-nodefaults", "-display", "none", "-kernel", elf,
+		"-name", "engine's own", "-chardev", "socket,id=m,path="+socket+",server=on,wait=off", "-mon", "chardev=m,mode=control")
+	qemu.Stderr = os.Stderr
+	if err := qemu.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = qemu.Process.Kill()
+		_ = qemu.Wait()
+		nothingLeft(t)
+	}()
+	monitor, err := qmp.Dial(socket, 30*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer monitor.Close()
+	clock, err := guest.Open(qemu.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer clock.Close()
+	if err := clock.WaitMoving(2 * time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	pid := strconv.Itoa(qemu.Process.Pid)
+	if out := ftclock(t, "attach", pid); !strings.Contains(out, "engine's own") {
+		t.Errorf("it isn't named:\n%s", out)
+	}
+	run := func(command string) func() error {
+		return func() error {
+			_, err := monitor.Execute(command, nil)
+			return err
+		}
+	}
+	if wrong := checkpoints(t, clock, run("stop"), run("cont")); wrong != "" {
+		t.Error(wrong)
+	}
+	if out := ftclock(t, "status"); !strings.Contains(out, "engine's own") || !strings.Contains(out, "correcting") {
+		t.Errorf("status:\n%s", out)
+	}
+	if out := ftclock(t, "detach", pid); !strings.Contains(out, "QEMU's again") {
+		t.Errorf("detach:\n%s", out)
+	}
+	before := offset(t, clock)
+	for range 5 {
+		if err := errors.Join(run("stop")(), run("cont")()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if lost := offset(t, clock) - before; lost <= maxDrift {
+		t.Errorf("it is corrected still: %d ns lost", lost)
 	}
 }
 
