@@ -135,40 +135,54 @@ func TestKVMCheckpointsAfterEnableLive(t *testing.T) {
 	}
 }
 
-// A QEMU that libvirt knows nothing of.
-func TestKVMCheckpointsOfAnAttachedQEMU(t *testing.T) {
-	dir, err := privatelibvirt.QEMUDir("attached")
+// bareQEMU starts a QEMU that libvirt knows nothing of; it goes with the test.
+func bareQEMU(t *testing.T, name string, args ...string) (*exec.Cmd, *qmp.Conn) {
+	t.Helper()
+	dir, err := privatelibvirt.QEMUDir("bare")
 	if err != nil {
 		t.Fatal(err)
 	}
-	socket := filepath.Join(dir, "qmp.sock")
-	qemu := exec.Command("qemu-system-x86_64", "-accel", "kvm", "-machine", "pc,memory-backend=ram", "-m", "32",
+	socket := filepath.Join(dir, name+".sock")
+	qemu := exec.Command("qemu-system-x86_64", append([]string{"-accel", "kvm", "-machine", "pc,memory-backend=ram", "-m", "32",
 		"-object", "memory-backend-memfd,id=ram,size=32M,share=on", "-nodefaults", "-display", "none", "-kernel", elf,
-		"-name", "engine's own", "-chardev", "socket,id=m,path="+socket+",server=on,wait=off", "-mon", "chardev=m,mode=control")
+		"-name", name, "-chardev", "socket,id=m,path=" + socket + ",server=on,wait=off", "-mon", "chardev=m,mode=control"}, args...)...)
 	qemu.Stderr = os.Stderr
 	if err := qemu.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
+	t.Cleanup(func() {
 		_ = qemu.Process.Kill()
 		_ = qemu.Wait()
-		nothingLeft(t)
-	}()
+	})
 	monitor, err := qmp.Dial(socket, 30*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer monitor.Close()
+	t.Cleanup(func() { monitor.Close() })
+	return qemu, monitor
+}
+
+// clockOf waits until the guest's clock moves.
+func clockOf(t *testing.T, qemu *exec.Cmd) *guest.Clock {
+	t.Helper()
 	clock, err := guest.Open(qemu.Process.Pid)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer clock.Close()
+	t.Cleanup(func() { clock.Close() })
 	if err := clock.WaitMoving(2 * time.Minute); err != nil {
 		t.Fatal(err)
 	}
+	return clock
+}
+
+func TestKVMCheckpointsOfAnAttachedQEMU(t *testing.T) {
+	const name = "engine's own"
+	t.Cleanup(func() { nothingLeft(t) })
+	qemu, monitor := bareQEMU(t, name)
+	clock := clockOf(t, qemu)
 	pid := strconv.Itoa(qemu.Process.Pid)
-	if out := ftclock(t, "attach", pid); !strings.Contains(out, "engine's own") {
+	if out := ftclock(t, "attach", pid); !strings.Contains(out, name) {
 		t.Errorf("it isn't named:\n%s", out)
 	}
 	run := func(command string) func() error {
@@ -180,7 +194,7 @@ func TestKVMCheckpointsOfAnAttachedQEMU(t *testing.T) {
 	if wrong := checkpoints(t, clock, run("stop"), run("cont")); wrong != "" {
 		t.Error(wrong)
 	}
-	if out := ftclock(t, "status"); !strings.Contains(out, "engine's own") || !strings.Contains(out, "correcting") {
+	if out := ftclock(t, "status"); !strings.Contains(out, name) || !strings.Contains(out, "correcting") {
 		t.Errorf("status:\n%s", out)
 	}
 	if out := ftclock(t, "detach", pid); !strings.Contains(out, "QEMU's again") {
@@ -194,6 +208,59 @@ func TestKVMCheckpointsOfAnAttachedQEMU(t *testing.T) {
 	}
 	if lost := offset(t, clock) - before; lost <= maxDrift {
 		t.Errorf("it is corrected still: %d ns lost", lost)
+	}
+}
+
+// QEMU's own checkpointing engine, COLO, pauses its guest from inside: no cont comes over any monitor.
+func TestKVMCOLOPrimaryKeepsItsTime(t *testing.T) {
+	t.Cleanup(func() { nothingLeft(t) })
+	secondary, toSecondary := bareQEMU(t, "colo-secondary", "-incoming", "tcp:127.0.0.1:7465")
+	primary, toPrimary := bareQEMU(t, "colo-primary")
+	clock := clockOf(t, primary)
+	ftclock(t, "attach", strconv.Itoa(primary.Process.Pid))
+	ftclock(t, "attach", strconv.Itoa(secondary.Process.Pid))
+	execute := func(c *qmp.Conn, command string, arguments any) {
+		t.Helper()
+		if _, err := c.Execute(command, arguments); err != nil {
+			t.Fatal(err)
+		}
+	}
+	colo := map[string]any{"capabilities": []map[string]any{{"capability": "x-colo", "state": true}}}
+	execute(toSecondary, "migrate-set-capabilities", colo)
+	execute(toPrimary, "migrate-set-capabilities", colo)
+	execute(toPrimary, "migrate-set-parameters", map[string]any{"x-checkpoint-delay": 100})
+	// One pause before it all, for the anchor.
+	execute(toPrimary, "stop", nil)
+	execute(toPrimary, "cont", nil)
+	before := offset(t, clock)
+	execute(toPrimary, "migrate", map[string]any{"uri": "tcp:127.0.0.1:7465"})
+	time.Sleep(20 * time.Second)
+	drift := offset(t, clock) - before
+	var s control.Status
+	infos, err := control.List(control.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, info := range infos {
+		answer, err := control.Ask(control.Dir, info.UUID, control.Request{Do: "status", Records: 3})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.Name == "colo-primary" {
+			s = *answer.Status
+		}
+		t.Logf("%s: %d pauses, %d dropped, %d anchored, %d passed, worst residual %d ns; %+v", info.Name, answer.Status.Pauses,
+			answer.Status.Dropped, answer.Status.Anchored, answer.Status.Passed, answer.Status.WorstResidual, answer.Status.Records)
+	}
+	t.Logf("drift of %d ns after %d checkpoints", drift, s.Pauses)
+	if s.Pauses < 50 {
+		t.Errorf("only %d checkpoints: COLO doesn't run", s.Pauses)
+	}
+	if drift > maxDrift || drift < -maxDrift {
+		t.Errorf("drift of %d ns", drift)
+	}
+	if count, largest, err := clock.Backsteps(); err != nil || count != 0 {
+		t.Errorf("the guest saw time go back %d times, by up to %d ns: %v", count, largest, err)
 	}
 }
 
