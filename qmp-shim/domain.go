@@ -232,15 +232,11 @@ func judge(p *metadata.Policy, lost time.Duration) (clockpage.Event, clockpage.D
 }
 
 func (d *domain) fromQEMU(m message) {
-	if m.event != "" && m.event != "STOP" && m.event != "RESUME" {
-		return
-	}
-	t := now()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch {
 	case m.event == "STOP":
-		d.pause.stopEvent = t
+		d.pause.stopEvent = now()
 	case m.event == "RESUME":
 		// The clock is written after this event; the answer to the cont comes later still. What a second monitor
 		// or QEMU itself resumed has no answer here, and no bounds to check.
@@ -248,7 +244,7 @@ func (d *domain) fromQEMU(m message) {
 			d.pause = pauseSeen{}
 		}
 	case (m.answer || m.failure) && d.pause.contCame != 0 && m.id == d.pause.contID:
-		d.contAnswered(t, m.failure)
+		d.contAnswered(now(), m.failure)
 	case m.hello && d.loading == nil && d.page == nil:
 		d.begin()
 	}
