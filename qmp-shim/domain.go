@@ -1,7 +1,6 @@
 package shim
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -17,6 +16,9 @@ import (
 
 // contWait bounds how long a cont is held until the module is loaded.
 const contWait = 15 * time.Second
+
+// loadWait bounds one attempt to load the module. It ends before a cont that waits for it gives up.
+const loadWait = 10 * time.Second
 
 // maxWarnings bounds what is kept for status.
 const maxWarnings = 16
@@ -432,9 +434,4 @@ func (d *domain) status(s *control.Status, records int) {
 			Lost: r.Lost, OrderLost: r.OrderLost, ResidualStop: r.ResidualStop, ResidualCont: r.ResidualCont, Cost: r.Cost,
 		})
 	}
-}
-
-// contextFor gives loading its bound.
-func contextFor() (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.Background(), contWait-5*time.Second)
 }

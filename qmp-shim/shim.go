@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -413,7 +414,7 @@ func (s *shim) qemuLives() bool {
 
 // load is one attempt to have the module in QEMU.
 func (s *shim) load() {
-	ctx, cancel := contextFor()
+	ctx, cancel := context.WithTimeout(context.Background(), loadWait)
 	defer cancel()
 	p := s.knownQEMU()
 	if p.pid == 0 {

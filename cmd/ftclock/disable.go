@@ -28,12 +28,8 @@ func (c *disableCmd) Run(p *program) error {
 		return err
 	}
 	defer d.free()
-	var l *live
-	if c.Live {
-		if l, err = findLive(h, d, "disable"); err != nil {
-			return err
-		}
-	} else if err := needsDefinition(d, "disable"); err != nil {
+	l, err := findTarget(h, d, c.Live, "disable")
+	if err != nil {
 		return err
 	}
 

@@ -42,12 +42,8 @@ func (c *enableCmd) Run(p *program) error {
 	}
 	defer d.free()
 
-	var l *live
-	if c.Live {
-		if l, err = findLive(h, d, "enable"); err != nil {
-			return err
-		}
-	} else if err := needsDefinition(d, "enable"); err != nil {
+	l, err := findTarget(h, d, c.Live, "enable")
+	if err != nil {
 		return err
 	}
 	t, err := readTexts(h, d)

@@ -58,6 +58,14 @@ func findLive(h *host, d *domain, verb string) (*live, error) {
 	return &live{domain: d, pid: pid, module: module, paused: state == libvirt.DOMAIN_PAUSED}, nil
 }
 
+// findTarget finds what a command works on: the running domain, or only its definition (nil).
+func findTarget(h *host, d *domain, running bool, verb string) (*live, error) {
+	if running {
+		return findLive(h, d, verb)
+	}
+	return nil, needsDefinition(d, verb)
+}
+
 func checkActive(d *domain, verb string) error {
 	if d.active {
 		return nil
