@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
 	"strings"
 	"time"
@@ -59,21 +58,27 @@ func (s *subject) inject(ctx context.Context) (result Result, err error) {
 	return result, err
 }
 
-// onOwnThread runs f on a thread of its own, which ends with it: whatever f still traces then is let go by the kernel.
+// onOwnThread runs f on a thread of its own, and returns when that has ended: whatever f still traced then has been let
+// go by the kernel.
 func onOwnThread(f func()) {
-	done := make(chan struct{})
+	done := make(chan int)
 	go func() {
-		defer close(done)
 		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
+		thread := unix.Gettid()
+		if thread == unix.Getpid() {
 			// The main thread doesn't end with its goroutine. While we hold it, the next goroutine gets another.
 			onOwnThread(f)
 			runtime.UnlockOSThread()
-			return
+			thread = 0
+		} else {
+			f()
 		}
-		f()
+		done <- thread
 	}()
-	<-done
+	thread := <-done
+	for thread != 0 && unix.Tgkill(unix.Getpid(), thread, 0) == nil {
+		time.Sleep(20 * time.Microsecond)
+	}
 }
 
 // attempt looks at the main thread once, and calls dlopen if it is idle. It returns how long the thread was held.
@@ -105,9 +110,6 @@ func (s *subject) peek() error {
 	state, err := readStatus(s.pid)
 	if err != nil {
 		return err
-	}
-	if state.tracer == os.Getpid() {
-		return errNotIdle // a thread of ours that is about to end, or another Load
 	}
 	if err := state.serves(); err != nil {
 		return err
@@ -149,8 +151,6 @@ func (s *subject) seizeError(err error) error {
 	switch state, err := readStatus(s.pid); {
 	case err != nil:
 		return err
-	case state.tracer == os.Getpid():
-		return errNotIdle
 	case state.tracer != 0:
 		return tracedBy(state.tracer)
 	}
