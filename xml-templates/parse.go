@@ -26,6 +26,10 @@ type Domain struct {
 	Name, UUID, Type string
 	// Policy is nil when the domain isn't managed by ftclock.
 	Policy *Policy
+	// Anchor is what came with the domain from where it ran before; nil where nothing did. AnchorErr says why what came
+	// can't be used.
+	Anchor    *Anchor
+	AnchorErr error
 	// Preload: LD_PRELOAD, set through qemu:env, names Module.
 	Preload bool
 }
@@ -115,6 +119,14 @@ func (c *clockReader) openClock(s *scanner, e *element) error {
 			default:
 				return unknownValue(s, a, "raw, utc")
 			}
+		case a.name() == "slew":
+			slew, reason := parseSlew(a.value)
+			if reason != "" {
+				return s.fail(a.start, "/@slew", reason, slewAllowed)
+			}
+			if c.policy.Slew = slew; slew == DefaultSlew {
+				c.policy.Slew = 0
+			}
 		case a.name() == "required":
 			switch a.value {
 			case "yes":
@@ -125,7 +137,7 @@ func (c *clockReader) openClock(s *scanner, e *element) error {
 				return unknownValue(s, a, "yes, no")
 			}
 		default:
-			return unknownAttr(s, a, "reference, required")
+			return unknownAttr(s, a, "reference, slew, required")
 		}
 	}
 	return nil
@@ -256,6 +268,11 @@ func (d *document) open(s *scanner, e *element) error {
 	d.field = nil
 	inMetadata := depth == 3 && parent == d.metadata
 	switch {
+	case e.ns == AnchorNamespace && inMetadata:
+		d.readAnchor(e)
+		return nil
+	case e.ns == AnchorNamespace:
+		return nil
 	case e.ns == Namespace && !inMetadata:
 		return s.fail(e.start, "", "an element of "+Namespace+" in a wrong place", "a child of /domain/metadata")
 	case e.ns == Namespace && e.local != "clock":
@@ -355,6 +372,13 @@ func (d *document) close(s *scanner, e *element) error {
 func (d *document) readClock(read func(*scanner, *element) error, s *scanner, e *element) {
 	if d.clockErr == nil {
 		d.clockErr = read(s, e)
+	}
+}
+
+func (d *document) readAnchor(e *element) {
+	a, err := readAnchor(e)
+	if d.domain.AnchorErr = err; err == nil {
+		d.domain.Anchor = &a
 	}
 }
 

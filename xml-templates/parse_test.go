@@ -41,6 +41,9 @@ var goodElements = []struct {
 	{"unused declaration", `<c:clock xmlns:c='urn:ftclock:domain:1' xmlns:d='urn:d' xmlns='urn:e'/>`, Default()},
 	{"utc", `<ftclock:clock reference="utc" xmlns:ftclock="urn:ftclock:domain:1"/>`,
 		policy(func(p *Policy) { p.Reference = UTC })},
+	{"slew", `<ftclock:clock reference="utc" slew="100ppm" xmlns:ftclock="urn:ftclock:domain:1"/>`,
+		policy(func(p *Policy) { p.Reference, p.Slew = UTC, 100 })},
+	{"slew of the default", `<ftclock:clock slew="500ppm" xmlns:ftclock="urn:ftclock:domain:1"/>`, Default()},
 	{"attributes in any order", `<ftclock:clock required="yes" xmlns:ftclock="urn:ftclock:domain:1" reference="raw"/>`, Default()},
 	{"comments and white space", clock("<!-- <ftclock:on/> --><?app hint?>\t\r\n<ftclock:on event='suspend'> <!-- - --> </ftclock:on>"), Default()},
 	{"escaped value", on(`event="sus&#112;end" do="catch&#x2d;up"`),
@@ -135,19 +138,31 @@ const (
 	theXML  = "; allowed: well-formed XML, such as libvirt writes"
 )
 
+const slews = `allowed: 1ppm to 100000ppm, a whole number and its unit, such as "500ppm"`
+
 // badElements are wrong whatever stands around them. The errors are those of Parse.
 var badElements = []struct{ name, xml, err string }{
 	{"unknown attribute", `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" referense="utc"/>`,
-		atClock + "/@referense (line 3): unknown attribute; allowed: reference, required"},
+		atClock + "/@referense (line 3): unknown attribute; allowed: reference, slew, required"},
 	{"attribute with prefix", `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"
 		ftclock:reference="utc"/>`,
-		atClock + "/@ftclock:reference (line 4): unknown attribute; allowed: reference, required"},
+		atClock + "/@ftclock:reference (line 4): unknown attribute; allowed: reference, slew, required"},
 	{"attribute of xml", `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" xml:lang="en"/>`,
-		atClock + "/@xml:lang (line 3): unknown attribute; allowed: reference, required"},
+		atClock + "/@xml:lang (line 3): unknown attribute; allowed: reference, slew, required"},
 	{"reference", `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" reference="UTC"/>`,
 		atClock + `/@reference (line 3): unknown value "UTC"; allowed: raw, utc`},
 	{"reference with space", `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" reference=" utc"/>`,
 		atClock + `/@reference (line 3): unknown value " utc"; allowed: raw, utc`},
+	{"slew without unit", `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" slew="500"/>`,
+		atClock + `/@slew (line 3): "500" has no unit; ` + slews},
+	{"slew too fast", `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" slew="100001ppm"/>`,
+		atClock + `/@slew (line 3): "100001ppm" is too fast; ` + slews},
+	{"slew of nothing", `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" slew="0ppm"/>`,
+		atClock + `/@slew (line 3): "0ppm" is too slow; ` + slews},
+	{"slew below nothing", `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" slew="-1ppm"/>`,
+		atClock + `/@slew (line 3): "-1ppm" is negative; ` + slews},
+	{"slew in hex", `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" slew="0x1ppm"/>`,
+		atClock + `/@slew (line 3): "0x1ppm" isn't a plain number and a unit; ` + slews},
 	{"required", `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" required="true"/>`,
 		atClock + `/@required (line 3): unknown value "true"; allowed: yes, no`},
 	{"text", clock("hold"), atClock + ` (line 4): text "hold"; allowed: no text`},
@@ -329,7 +344,7 @@ func TestParseElementAlone(t *testing.T) {
 	for _, tt := range []struct{ xml, err string }{
 		{"", "XML: empty; allowed: one XML document"},
 		{"<on event='suspend'/>", "/on (line 1): not a clock element of ftclock; allowed: " + theTag},
-		{"<clock offset='utc'/>", "/clock/@offset (line 1): unknown attribute; allowed: reference, required"},
+		{"<clock offset='utc'/>", "/clock/@offset (line 1): unknown attribute; allowed: reference, slew, required"},
 		{"<clock xmlns='urn:ftclock:domain:2'/>", "/clock (line 1): not a clock element of ftclock; allowed: " + theTag},
 		{"<clock>\n<on event='suspend' limit='1s'/></clock>",
 			`/clock/on[1]/@limit (line 2): a limit, but suspend is held however long it is; allowed: no limit, or do="catch-up"`},

@@ -21,6 +21,14 @@ const (
 	MaxLimit = 15 * time.Minute
 )
 
+// MinSlew and MaxSlew bound how fast a guest is steered, in ppm of the time that it ran. More than MaxSlew isn't told from a
+// step; ntpd's and adjtime's own bound is 500, chrony's 83333.
+const (
+	MinSlew     = 1
+	DefaultSlew = 500
+	MaxSlew     = 100_000
+)
+
 // Action is what happens to the guest's clock at the end of a pause.
 type Action uint8
 
@@ -73,6 +81,9 @@ type Rule struct {
 // Policy is the content of a clock element.
 type Policy struct {
 	Reference Reference
+	// Slew bounds how fast UTC steers the guest, in ppm of the time that it ran since the last pause: MinSlew to
+	// MaxSlew, or 0 for DefaultSlew. Raw steers nothing.
+	Slew uint32
 	// Required: the domain doesn't start when its clock can't be corrected.
 	Required                              bool
 	Checkpoint, Suspend, Restore, Migrate Rule
@@ -135,6 +146,9 @@ func (p Policy) element(lead, unit string) string {
 	b.WriteString("<" + Prefix + `:clock xmlns:` + Prefix + `="` + Namespace + `"`)
 	if p.Reference != def.Reference {
 		b.WriteString(` reference="` + p.Reference.String() + `"`)
+	}
+	if p.Slew != 0 && p.Slew != DefaultSlew {
+		b.WriteString(` slew="` + strconv.FormatUint(uint64(p.Slew), 10) + `ppm"`)
 	}
 	if !p.Required {
 		b.WriteString(` required="no"`)
@@ -232,6 +246,29 @@ func parseLimit(s string) (d time.Duration, reason string) {
 		return 0, quote(s) + " is too short"
 	}
 	return d, ""
+}
+
+const slewAllowed = `1ppm to 100000ppm, a whole number and its unit, such as "500ppm"`
+
+// parseSlew returns the slew bound, or why it is none.
+func parseSlew(s string) (ppm uint32, reason string) {
+	number, unit := strings.CutSuffix(s, "ppm")
+	switch {
+	case strings.HasPrefix(s, "-"):
+		return 0, quote(s) + " is negative"
+	case !unit:
+		return 0, quote(s) + " has no unit"
+	case !digits(number) || len(number) > 1 && number[0] == '0':
+		return 0, quote(s) + " isn't a plain number and a unit"
+	}
+	v, err := strconv.ParseUint(number, 10, 32)
+	switch {
+	case err != nil || v > MaxSlew:
+		return 0, quote(s) + " is too fast"
+	case v < MinSlew:
+		return 0, quote(s) + " is too slow"
+	}
+	return uint32(v), ""
 }
 
 func digits(s string) bool {

@@ -18,6 +18,7 @@ func TestSnippets(t *testing.T) {
 		"minimal":          Default(),
 		"not-required":     policy(func(p *Policy) { p.Required = false }),
 		"utc":              policy(func(p *Policy) { p.Reference = UTC }),
+		"utc-slowly":       policy(func(p *Policy) { p.Reference, p.Slew = UTC, 50 }),
 	}
 	for _, name := range Snippets() {
 		snippet, err := Snippet(name)
@@ -98,6 +99,11 @@ func TestSchema(t *testing.T) {
 			"900000.000001", "900001", "999999", "1000000", "9223372036854775808", "-1", "+1", "1e3", "1 ", " 1", "1,5", "٣"} {
 			elements = append(elements, on(`event="checkpoint" limit="`+number+unit+`"`))
 		}
+	}
+	for _, slew := range []string{"", "ppm", "0ppm", "1ppm", "01ppm", "500ppm", "500", "500 ppm", " 500ppm", "500PPM", "1.5ppm", "99999ppm",
+		"100000ppm", "100001ppm", "200000ppm", "1000000ppm", "99999999999999999999ppm", "+1ppm", "-1ppm", "1e2ppm"} {
+		elements = append(elements, `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" slew="`+slew+`"/>`,
+			`<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" slew="`+slew+`" reference="utc"/>`)
 	}
 
 	dir := t.TempDir()
