@@ -11,12 +11,31 @@ import (
 	"path/filepath"
 	"sort"
 	"time"
+
+	metadata "ftclock/xml-templates"
 )
 
 // Dir is where shims keep their state, a directory a domain. A reboot empties it, as it does libvirt's own.
 const Dir = "/run/ftclock"
 
-// Names in a domain's directory.
+// LastStops is where a host keeps what the clocks of domains read when their QEMU ended while they were paused, a file
+// a domain's UUID: after virsh save, a managed save, or a snapshot that stops the domain.
+const LastStops = "/var/lib/ftclock"
+
+// Names in libvirt's directory of a domain. The second is what the hook renames libvirt's socket to; it is no longer than the
+// first, since the whole path may be as long as a socket's address can be.
+const (
+	MonitorSocket = "monitor.sock"
+	QEMUSocket    = "monitor.qemu"
+)
+
+// How a QEMU that was started to load a state came by it.
+const (
+	Migrated = "migrated"
+	Restored = "restored"
+)
+
+// Names in a domain's directory in Dir.
 const (
 	SocketName = "control.sock"
 	InfoName   = "shim.json"
@@ -37,16 +56,20 @@ type Info struct {
 
 // Request asks a shim for something.
 type Request struct {
-	Do      string `json:"do"`                // "status", "policy" or "quit"
+	Do      string `json:"do"`                // "status", "policy", "anchor", "import" or "quit"
 	Records int    `json:"records,omitempty"` // status: so many of the newest records, at most 256
 	// Clock is the domain's clock element as XML (policy). Empty: watch only, leave the clock to QEMU.
 	Clock string `json:"clock,omitempty"`
+	// Anchor is what the guest's clock is carried on from when a state is loaded (import).
+	Anchor *metadata.Anchor `json:"anchor,omitempty"`
 }
 
 // Answer is a shim's answer. Error, when there is one, is a single line.
 type Answer struct {
 	Error  string  `json:"error,omitempty"`
 	Status *Status `json:"status,omitempty"`
+	// Anchor is what the guest's clock reads, or would if it weren't paused (anchor).
+	Anchor *metadata.Anchor `json:"anchor,omitempty"`
 }
 
 // Mode is how a shim serves its domain.
@@ -100,6 +123,9 @@ type Status struct {
 	WorstResidual uint64 `json:"worst_residual_ns"`
 	WorstCost     uint64 `json:"worst_cost_ns"`
 	Anchor        Anchor `json:"anchor"`
+	// Follow is nil until the guest has a reference, Host until a pause of a guest that follows UTC.
+	Follow *Follow `json:"follow,omitempty"`
+	Host   *Host   `json:"host,omitempty"`
 
 	// Disagreements counts the pauses whose lost interval the module measured outside the bounds that the shim
 	// saw from the monitor; the last one is told in words.
@@ -109,6 +135,29 @@ type Status struct {
 	Warnings []string `json:"warnings,omitempty"`
 
 	Records []Record `json:"records,omitempty"` // oldest first
+	// Kept tells of the record on disk; nil where none was begun.
+	Kept *RecordStatus `json:"kept,omitempty"`
+}
+
+// RecordStatus is what a shim knows of the record that it keeps on disk.
+type RecordStatus struct {
+	Path string `json:"path"`
+	Run  string `json:"run"` // names the life of the QEMU process
+	// Pauses and Missed are those of this run that the record tells of, and those that it knows by their number alone.
+	Pauses uint64 `json:"pauses"`
+	Missed uint64 `json:"missed"`
+	// Problem says why the record can't be written now.
+	Problem string    `json:"problem,omitempty"`
+	Host    HostClock `json:"host_clock"`
+}
+
+// HostClock is the state of the host's clock over the last minute with a pause, or now. Times are ns.
+type HostClock struct {
+	Samples        uint64 `json:"samples"`
+	Synchronised   bool   `json:"synchronised"`
+	Offset         int64  `json:"offset_ns"`
+	EstimatedError int64  `json:"estimated_error_ns"`
+	MaximumError   int64  `json:"maximum_error_ns"`
 }
 
 // Anchor is the module's anchor.
@@ -121,6 +170,27 @@ type Anchor struct {
 	Boot  uint64 `json:"boot_ns"`
 	Steer int64  `json:"steer_ns"`
 	Error uint64 `json:"error_ns"`
+	Slept uint64 `json:"slept_ns"`
+}
+
+// Follow is how the guest follows its reference, as clockpage.Follow has it.
+type Follow struct {
+	Debt      int64  `json:"debt_ns"`
+	Steered   int64  `json:"steered_ns"`
+	Bases     uint64 `json:"bases"`
+	Steps     uint64 `json:"steps"`
+	LastStep  int64  `json:"last_step_ns"`
+	GivenUp   uint64 `json:"given_up"`
+	LastGiven int64  `json:"last_given_ns"`
+	Leaps     uint64 `json:"leaps"`
+	Sleeps    uint64 `json:"sleeps"`
+}
+
+// Host is how good the host's clock is, as adjtimex(2) said last.
+type Host struct {
+	Synchronised bool   `json:"synchronised"`
+	AtRaw        uint64 `json:"at_raw_ns"`
+	Error        uint64 `json:"error_ns"`
 }
 
 // Record is one pause, as clockpage.Record has it, in words.
@@ -141,6 +211,8 @@ type Record struct {
 	ResidualStop int64  `json:"residual_stop_ns"`
 	ResidualCont int64  `json:"residual_cont_ns"`
 	Cost         uint64 `json:"cost_ns"`
+	Error        uint64 `json:"error_ns"`
+	Slept        uint64 `json:"slept_ns"`
 }
 
 // List reads the Infos of all shims below dir, running or not, sorted by name. An Info that can't be read is left out
@@ -190,11 +262,11 @@ func Ask(dir, uuid string, request Request) (Answer, error) {
 	path := filepath.Join(dir, uuid, SocketName)
 	conn, err := net.DialTimeout("unix", path, 5*time.Second)
 	if err != nil {
-		if _, lost := os.Stat(filepath.Join(dir, uuid)); lost != nil {
-			return answer, fmt.Errorf("asking the shim of %s: %w", uuid, os.ErrNotExist)
-		}
 		if errors.Is(err, os.ErrPermission) {
 			return answer, fmt.Errorf("asking the shim of %s: %w", uuid, err)
+		}
+		if _, lost := os.Stat(filepath.Join(dir, uuid)); lost != nil {
+			return answer, fmt.Errorf("asking the shim of %s: %w", uuid, os.ErrNotExist)
 		}
 		return answer, fmt.Errorf("asking the shim of %s: %w", uuid, ErrGone)
 	}
