@@ -255,7 +255,7 @@ func (s *Store) listen() {
 				_ = unix.Close(s.line)
 				s.line, s.Keeper, line = next, pid, next
 				s.mu.Unlock()
-				s.Log("the keeper died and was replaced")
+				s.Log("the keeper died and was replaced; nothing has to be done, unless it comes again")
 				break
 			}
 			s.mu.Unlock()
@@ -379,7 +379,7 @@ func (k *keeper) keep() error {
 			} else if k.serve() {
 				return nil
 			} else {
-				k.log("the worker died and is replaced")
+				k.log("the worker died and is replaced; nothing has to be done, unless it comes again")
 			}
 			wait = min(max(2*wait, time.Millisecond), 50*time.Millisecond)
 			if time.Since(begun) > time.Second {
@@ -390,7 +390,7 @@ func (k *keeper) keep() error {
 		if k.serve() {
 			return nil
 		}
-		k.log("the worker died and is replaced")
+		k.log("the worker died and is replaced; nothing has to be done, unless it comes again")
 	}
 }
 

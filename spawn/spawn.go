@@ -26,6 +26,9 @@ const LogDir = "/var/log/ftclock"
 // Ready is the name of the inherited descriptor on which the shim says one line: "ready", or what is wrong.
 const Ready = "ready"
 
+// JournalStream is the variable by which a program knows that its output goes to systemd's journal: systemd.exec(5).
+const JournalStream = "JOURNAL_STREAM"
+
 // Options say what the shim is for. Either DomainDir and PIDFile or PID is set.
 type Options struct {
 	UUID  string
@@ -35,14 +38,20 @@ type Options struct {
 	DomainDir string // a relay: the domain's directory, in which QEMU's socket has been renamed already
 	PIDFile   string // a relay: the file that will hold QEMU's pid
 
+	// A relay of a QEMU that is started to load a state: shim.Config.Incoming, and the anchor that came with it, as XML.
+	Incoming, Anchor string
+
 	PID int // a watch: QEMU's pid
 
 	Module string // path of libftclock-qemu.so; "" is the installed one
+
+	// Output takes what the shim logs; nil is a log of its own in LogDir.
+	Output *os.File `json:"-"`
 }
 
 // Start starts the shim and returns when it is ready. The shim has its own session, none of the caller's descriptors,
-// and outlives the caller. An error carries the shim's own line; the shim has ended then. When ctx ends first, the shim
-// is killed.
+// and outlives the caller. An error carries the shim's own line; the shim has ended then. When ctx ends first, both its
+// processes are killed.
 func Start(ctx context.Context, o Options) error {
 	path, err := ShimPath()
 	if err != nil {
@@ -59,15 +68,20 @@ func Start(ctx context.Context, o Options) error {
 	}
 	defer ready.Close()
 	defer theirs.Close()
-	output, err := openLog(o.Name)
-	if err != nil {
-		return err
+	output, hint := o.Output, ""
+	if output == nil {
+		if output, err = openLog(o.Name); err != nil {
+			return err
+		}
+		defer output.Close()
 	}
-	defer output.Close()
 
 	cmd := exec.Command(path, o.args()...)
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", keeper.EnvFDs + "=" + Ready + "=3"}
+	if stream := os.Getenv(JournalStream); stream != "" {
+		cmd.Env = append(cmd.Env, JournalStream+"="+stream)
+	}
 	cmd.Stdout, cmd.Stderr = output, output
 	cmd.ExtraFiles = []*os.File{theirs} // the first is descriptor 3
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -88,20 +102,37 @@ func Start(ctx context.Context, o Options) error {
 		}
 		_ = cmd.Wait()
 		if text == "" {
-			text = "it ended without a word; see " + output.Name()
+			text = "the shim ended without a word" + hint
 		}
 		return errors.New(text)
 	case <-ctx.Done():
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		return fmt.Errorf("starting the shim of domain %s: not ready in time; see %s", o.Name, output.Name())
+		kill(cmd)
+		return fmt.Errorf("starting the shim of domain %s: not ready in time%s", o.Name, hint)
 	}
+}
+
+// kill ends a keeper and its workers. A keeper that is stopped first can't replace a worker; a worker, killed first, can't
+// replace its keeper.
+func kill(keeper *exec.Cmd) {
+	_ = keeper.Process.Signal(syscall.SIGSTOP)
+	_, _ = syscall.Wait4(keeper.Process.Pid, nil, syscall.WUNTRACED, nil) // until it has stopped, or ended
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", keeper.Process.Pid))
+	for _, task := range tasks {
+		children, _ := os.ReadFile(task)
+		for _, child := range strings.Fields(string(children)) {
+			if pid, err := strconv.Atoi(child); err == nil {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+	}
+	_ = keeper.Process.Kill()
+	_ = keeper.Wait()
 }
 
 func (o Options) args() []string {
 	args := []string{keeper.KeeperFlag, "-uuid", o.UUID, "-name", o.Name, "-clock", o.Clock, "-module", o.Module}
 	if o.DomainDir != "" {
-		return append(args, "-domain-dir", o.DomainDir, "-pid-file", o.PIDFile)
+		return append(args, "-domain-dir", o.DomainDir, "-pid-file", o.PIDFile, "-incoming", o.Incoming, "-anchor", o.Anchor)
 	}
 	return append(args, "-watch", strconv.Itoa(o.PID))
 }

@@ -1,0 +1,215 @@
+package spawn
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	metadata "ftclock/xml-templates"
+)
+
+// A unit of systemd's has no arguments but its instance name. What a shim started by one is to serve, it finds in a file
+// that was left for it in the state directory, where only root writes: the order. Taking it is removing it, so an order
+// is either carried out or withdrawn, and never both. An order that couldn't be carried out is answered by another
+// file, with one line: the refusal.
+
+const (
+	orderSuffix   = ".start"
+	refusalSuffix = ".error"
+
+	maxOrder   = 64 << 10 // bytes
+	maxRefusal = 4 << 10  // bytes
+	maxWait    = 2 * time.Minute
+)
+
+// An Order is what is in the file.
+type Order struct {
+	Options
+	Wait time.Duration // how long it may take until the shim is ready, ns; at most 2 minutes
+}
+
+// CheckID says whether id can name a shim: a domain's UUID as libvirt writes it, or what stands for one where a QEMU isn't
+// libvirt's, pid-PID-STARTTIME.
+func CheckID(id string) error {
+	groups := strings.Split(id, "-")
+	if len(groups) == 3 && groups[0] == "pid" && len(id) <= 64 && all(groups[1], "0123456789") && all(groups[2], "0123456789") {
+		return nil
+	}
+	lengths := []int{8, 4, 4, 4, 12}
+	ok := len(groups) == len(lengths)
+	for i := 0; ok && i < len(groups); i++ {
+		ok = len(groups[i]) == lengths[i] && all(groups[i], "0123456789abcdef")
+	}
+	if !ok {
+		return fmt.Errorf("%.64q is no UUID", id)
+	}
+	return nil
+}
+
+func all(s, of string) bool { return s != "" && strings.Trim(s, of) == "" }
+
+// check says what is wrong with an order. It comes from a file: nothing is taken for granted.
+func (o Order) check() error {
+	path := func(p string) bool {
+		return filepath.IsAbs(p) && filepath.Clean(p) == p && len(p) < unix.PathMax && !strings.ContainsRune(p, 0)
+	}
+	if err := CheckID(o.UUID); err != nil {
+		return err
+	}
+	if o.Clock != "" {
+		if _, err := metadata.ParseElement([]byte(o.Clock)); err != nil {
+			return err
+		}
+	}
+	switch {
+	case o.Name == "" || len(o.Name) > 4096 || strings.ContainsAny(o.Name, "\x00\n"):
+		return errors.New("the domain's name is empty, too long, or not one line")
+	case (o.DomainDir == "") == (o.PID == 0):
+		return errors.New("either the domain's directory or a pid is needed")
+	case o.DomainDir != "" && (!path(o.DomainDir) || !path(o.PIDFile)):
+		return errors.New("the domain's directory and QEMU's pid file are absolute paths")
+	case o.DomainDir == "" && (o.PID <= 1 || o.PIDFile != ""):
+		return fmt.Errorf("%d is no process of QEMU's", o.PID)
+	case o.Module != "" && !path(o.Module):
+		return errors.New("the module is an absolute path")
+	case o.Wait <= 0 || o.Wait > maxWait:
+		return fmt.Errorf("a wait of %v isn't above 0 and at most %v", o.Wait, maxWait)
+	}
+	return nil
+}
+
+func orderPath(dir, id string) string   { return filepath.Join(dir, id+orderSuffix) }
+func refusalPath(dir, id string) string { return filepath.Join(dir, id+refusalSuffix) }
+
+// Leave leaves an order in the state directory dir. An older one of the same name is overwritten.
+func Leave(dir string, o Order) error {
+	if err := o.check(); err != nil {
+		return fmt.Errorf("ordering a shim for domain %s: %w", o.Name, err)
+	}
+	text, err := json.Marshal(o)
+	if err == nil && len(text) > maxOrder {
+		err = fmt.Errorf("the order is longer than %d bytes", maxOrder)
+	}
+	if err == nil {
+		err = os.MkdirAll(dir, 0o711)
+	}
+	if err == nil {
+		_ = os.Remove(refusalPath(dir, o.UUID))
+		err = write(orderPath(dir, o.UUID), text)
+	}
+	if err != nil {
+		return fmt.Errorf("ordering a shim for domain %s: %w", o.Name, err)
+	}
+	return nil
+}
+
+// write makes a file that is there as a whole or not at all, for root only.
+func write(path string, text []byte) error {
+	next := path + ".new"
+	if err := os.WriteFile(next, text, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(next, path)
+}
+
+// Withdraw takes an order back. It is false if somebody has taken it, or nobody left one.
+func Withdraw(dir, id string) bool { return os.Remove(orderPath(dir, id)) == nil }
+
+// Waiting says whether an order waits to be taken.
+func Waiting(dir, id string) bool {
+	_, err := os.Lstat(orderPath(dir, id))
+	return err == nil
+}
+
+// Take takes the order that was left for id. Whoever has taken it is alone in that.
+func Take(dir, id string) (o Order, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("taking the order for shim %.64q: %w", id, err)
+		}
+	}()
+	if err := CheckID(id); err != nil {
+		return o, err
+	}
+	path := orderPath(dir, id)
+	text, err := readOwn(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return o, errors.New("there is none: shims are started by libvirt's hook, `ftclock enable --live` and `ftclock attach`")
+	}
+	if err != nil {
+		return o, err
+	}
+	if err := os.Remove(path); err != nil {
+		return o, fmt.Errorf("it was withdrawn: %w", err)
+	}
+	if o, err = parseOrder(text); err != nil {
+		return Order{}, err
+	}
+	if o.UUID != id {
+		return Order{}, fmt.Errorf("it is for %s", o.UUID)
+	}
+	return o, nil
+}
+
+func parseOrder(text []byte) (Order, error) {
+	var o Order
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&o); err != nil {
+		return Order{}, err
+	}
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
+		return Order{}, errors.New("something follows it")
+	}
+	return o, o.check()
+}
+
+// readOwn reads a file that nobody but this user can have written.
+func readOwn(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return nil, os.NewSyscallError("fstat", err)
+	}
+	switch {
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
+		return nil, errors.New("it isn't a file")
+	case int(st.Uid) != os.Geteuid() || st.Mode&0o077 != 0:
+		return nil, errors.New("others than root may use it: uid " + strconv.Itoa(int(st.Uid)) + ", mode " + strconv.FormatUint(uint64(st.Mode&0o777), 8))
+	case st.Size > maxOrder:
+		return nil, fmt.Errorf("it is longer than %d bytes", maxOrder)
+	}
+	return io.ReadAll(io.LimitReader(f, maxOrder))
+}
+
+// Refuse answers an order that was taken and can't be carried out.
+func Refuse(dir, id string, reason error) {
+	if CheckID(id) != nil {
+		return
+	}
+	line := strings.ReplaceAll(reason.Error(), "\n", "; ")
+	_ = write(refusalPath(dir, id), []byte(line[:min(len(line), maxRefusal)]))
+}
+
+// Refusal gives the answer to an order that wasn't carried out, and removes it; "" without one.
+func Refusal(dir, id string) string {
+	text, err := readOwn(refusalPath(dir, id))
+	if err != nil {
+		return ""
+	}
+	_ = os.Remove(refusalPath(dir, id))
+	return string(text)
+}
