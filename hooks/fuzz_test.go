@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	shim "ftclock/qmp-shim"
+	"ftclock/control"
 	"ftclock/spawn"
 )
 
@@ -36,7 +36,7 @@ func FuzzHookInput(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Fuzz(func(t *testing.T, xml []byte, op string, works bool) {
-		monitor, renamed := filepath.Join(dir, shim.MonitorSocket), filepath.Join(dir, shim.QEMUSocket)
+		monitor, renamed := filepath.Join(dir, control.MonitorSocket), filepath.Join(dir, control.QEMUSocket)
 		_ = os.Remove(renamed)
 		if err := os.WriteFile(monitor, nil, 0o600); err != nil {
 			t.Fatal(err)

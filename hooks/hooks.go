@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ftclock/control"
-	shim "ftclock/qmp-shim"
 	"ftclock/spawn"
+	"ftclock/unit"
 	metadata "ftclock/xml-templates"
 )
 
@@ -40,7 +40,7 @@ var System = Host{
 	Lib:   "/var/lib/libvirt/qemu",
 	Run:   "/run/libvirt/qemu",
 	State: control.Dir,
-	Start: spawn.Start,
+	Start: unit.Start,
 	Note:  spawn.Note,
 }
 
@@ -53,9 +53,10 @@ func Run(h Host, args []string, stdin io.Reader, stderr io.Writer) int {
 		return 2
 	}
 	name, op, sub := args[0], args[1], args[2]
-	start := op == "start" && sub == "begin"
 	xml, err := io.ReadAll(io.LimitReader(stdin, maxInput+1))
-	if !start && op != "release" {
+	switch op + " " + sub {
+	case "start begin", "migrate begin", "restore begin", "release end":
+	default:
 		return 0 // nothing to do, and in particular no reason ever to fail a reconnect
 	}
 	if !metadata.Managed(xml) {
@@ -69,9 +70,17 @@ func Run(h Host, args []string, stdin io.Reader, stderr io.Writer) int {
 		domain, err = metadata.Parse(xml)
 	}
 	switch {
-	case op == "release":
-		if err == nil {
+	case op != "start":
+		if err != nil || !isName(domain.UUID) {
+			return 0 // the start will say what is wrong
+		}
+		switch op {
+		case "release":
 			h.release(domain.UUID)
+		case "migrate":
+			h.expect(domain.UUID, control.Migrated)
+		case "restore":
+			h.expect(domain.UUID, control.Restored)
 		}
 		return 0
 	case err != nil:
@@ -86,7 +95,7 @@ func Run(h Host, args []string, stdin io.Reader, stderr io.Writer) int {
 			return 1
 		}
 		// libvirt shows a hook's stderr only when it fails.
-		h.Note(domain.Name, "starting uncorrected: "+oneLine(err))
+		h.Note(domain.Name, "starting uncorrected: "+oneLine(err)+"; `ftclock doctor` looks the host over")
 	}
 	return 0
 }
@@ -106,22 +115,30 @@ func (h Host) start(d metadata.Domain) (err error) {
 		return fmt.Errorf("opening the domain's directory %s: %w", dir, err)
 	}
 	defer unix.Close(fd)
-	if err := unix.Renameat2(fd, shim.MonitorSocket, fd, shim.QEMUSocket, unix.RENAME_NOREPLACE); err != nil {
-		return fmt.Errorf("renaming %s in %s: %w", shim.MonitorSocket, dir, err)
+	if err := unix.Renameat2(fd, control.MonitorSocket, fd, control.QEMUSocket, unix.RENAME_NOREPLACE); err != nil {
+		return fmt.Errorf("renaming %s in %s: %w", control.MonitorSocket, dir, err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), startWait)
 	defer cancel()
-	err = h.Start(ctx, spawn.Options{
+	options := spawn.Options{
 		UUID:      d.UUID,
 		Name:      d.Name,
 		Clock:     d.Policy.XML(),
 		DomainDir: dir,
 		PIDFile:   spawn.PIDFile(h.Run, d.Name),
-	})
+		Incoming:  h.expected(d.UUID),
+	}
+	if d.Anchor != nil {
+		options.Anchor = d.Anchor.XML()
+	}
+	if options.Incoming != "" && d.AnchorErr != nil {
+		h.Note(d.Name, "the anchor that came with the domain can't be used: "+oneLine(d.AnchorErr))
+	}
+	err = h.Start(ctx, options)
 	if err != nil {
-		_ = unix.Unlinkat(fd, shim.MonitorSocket, 0) // of a shim that got that far
-		if back := unix.Renameat(fd, shim.QEMUSocket, fd, shim.MonitorSocket); back != nil {
-			err = errors.Join(err, fmt.Errorf("renaming %s back: %w", shim.MonitorSocket, back))
+		_ = unix.Unlinkat(fd, control.MonitorSocket, 0) // of a shim that got that far
+		if back := unix.Renameat(fd, control.QEMUSocket, fd, control.MonitorSocket); back != nil {
+			err = errors.Join(err, fmt.Errorf("renaming %s back: %w", control.MonitorSocket, back))
 		}
 	}
 	return err
@@ -146,17 +163,51 @@ func (h Host) domainDir(d metadata.Domain) (string, error) {
 	return "", fmt.Errorf("looking for the domain's directory: no %s* in %s; is libvirt older than 4.5, or not the system's?", prefix, h.Lib)
 }
 
+// libvirt tells of an incoming state in a call of its own, before it calls for the start. What it told is kept in a file
+// until then.
+
+// expectFor bounds how long a note of an incoming state counts.
+const expectFor = 10 * time.Minute
+
+func (h Host) notePath(uuid string) string { return filepath.Join(h.State, uuid+".incoming") }
+
+// expect notes how the state comes that the next start of the domain loads. Without the note the guest starts as well.
+func (h Host) expect(uuid, incoming string) {
+	if err := os.MkdirAll(h.State, 0o711); err == nil {
+		_ = os.WriteFile(h.notePath(uuid), []byte(incoming), 0o600)
+	}
+}
+
+// expected takes the note for the start that is on, "" without one.
+func (h Host) expected(uuid string) string {
+	if !isName(uuid) {
+		return ""
+	}
+	info, err := os.Stat(h.notePath(uuid))
+	if err != nil {
+		return ""
+	}
+	text, _ := os.ReadFile(h.notePath(uuid))
+	_ = os.Remove(h.notePath(uuid))
+	incoming := string(text)
+	if time.Since(info.ModTime()) > expectFor || incoming != control.Migrated && incoming != control.Restored {
+		return ""
+	}
+	return incoming
+}
+
 // release ends the shim of a domain that libvirt has let go. A shim ends with its QEMU; one whose QEMU never came
 // has to be told.
 func (h Host) release(uuid string) {
-	if uuid == "" || strings.ContainsAny(uuid, "/.") {
-		return
-	}
+	_ = os.Remove(h.notePath(uuid))
 	_, err := control.Ask(h.State, uuid, control.Request{Do: "quit"})
 	if errors.Is(err, control.ErrGone) {
 		_ = os.RemoveAll(filepath.Join(h.State, uuid))
 	}
 }
+
+// isName says whether a UUID, as the XML has it, can be a file's name.
+func isName(uuid string) bool { return uuid != "" && !strings.ContainsAny(uuid, "/.") }
 
 // oneLine words an error, joined ones too, as the single line that virsh and virt-manager show well.
 func oneLine(err error) string {

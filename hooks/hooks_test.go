@@ -9,10 +9,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"ftclock/control"
-	shim "ftclock/qmp-shim"
 	"ftclock/spawn"
+	metadata "ftclock/xml-templates"
 )
 
 const uuid = "6695eb01-f6a4-8304-79aa-97f2502e193f"
@@ -30,7 +31,7 @@ func host(t *testing.T, start func(spawn.Options) error) (h Host, dir string, li
 	root := t.TempDir()
 	h = Host{Lib: filepath.Join(root, "l"), Run: "/run/libvirt/qemu", State: filepath.Join(root, "s")}
 	h.Note = func(domain, warning string) {
-		if warning != "starting uncorrected: no such luck; and more" {
+		if warning != "starting uncorrected: no such luck; and more; `ftclock doctor` looks the host over" {
 			t.Errorf("noted of %s: %q", domain, warning)
 		}
 	}
@@ -43,7 +44,7 @@ func host(t *testing.T, start func(spawn.Options) error) (h Host, dir string, li
 	}
 	// A socket's address is short; the directory of a test may not be.
 	t.Chdir(dir)
-	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: shim.MonitorSocket, Net: "unix"})
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: control.MonitorSocket, Net: "unix"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +73,7 @@ func TestStartPutsAShimBetween(t *testing.T) {
 	if code := Run(h, []string{"name", "start", "begin", "-"}, strings.NewReader(domainXML(clock)), &stderr); code != 0 || stderr.Len() > 0 {
 		t.Fatalf("code %d, %s", code, &stderr)
 	}
-	if n := names(t, dir); n != shim.QEMUSocket {
+	if n := names(t, dir); n != control.QEMUSocket {
 		t.Errorf("in the directory: %s", n)
 	}
 	want := spawn.Options{UUID: uuid, Name: "a name longer than twenty characters", Clock: got.Clock, DomainDir: dir,
@@ -87,7 +88,7 @@ func TestAStartThatFailsLeavesNothing(t *testing.T) {
 		var stderr bytes.Buffer
 		h, dir, _ := host(t, func(o spawn.Options) error {
 			// As a shim that was killed after it had bound the socket.
-			_ = os.WriteFile(filepath.Join(o.DomainDir, shim.MonitorSocket), nil, 0o600)
+			_ = os.WriteFile(filepath.Join(o.DomainDir, control.MonitorSocket), nil, 0o600)
 			return errors.New("no such luck\nand more")
 		})
 		xml := domainXML(`<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" required="` + required + `"/>`)
@@ -98,10 +99,10 @@ func TestAStartThatFailsLeavesNothing(t *testing.T) {
 		if required == "no" && (code != 0 || stderr.Len() > 0) {
 			t.Errorf("not required: code %d, %q", code, &stderr)
 		}
-		if n := names(t, dir); n != shim.MonitorSocket {
+		if n := names(t, dir); n != control.MonitorSocket {
 			t.Errorf("in the directory: %s", n)
 		}
-		info, err := os.Stat(filepath.Join(dir, shim.MonitorSocket))
+		info, err := os.Stat(filepath.Join(dir, control.MonitorSocket))
 		if err != nil || info.Mode().Type() != os.ModeSocket {
 			t.Errorf("libvirt's socket isn't back: %v, %v", info, err)
 		}
@@ -124,7 +125,7 @@ func TestBadInputIsRefusedInOneLine(t *testing.T) {
 			t.Errorf("%s: code %d, %q", name, code, out)
 		}
 	}
-	if n := names(t, dir); n != shim.MonitorSocket {
+	if n := names(t, dir); n != control.MonitorSocket {
 		t.Errorf("in the directory: %s", n)
 	}
 }
@@ -152,8 +153,60 @@ func TestEverythingElseIsLeftAlone(t *testing.T) {
 			t.Errorf("%s: code %d, %s", op, code, &stderr)
 		}
 	}
-	if n := names(t, dir); n != shim.MonitorSocket {
+	if n := names(t, dir); n != control.MonitorSocket {
 		t.Errorf("in the directory: %s", n)
+	}
+}
+
+// libvirt says in a call of its own that a state comes in, and which way; the start after it, and only that, knows.
+func TestAnIncomingStateIsKnownAtTheStart(t *testing.T) {
+	anchor := metadata.Anchor{Clock: 5, Real: 6, Boot: "b"}
+	with := strings.Replace(anchor.XML(), "<anchor", `<ftclock-anchor:anchor xmlns:ftclock-anchor="urn:ftclock:anchor:1"`, 1)
+	broken := strings.Replace(with, `clock="5"`, `clock="five"`, 1)
+	for name, c := range map[string]struct {
+		ops, xml         string
+		incoming, anchor string
+		noted            bool
+	}{
+		"migrated":                  {"migrate begin, start begin", clock + with, control.Migrated, anchor.XML(), false},
+		"restored":                  {"restore begin, start begin", clock + with, control.Restored, anchor.XML(), false},
+		"without an anchor":         {"migrate begin, start begin", clock, control.Migrated, "", false},
+		"with a broken one":         {"migrate begin, start begin", clock + broken, control.Migrated, "", true},
+		"a start":                   {"start begin", clock + with, "", anchor.XML(), false},
+		"a start with a broken one": {"start begin", clock + broken, "", "", false},
+		"a later start":             {"migrate begin, release end, start begin", clock, "", "", false},
+		"an old note":               {"migrate begin, age, start begin", clock, "", "", false},
+		"another end":               {"migrate end, start begin", clock, "", "", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var got spawn.Options
+			h, _, _ := host(t, func(o spawn.Options) error { got = o; return nil })
+			noted := ""
+			h.Note = func(_, warning string) { noted += warning }
+			for _, op := range strings.Split(c.ops, ", ") {
+				if op == "age" {
+					old := time.Now().Add(-time.Hour)
+					if err := os.Chtimes(h.notePath(uuid), old, old); err != nil {
+						t.Fatal(err)
+					}
+					continue
+				}
+				first, second, _ := strings.Cut(op, " ")
+				var stderr bytes.Buffer
+				if code := Run(h, []string{"n", first, second, "-"}, strings.NewReader(domainXML(c.xml)), &stderr); code != 0 || stderr.Len() > 0 {
+					t.Fatalf("%s: code %d, %s", op, code, &stderr)
+				}
+			}
+			if got.Incoming != c.incoming || got.Anchor != c.anchor {
+				t.Errorf("started with %+v", got)
+			}
+			if c.noted != strings.Contains(noted, `its clock is "five"`) || !c.noted && noted != "" {
+				t.Errorf("noted %q", noted)
+			}
+			if _, err := os.Stat(h.notePath(uuid)); err == nil {
+				t.Error("the note is left")
+			}
+		})
 	}
 }
 
