@@ -111,9 +111,45 @@ func (p *Page) Order() (Order, error) {
 	return v, err
 }
 
-// SetImport writes the reading from which a loaded state is caught up.
+// SetImport writes the reading from which a loaded state is caught up; the zero value takes it back. A module of page
+// version 1.1 knows only restores of the very value, by CLOCK_REALTIME: it gets nothing else.
 func (p *Page) SetImport(v Import) {
+	if h, err := p.Head(); err == nil && h.Minor < 2 && (v.Leg != LegReal || v.Any != 0 || v.Event == Migrate) {
+		v = Import{}
+	}
 	write(p.at(offImport), unsafe.Pointer(&v), unsafe.Sizeof(v))
+}
+
+// Import reads the import back; ErrNotYet if there never was one.
+func (p *Page) Import() (Import, error) {
+	var v Import
+	err := read(unsafe.Pointer(&v), p.at(offImport), unsafe.Sizeof(v))
+	if err == nil && v.seq == 0 {
+		err = ErrNotYet
+	}
+	return v, err
+}
+
+// SetHost writes how good the host's clock is.
+func (p *Page) SetHost(v Host) {
+	write(p.at(offHost), unsafe.Pointer(&v), unsafe.Sizeof(v))
+}
+
+// Host reads it back; ErrNotYet if it was never written.
+func (p *Page) Host() (Host, error) {
+	var v Host
+	err := read(unsafe.Pointer(&v), p.at(offHost), unsafe.Sizeof(v))
+	if err == nil && v.seq == 0 {
+		err = ErrNotYet
+	}
+	return v, err
+}
+
+// Follow reads the guest's reference; its Known says whether there is one.
+func (p *Page) Follow() (Follow, error) {
+	var v Follow
+	err := read(unsafe.Pointer(&v), p.at(offFollow), unsafe.Sizeof(v))
+	return v, err
 }
 
 // Counts reads the module's counters. Each is right; they need not be of one instant.

@@ -22,6 +22,8 @@
  *
  *   1.0  first version
  *   1.1  the section import, behind the ring; the reasons FROM_IMPORT and FROM_ANCHOR
+ *   1.2  imports of any value, by either clock, for either event; enum ftclock_leg
+ *        the sections host and follow, behind import; anchor.slept; record.error and record.slept
  */
 #ifndef FTCLOCK_CLOCKPAGE_H
 #define FTCLOCK_CLOCKPAGE_H
@@ -33,7 +35,7 @@
 #define FTCLOCK_PAGE_NAME  "ftclock-page"
 #define FTCLOCK_PAGE_MAGIC UINT64_C(0x314b434f4c435446) /* "FTCLOCK1" in memory */
 #define FTCLOCK_PAGE_MAJOR 1
-#define FTCLOCK_PAGE_MINOR 1
+#define FTCLOCK_PAGE_MINOR 2
 #define FTCLOCK_PAGE_SIZE  36864 /* bytes: 9 pages of 4 KiB; the sections, the ring, and room */
 #define FTCLOCK_RING_LEN   256   /* records; pause N is in record (N - 1) % FTCLOCK_RING_LEN */
 
@@ -50,7 +52,7 @@ enum ftclock_event {
     FTCLOCK_EVENT_CHECKPOINT = 1, /* not longer than the checkpoint's limit */
     FTCLOCK_EVENT_SUSPEND = 2,    /* longer */
     FTCLOCK_EVENT_RESTORE = 3,    /* the clock written isn't the one read at the stop: another state was loaded */
-    FTCLOCK_EVENT_MIGRATE = 4,    /* reserved for the shim's orders */
+    FTCLOCK_EVENT_MIGRATE = 4,    /* the same, by an import that says so: a migration, or an engine's failover */
     FTCLOCK_EVENT_START = 5,      /* the first write after QEMU's start: no pause */
 };
 
@@ -80,14 +82,24 @@ enum ftclock_reason {
     FTCLOCK_REASON_BOUNDS = 12,      /* passed: a value out of bounds */
     FTCLOCK_REASON_READ_FAILED = 13, /* passed: KVM_GET_CLOCK failed */
     FTCLOCK_REASON_WRITE_FAILED = 14, /* passed: the kernel refused the anchor's value */
-    FTCLOCK_REASON_FROM_IMPORT = 15,  /* anchored: a loaded state, by the reading that was imported */
+    FTCLOCK_REASON_FROM_IMPORT = 15,  /* anchored: a loaded state, by the import */
     FTCLOCK_REASON_FROM_ANCHOR = 16,  /* anchored: a loaded state of this process's own guest */
+};
+
+/* The host clock by which an import is carried on. */
+enum ftclock_leg {
+    FTCLOCK_LEG_REAL = 0, /* CLOCK_REALTIME: from another host, or from before a reboot */
+    FTCLOCK_LEG_RAW = 1,  /* CLOCK_MONOTONIC_RAW: of this host, since it booted */
 };
 
 /* Times are worth a limit of at most this: older guests' clock arithmetic wraps on long jumps. */
 #define FTCLOCK_LIMIT_MAX INT64_C(900000000000)
 /* |residual| up to which the kernel's clock counts as right. */
 #define FTCLOCK_TOLERANCE INT64_C(1000)
+/* What a guest is behind or ahead of its reference by is followed up to here. More than that isn't followed at all. */
+#define FTCLOCK_FOLLOW_MAX INT64_C(10000000000)
+/* The largest slew bound, in ppm. */
+#define FTCLOCK_SLEW_MAX 100000
 
 /* Section 0. Writer: the module, once, magic last. */
 struct ftclock_head {
@@ -106,7 +118,7 @@ struct ftclock_head {
 struct ftclock_policy {
     uint32_t seq;           /* 0 until the first policy */
     uint32_t enabled;       /* 0: watch only */
-    uint32_t reference;     /* 0 CLOCK_MONOTONIC_RAW, 1 CLOCK_REALTIME */
+    uint32_t reference;     /* 0 CLOCK_MONOTONIC_RAW, 1 the disciplined clock: struct ftclock_follow */
     uint32_t slew_ppm;      /* reference 1: at most so much of the time run since the last pause */
     uint32_t checkpoint_do; /* enum ftclock_do */
     uint32_t suspend_do;
@@ -170,9 +182,10 @@ struct ftclock_anchor {
     uint64_t raw;   /* CLOCK_MONOTONIC_RAW */
     uint64_t real;  /* CLOCK_REALTIME */
     uint64_t boot;  /* CLOCK_BOOTTIME */
-    int64_t steer;  /* reference 1: what was added to follow CLOCK_REALTIME */
+    int64_t steer;  /* reference 1: what was added to follow the disciplined clock */
     uint64_t error; /* bound of the pairing's error */
-    uint64_t reserved[8];
+    uint64_t slept; /* how long the host had slept since it booted: CLOCK_BOOTTIME - CLOCK_MONOTONIC */
+    uint64_t reserved[7];
 };
 
 /* The ring. Writer: the module. */
@@ -186,7 +199,7 @@ struct ftclock_record {
     uint64_t cont_raw;
     uint64_t stop_real;
     uint64_t cont_real;
-    int64_t lost;          /* cont_raw - stop_raw: what stock QEMU would have taken from the guest */
+    int64_t lost;          /* cont_raw - stop_raw; with slept, what stock QEMU would have taken from the guest */
     int64_t residual_stop; /* kernel's clock - anchor at the stop */
     int64_t residual_cont; /* the same at the cont, before a write; 0 if it wasn't read */
     uint64_t order_lost;   /* the shim's figure; 0 without an order */
@@ -195,18 +208,56 @@ struct ftclock_record {
     uint16_t reason;
     uint16_t event;
     uint16_t ordered; /* 1: by order */
-    uint64_t reserved[2];
+    uint64_t error;   /* bound of what the host's CLOCK_REALTIME was off UTC by, as the host says; 0: not known */
+    uint64_t slept;   /* how long the host slept in this pause: CLOCK_MONOTONIC_RAW stood still meanwhile */
 };
 
 /*
- * Behind the ring. Writer: the shim. A reading of the guest's clock in an earlier process, from which a state that is
- * loaded in this one is caught up.
+ * Behind the ring. Writer: the shim. What the guest's clock read at one instant in an earlier process, from which a
+ * state that is loaded into this one is caught up, once.
+ *
+ * Either it is the reading of the stop at which the state was saved: then it is good for that very value. Or it is a
+ * reading of the running clock, some time before the stop or even after it: then it is good for any value, and the time
+ * that the guest ran in between is what the two values differ by.
  */
 struct ftclock_import {
-    uint32_t seq; /* 0 without one */
-    uint32_t reserved0;
-    uint64_t saved; /* kvmclock at the stop; only a write of this very value is caught up */
-    uint64_t real;  /* CLOCK_REALTIME then */
+    uint32_t seq;   /* 0 without one */
+    uint32_t leg;   /* enum ftclock_leg */
+    uint64_t clock; /* kvmclock */
+    uint64_t at;    /* the leg's clock at that instant */
+    int64_t rate;   /* ppb by which the leg's clock ran faster than the guest's until the stop; leg RAW: 0 */
+    uint64_t error; /* bound of the pairing's error, the hosts' own included */
+    uint32_t event; /* FTCLOCK_EVENT_MIGRATE, or else it is a restore */
+    uint32_t any;   /* 0: for a write of this very value; 1: for any */
+    uint64_t reserved[2];
+};
+
+/* Behind import. Writer: the shim. How good the host's clock is, as adjtimex(2) says. */
+struct ftclock_host {
+    uint32_t seq;          /* 0 until the shim asked */
+    uint32_t synchronised; /* 0: STA_UNSYNC or TIME_ERROR */
+    uint64_t at_raw;       /* when it asked */
+    uint64_t error;        /* bound of CLOCK_REALTIME's error then; it grows by 500 ppm, as the kernel's own */
+    uint64_t reserved[5];
+};
+
+/*
+ * Behind host. Writer: the module. The reference that a guest with reference 1 follows: CLOCK_TAI, which is
+ * CLOCK_REALTIME without its leap seconds, or CLOCK_REALTIME itself as long as nobody told the kernel the difference.
+ */
+struct ftclock_follow {
+    uint32_t seq;
+    uint32_t known;     /* 1: there is a base */
+    uint64_t base;      /* reference - kvmclock as it should be */
+    int64_t debt;       /* how far the guest was behind its reference at the last cont */
+    int64_t steered;    /* sum of what was steered */
+    uint64_t bases;     /* bases taken, the first included */
+    uint64_t steps;     /* steps of CLOCK_REALTIME that were noticed */
+    int64_t last_step;  /* the newest of them; leap seconds and a new TAI offset are none */
+    uint64_t given_up;  /* debts that went above FTCLOCK_FOLLOW_MAX: the guest was left where it was */
+    int64_t last_given; /* the newest of them */
+    uint64_t leaps;     /* leap seconds noticed */
+    uint64_t sleeps;    /* how often the host slept */
     uint64_t reserved[5];
 };
 
@@ -219,6 +270,8 @@ struct ftclock_page {
     struct ftclock_anchor anchor;
     struct ftclock_record ring[FTCLOCK_RING_LEN];
     struct ftclock_import import;
+    struct ftclock_host host;
+    struct ftclock_follow follow;
 };
 
 /* A running clock that left its anchor by more than this was set by somebody else: 100 ms. */
@@ -282,6 +335,7 @@ FTCLOCK_AT(ftclock_anchor, real, 32);
 FTCLOCK_AT(ftclock_anchor, boot, 40);
 FTCLOCK_AT(ftclock_anchor, steer, 48);
 FTCLOCK_AT(ftclock_anchor, error, 56);
+FTCLOCK_AT(ftclock_anchor, slept, 64);
 FTCLOCK_AT(ftclock_record, seq, 0);
 FTCLOCK_AT(ftclock_record, flags, 4);
 FTCLOCK_AT(ftclock_record, number, 8);
@@ -300,6 +354,8 @@ FTCLOCK_AT(ftclock_record, decision, 104);
 FTCLOCK_AT(ftclock_record, reason, 106);
 FTCLOCK_AT(ftclock_record, event, 108);
 FTCLOCK_AT(ftclock_record, ordered, 110);
+FTCLOCK_AT(ftclock_record, error, 112);
+FTCLOCK_AT(ftclock_record, slept, 120);
 FTCLOCK_AT(ftclock_page, head, 0);
 FTCLOCK_AT(ftclock_page, policy, 64);
 FTCLOCK_AT(ftclock_page, order, 128);
@@ -308,9 +364,32 @@ FTCLOCK_AT(ftclock_page, now, 320);
 FTCLOCK_AT(ftclock_page, anchor, 384);
 FTCLOCK_AT(ftclock_page, ring, 512);
 FTCLOCK_AT(ftclock_page, import, 33280);
+FTCLOCK_AT(ftclock_page, host, 33344);
+FTCLOCK_AT(ftclock_page, follow, 33408);
 FTCLOCK_AT(ftclock_import, seq, 0);
-FTCLOCK_AT(ftclock_import, saved, 8);
-FTCLOCK_AT(ftclock_import, real, 16);
+FTCLOCK_AT(ftclock_import, leg, 4);
+FTCLOCK_AT(ftclock_import, clock, 8);
+FTCLOCK_AT(ftclock_import, at, 16);
+FTCLOCK_AT(ftclock_import, rate, 24);
+FTCLOCK_AT(ftclock_import, error, 32);
+FTCLOCK_AT(ftclock_import, event, 40);
+FTCLOCK_AT(ftclock_import, any, 44);
+FTCLOCK_AT(ftclock_host, seq, 0);
+FTCLOCK_AT(ftclock_host, synchronised, 4);
+FTCLOCK_AT(ftclock_host, at_raw, 8);
+FTCLOCK_AT(ftclock_host, error, 16);
+FTCLOCK_AT(ftclock_follow, seq, 0);
+FTCLOCK_AT(ftclock_follow, known, 4);
+FTCLOCK_AT(ftclock_follow, base, 8);
+FTCLOCK_AT(ftclock_follow, debt, 16);
+FTCLOCK_AT(ftclock_follow, steered, 24);
+FTCLOCK_AT(ftclock_follow, bases, 32);
+FTCLOCK_AT(ftclock_follow, steps, 40);
+FTCLOCK_AT(ftclock_follow, last_step, 48);
+FTCLOCK_AT(ftclock_follow, given_up, 56);
+FTCLOCK_AT(ftclock_follow, last_given, 64);
+FTCLOCK_AT(ftclock_follow, leaps, 72);
+FTCLOCK_AT(ftclock_follow, sleeps, 80);
 static_assert(sizeof(struct ftclock_record) == 128, "a record is two cache lines");
 static_assert(sizeof(struct ftclock_page) <= FTCLOCK_PAGE_SIZE, "the page holds all sections");
 

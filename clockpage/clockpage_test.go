@@ -74,16 +74,19 @@ func TestModuleReadsWhatWeWrite(t *testing.T) {
 	distinct(&order)
 	var imported Import
 	distinct(&imported)
+	var host Host
+	distinct(&host)
 	for range 3 { // the sequence grows
 		p.SetPolicy(policy)
 		p.SetOrder(order)
 		p.SetImport(imported)
+		p.SetHost(host)
 	}
 	got := map[string]string{}
 	for _, words := range runPeer(t, f, "dump") {
 		got[words[0]] = words[1]
 	}
-	for name, section := range map[string]any{"policy": policy, "order": order, "import": imported} {
+	for name, section := range map[string]any{"policy": policy, "order": order, "import": imported, "host": host} {
 		v := reflect.ValueOf(section)
 		for i, m := range sectionOf(t, name) {
 			want := fmt.Sprint(get(v.FieldByIndex(named(v.Type())[i].Index)))
@@ -152,7 +155,11 @@ func TestWeReadWhatTheModuleWrites(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	for _, section := range []any{p.Counts(), now, anchor, record} {
+	follow, err := p.Follow()
+	if err != nil {
+		t.Error(err)
+	}
+	for _, section := range []any{p.Counts(), now, anchor, record, follow} {
 		v := reflect.ValueOf(section)
 		for i, f := range named(v.Type()) {
 			field := v.FieldByIndex(f.Index)
@@ -221,7 +228,8 @@ func TestWeNeverReadTwoGenerations(t *testing.T) {
 		anchor, err2 := p.Anchor()
 		var record Record
 		err3 := read(unsafe.Pointer(&record), p.at(offRing), unsafe.Sizeof(record))
-		if err := errors.Join(err, err2, err3); err != nil {
+		follow, err4 := p.Follow()
+		if err := errors.Join(err, err2, err3, err4); err != nil {
 			if !errors.Is(err, ErrTorn) {
 				t.Fatal(err)
 			}
@@ -236,6 +244,7 @@ func TestWeNeverReadTwoGenerations(t *testing.T) {
 		oneGeneration(t, now, now.Pause)
 		oneGeneration(t, anchor, anchor.Clock)
 		oneGeneration(t, record, record.Number)
+		oneGeneration(t, follow, follow.Base)
 	}
 	t.Logf("%d readings whole, %d torn, %d changes", whole, torn, changes)
 }

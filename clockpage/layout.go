@@ -5,7 +5,7 @@ const (
 	Name       = "ftclock-page"
 	Magic      = 0x314b434f4c435446
 	Major      = 1
-	Minor      = 1
+	Minor      = 2
 	Size       = 36864
 	RingLen    = 256
 	RecordSize = 128
@@ -14,6 +14,10 @@ const (
 	LimitMax = 900_000_000_000
 	// Tolerance is the |residual|, in ns, up to which the kernel's clock counts as right.
 	Tolerance = 1000
+	// FollowMax is how far, in ns, a guest may be off its reference and still follow it.
+	FollowMax = 10_000_000_000
+	// SlewMax is the largest Policy.SlewPPM.
+	SlewMax = 100_000
 )
 
 // Head says what the page is. Written once by the module, Magic last.
@@ -100,7 +104,8 @@ type Anchor struct {
 	Boot  uint64 // CLOCK_BOOTTIME
 	Steer int64
 	Error uint64
-	_     [8]uint64
+	Slept uint64 // how long the host had slept since it booted
+	_     [7]uint64
 }
 
 // Record tells of one pause. Times are ns; the clocks are named by their suffix, Saved and WentOn are kvmclock.
@@ -123,16 +128,48 @@ type Record struct {
 	Reason       Reason
 	Event        EventShort
 	Ordered      uint16
-	_            [2]uint64
+	Error        uint64 // bound of what CLOCK_REALTIME was off UTC by; 0: not known
+	Slept        uint64 // how long the host slept in this pause
 }
 
-// Import is a reading of the guest's clock in an earlier process, for a state that is loaded into this one. Times are ns.
+// Import is what the guest's clock read at one instant in an earlier process, for a state that is loaded into this one.
+// Times are ns.
 type Import struct {
 	seq   uint32
-	_     uint32
-	Saved uint64 // kvmclock at the stop
-	Real  uint64 // CLOCK_REALTIME then
-	_     [5]uint64
+	Leg   Leg
+	Clock uint64 // kvmclock
+	At    uint64 // the leg's clock at that instant
+	Rate  int64  // ppb by which the leg's clock ran faster than the guest's
+	Error uint64 // bound of the pairing's error
+	Event Event  // Migrate or Restore
+	Any   uint32 // 0: for a state whose clock is this very value; 1: for any
+	_     [2]uint64
+}
+
+// Host is how good the host's clock is, written by the shim. Times are ns.
+type Host struct {
+	seq          uint32
+	Synchronised uint32
+	AtRaw        uint64 // CLOCK_MONOTONIC_RAW when adjtimex(2) was asked
+	Error        uint64 // bound of CLOCK_REALTIME's error then
+	_            [5]uint64
+}
+
+// Follow is the reference that a guest with Policy.Reference 1 follows, CLOCK_TAI. Times are ns.
+type Follow struct {
+	seq       uint32
+	Known     uint32
+	Base      uint64 // the reference - kvmclock as it should be
+	Debt      int64  // how far the guest was behind its reference at the last cont
+	Steered   int64  // sum of what was steered
+	Bases     uint64
+	Steps     uint64 // of CLOCK_REALTIME
+	LastStep  int64
+	GivenUp   uint64 // debts above FollowMax, which aren't followed
+	LastGiven int64
+	Leaps     uint64 // leap seconds
+	Sleeps    uint64 // of the host
+	_         [5]uint64
 }
 
 // Offsets of the sections in the page, in bytes.
@@ -145,7 +182,20 @@ const (
 	offAnchor = 384
 	offRing   = 512
 	offImport = offRing + RingLen*RecordSize
+	offHost   = offImport + 64
+	offFollow = offHost + 64
 )
+
+// Leg is the host clock by which an import is carried on (enum ftclock_leg).
+type Leg uint32
+
+// The values of Leg.
+const (
+	LegReal Leg = iota
+	LegRaw
+)
+
+func (l Leg) String() string { return name(int(l), "CLOCK_REALTIME", "CLOCK_MONOTONIC_RAW") }
 
 // Do is what is done with a pause (enum ftclock_do).
 type Do uint32
@@ -237,6 +287,6 @@ func (r Reason) String() string {
 		"a value was out of bounds",
 		"reading the kernel's clock was refused",
 		"writing the kernel's clock was refused",
-		"a loaded state, caught up since its stop",
+		"a loaded state, caught up by its earlier reading",
 		"a loaded state, caught up to the anchor")
 }

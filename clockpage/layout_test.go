@@ -19,6 +19,8 @@ var mirrors = map[string]reflect.Type{
 	"anchor": reflect.TypeFor[Anchor](),
 	"record": reflect.TypeFor[Record](),
 	"import": reflect.TypeFor[Import](),
+	"host":   reflect.TypeFor[Host](),
+	"follow": reflect.TypeFor[Follow](),
 }
 
 // Names that differ by more than their spelling.
@@ -87,10 +89,15 @@ var values = map[string]uint64{
 	"FTCLOCK_RING_LEN":   RingLen,
 	"FTCLOCK_LIMIT_MAX":  LimitMax,
 	"FTCLOCK_TOLERANCE":  Tolerance,
+	"FTCLOCK_FOLLOW_MAX": FollowMax,
+	"FTCLOCK_SLEW_MAX":   SlewMax,
 
 	"FTCLOCK_DO_POLICY":   uint64(ByPolicy),
 	"FTCLOCK_DO_CATCH_UP": uint64(CatchUp),
 	"FTCLOCK_DO_HOLD":     uint64(Hold),
+
+	"FTCLOCK_LEG_REAL": uint64(LegReal),
+	"FTCLOCK_LEG_RAW":  uint64(LegRaw),
 
 	"FTCLOCK_EVENT_NONE":       uint64(NoEvent),
 	"FTCLOCK_EVENT_CHECKPOINT": uint64(Checkpoint),
@@ -151,12 +158,13 @@ func TestValuesAreTheHeaders(t *testing.T) {
 func TestStrings(t *testing.T) {
 	runPeer(t, nil, "layout")
 	kinds := map[string]func(uint64) string{
+		"leg":      func(v uint64) string { return Leg(v).String() },
 		"do":       func(v uint64) string { return Do(v).String() },
 		"event":    func(v uint64) string { return Event(v).String() },
 		"decision": func(v uint64) string { return Decision(v).String() },
 		"reason":   func(v uint64) string { return Reason(v).String() },
 	}
-	widest := map[string]uint64{"do": 1<<32 - 1, "event": 1<<32 - 1, "decision": 1<<16 - 1, "reason": 1<<16 - 1}
+	widest := map[string]uint64{"leg": 1<<32 - 1, "do": 1<<32 - 1, "event": 1<<32 - 1, "decision": 1<<16 - 1, "reason": 1<<16 - 1}
 	for kind, text := range kinds {
 		n := uint64(len(peer.header.enums[kind]))
 		texts := map[string]bool{}

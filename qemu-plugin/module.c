@@ -55,6 +55,10 @@ static uint64_t real_ns(void) { return clock_ns(CLOCK_REALTIME); }
 
 static uint64_t boot_ns(void) { return clock_ns(CLOCK_BOOTTIME); }
 
+static uint64_t mono_ns(void) { return clock_ns(CLOCK_MONOTONIC); }
+
+static uint64_t tai_ns(void) { return clock_ns(CLOCK_TAI); }
+
 static uint64_t host_tsc(void) {
     unsigned int aux;
     return __rdtscp(&aux);
@@ -67,6 +71,8 @@ static const struct host host = {
     .raw = raw_ns,
     .real = real_ns,
     .boot = boot_ns,
+    .mono = mono_ns,
+    .tai = tai_ns,
     .tsc = host_tsc,
 };
 

@@ -18,6 +18,15 @@
  * tolerance, the write is dropped. If not, the anchor's value is written: absolute, so that errors never add up. A
  * pause that is to be held is passed through, and the anchor moves by exactly that pause.
  *
+ * A host that sleeps has CLOCK_MONOTONIC_RAW and CLOCK_MONOTONIC stand still; CLOCK_BOOTTIME and kvmclock count the
+ * time. So does the anchor: to "raw" above belongs what the host slept. Within a pause it is part of the pause.
+ *
+ * With reference 1 the guest follows CLOCK_TAI instead, which is CLOCK_REALTIME without its leap seconds. What the
+ * guest's clock should read is then that clock less a base, and what is missing is its debt. At each cont the anchor is
+ * steered by as much of the debt as the slew bound allows. The base is taken when the guest's clock begins, moved by
+ * held pauses, and outlives the anchor: what one pause can't give, a later one does. A debt that no slew pays off in
+ * reasonable time, a clock that was set to another day, is given up: the base moves by it, and the guest stays.
+ *
  * Any doubt means: QEMU's own value goes through as if we weren't there, the anchor is given up, the next stop takes a
  * new one, and the record says why.
  *
@@ -32,6 +41,8 @@
 /* A held write that took longer than this from our reading of the clock to its end was preempted, and is made again. */
 #define WRITE_SLOW  INT64_C(2000)
 #define WRITE_TRIES 3
+/* The same for a loaded state's value, which can't be read back: nothing has run yet, and the clock isn't stable. */
+#define RESTORE_SLOW INT64_C(10000)
 /* The longest time that the kernel itself may take between the call of KVM_SET_CLOCK and its effect. */
 #define LAG_MAX INT64_C(20000)
 /* Ticks of the TSC, 1 us or more, in which CLOCK_MONOTONIC_RAW is read unless we are preempted. */
@@ -43,6 +54,15 @@
 /* The clock that we write may be above QEMU's by the pause, give or take this: the residual that is corrected at once.
  */
 #define WRITE_SLACK (2 * FTCLOCK_REANCHOR)
+/* A shorter sleep of the host isn't told from the time between two readings; it is corrected as any residual. */
+#define SLEEP_LEAST INT64_C(100000)
+/* A smaller step of CLOCK_REALTIME isn't counted, though it is followed: we may have been preempted between two
+ * readings. */
+#define STEP_LEAST INT64_C(100000000)
+/* A guest that ran for longer, 11 days, isn't steered: the arithmetic of the slew bound is for less. */
+#define LONGEST_RUN UINT64_C(1000000000000000)
+/* The most that the host's clock errs by between two times that the shim asks, as the kernel has it (NTP's MAXFREQ). */
+#define FREQUENCY_ERROR_PPM 500
 
 /* --- the page --- */
 
@@ -52,20 +72,28 @@
 typedef uint32_t __attribute__((may_alias)) half;
 typedef uint64_t __attribute__((may_alias)) word;
 
+/*
+ * Sections are copied word by word, as readers in other processes need it. Each has a size that is known where it is
+ * copied: without a loop that is a third less instructions at a cont (make bench).
+ */
+#define NO_LOOP            _Pragma("GCC unroll 64")
+#define WHERE_IT_IS_CALLED inline __attribute__((always_inline))
+
 /* Writes a section of which we are the only writer; its first word is the sequence. */
-static void publish(void *section, const void *from, size_t size) {
+static WHERE_IT_IS_CALLED void publish(void *section, const void *from, size_t size) {
     half *seq = section;
     uint32_t odd = __atomic_load_n(seq, __ATOMIC_RELAXED) | 1;
     __atomic_store_n(seq, odd, __ATOMIC_RELAXED);
     __atomic_thread_fence(__ATOMIC_RELEASE);
     STORE(seq[1], ((const half *)from)[1]);
+    NO_LOOP
     for (size_t i = 1; i < size / 8; i++)
         STORE(((word *)section)[i], ((const word *)from)[i]);
     __atomic_store_n(seq, odd + 1, __ATOMIC_RELEASE);
 }
 
 /* Copies a section of the shim's. False: torn. */
-static bool consult(void *to, const void *section, size_t size) {
+static WHERE_IT_IS_CALLED bool consult(void *to, const void *section, size_t size) {
     const half *seq = section;
     for (int i = 0; i < PAGE_TRIES; i++) {
         uint32_t before = __atomic_load_n(seq, __ATOMIC_ACQUIRE);
@@ -73,6 +101,7 @@ static bool consult(void *to, const void *section, size_t size) {
             __builtin_ia32_pause();
             continue;
         }
+        NO_LOOP
         for (size_t j = 0; j < size / 8; j++)
             ((word *)to)[j] = __atomic_load_n(&((const word *)section)[j], __ATOMIC_RELAXED);
         __atomic_thread_fence(__ATOMIC_ACQUIRE);
@@ -88,8 +117,9 @@ static void publish_counts(struct rule *r) {
     word *to = (word *)&r->page->counts;
     const word *from = (const word *)&r->counts;
     /* The number of pauses last: readers find the newest record by it. */
-    for (size_t i = sizeof(r->counts) / 8; i-- > 1;)
-        if (&to[i] != &r->page->counts.busy) /* counted elsewhere */
+    NO_LOOP
+    for (size_t i = 1; i < offsetof(struct ftclock_counts, reserved) / 8; i++)
+        if (i != offsetof(struct ftclock_counts, busy) / 8) /* counted elsewhere */
             STORE(to[i], from[i]);
     __atomic_store_n(&to[0], from[0], __ATOMIC_RELEASE);
 }
@@ -105,9 +135,42 @@ static void publish_now(struct rule *r) {
     publish(&r->page->now, &now, sizeof(now));
 }
 
+static void publish_follow(struct rule *r) { publish(&r->page->follow, &r->follow, sizeof(r->follow)); }
+
 static void publish_anchor(struct rule *r) { publish(&r->page->anchor, &r->anchor, sizeof(r->anchor)); }
 
 /* --- the clocks --- */
+
+static uint64_t magnitude(int64_t v) { return v < 0 ? -(uint64_t)v : (uint64_t)v; }
+
+/*
+ * Finds out whether the host slept. CLOCK_BOOTTIME and CLOCK_MONOTONIC run at one rate, and only a sleep moves them
+ * apart. A reading that we were preempted in says nothing: the next one does.
+ */
+static void notice_sleep(struct rule *r) {
+    const struct host *h = r->host;
+    uint64_t before, boot, after;
+    int tries = 0;
+    do {
+        before = h->mono();
+        boot = h->boot();
+        after = h->mono();
+    } while (++tries < WRITE_TRIES && after - before > WRITE_SLOW);
+    uint64_t slept = boot - (before + (after - before) / 2);
+    if (after - before > WRITE_SLOW || (r->slept_known && magnitude((int64_t)(slept - r->slept)) < SLEEP_LEAST))
+        return;
+    if (r->slept_known) {
+        r->follow.sleeps++;
+        publish_follow(r);
+        /* The TSC went on or began anew, while CLOCK_MONOTONIC_RAW stood: their rate is to be found again. */
+        r->first_raw = h->raw();
+        r->first_tsc = h->tsc();
+    } else {
+        r->anchor.slept = r->stop.slept = slept;
+    }
+    r->slept_known = true;
+    r->slept = slept;
+}
 
 /* A reading of the kernel's clock, with the host's clocks of the same instant and the bound of their error. */
 struct reading {
@@ -122,7 +185,7 @@ struct reading {
  * (KVM_CLOCK_HOST_TSC, Linux 5.16 and later), and CLOCK_MONOTONIC_RAW is the TSC scaled, whose rate we know from a pair
  * of long ago. So the instant is found to some ns, preempted or not.
  */
-static int read_clock(struct rule *r, int fd, struct kvm_clock_data *data, struct reading *out) {
+static int read_once(struct rule *r, int fd, struct kvm_clock_data *data, struct reading *out) {
     const struct host *h = r->host;
     uint64_t raw0 = h->raw();
     uint64_t tsc0 = h->tsc();
@@ -156,13 +219,35 @@ static int read_clock(struct rule *r, int fd, struct kvm_clock_data *data, struc
         }
     }
     out->at.real = data->flags & KVM_CLOCK_REALTIME ? data->realtime : h->real() - (h->raw() - out->at.raw);
-    out->at.boot = h->boot() - (h->raw() - out->at.raw);
+    uint64_t asked;
+    tries = 0;
+    do {
+        asked = h->raw();
+        out->at.boot = h->boot();
+    } while (h->raw() - asked > WRITE_SLOW && ++tries < WRITE_TRIES);
+    out->at.boot -= asked - out->at.raw;
+    out->at.slept = r->slept;
     errno = error;
     return rc;
 }
 
+/* A reading that the host slept in is of no one instant, and made again. The caller has just noticed any sleep before
+ * it. */
+static int read_clock(struct rule *r, int fd, struct kvm_clock_data *data, struct reading *out) {
+    for (int i = 0;; i++) {
+        int rc = read_once(r, fd, data, out);
+        if (rc < 0)
+            return rc;
+        int error = errno;
+        notice_sleep(r);
+        errno = error;
+        if (out->at.slept == r->slept || i == 1)
+            return rc;
+    }
+}
+
 static uint64_t expected(const struct rule *r, uint64_t raw) {
-    return r->anchor.clock + (raw - r->anchor.raw) + (uint64_t)r->anchor.steer;
+    return r->anchor.clock + (raw - r->anchor.raw) + (r->slept - r->anchor.slept) + (uint64_t)r->anchor.steer;
 }
 
 static void take_anchor(struct rule *r, const struct reading *from) {
@@ -175,6 +260,7 @@ static void take_anchor(struct rule *r, const struct reading *from) {
         .real = from->at.real,
         .boot = from->at.boot,
         .error = from->error,
+        .slept = from->at.slept,
     };
     publish_anchor(r);
 }
@@ -186,16 +272,99 @@ static void give_up_anchor(struct rule *r) {
     publish_anchor(r);
 }
 
-static uint64_t magnitude(int64_t v) { return v < 0 ? -(uint64_t)v : (uint64_t)v; }
+/* --- the reference --- */
+
+#define SECOND INT64_C(1000000000)
+
+/* What the guest follows, at the time that CLOCK_REALTIME read real. */
+static uint64_t reference(const struct rule *r, uint64_t real) { return real + (uint64_t)(r->tai * SECOND); }
+
+/* The guest doesn't follow its reference over so much, and stays where it is. */
+static void give_up(struct rule *r, int64_t what) {
+    r->follow.base += (uint64_t)what;
+    r->follow.given_up++;
+    r->follow.last_given = what;
+}
+
+/*
+ * Finds out by how many seconds CLOCK_TAI is ahead of CLOCK_REALTIME, and what became of both since the last time. A
+ * leap second moves CLOCK_REALTIME, and the reference goes on. Somebody who tells the kernel the difference moves
+ * CLOCK_TAI, and the base goes with it. A step moves both. CLOCK_BOOTTIME, which nobody sets, tells which it was.
+ */
+static void notice_steps(struct rule *r) {
+    const struct host *h = r->host;
+    uint64_t boot, real, tai;
+    int tries = 0;
+    do {
+        boot = h->boot();
+        real = h->real();
+        tai = h->tai();
+    } while (++tries < WRITE_TRIES && h->boot() - boot > WRITE_SLOW);
+    int64_t ahead = (int64_t)(tai - real);
+    ahead = (ahead + (ahead < 0 ? -SECOND / 2 : SECOND / 2)) / SECOND;
+    int64_t real_moved = (int64_t)(real - boot - r->real_boot);
+    int64_t tai_moved = (int64_t)(tai - boot - r->tai_boot);
+    bool set = magnitude(real_moved) < magnitude(tai_moved);
+    int64_t step = set ? real_moved : tai_moved;
+    if (r->tai_known && ahead != r->tai) {
+        if (set)
+            r->follow.base += (uint64_t)((ahead - r->tai) * SECOND);
+        else
+            r->follow.leaps++;
+    }
+    if (r->tai_known && magnitude(step) > STEP_LEAST) {
+        r->follow.steps++;
+        r->follow.last_step = step;
+        if (magnitude(step) > FTCLOCK_FOLLOW_MAX)
+            give_up(r, step);
+        else
+            r->stepped += step;
+    }
+    r->tai = ahead;
+    r->real_boot = real - boot;
+    r->tai_boot = tai - boot;
+    r->tai_known = true;
+}
+
+/* From now on the guest's clock is right as it reads. */
+static void take_base(struct rule *r, uint64_t clock, uint64_t real) {
+    r->follow.base = reference(r, real) - clock;
+    r->follow.known = 1;
+    r->follow.bases++;
+    r->follow.debt = 0;
+    r->stepped = 0;
+    publish_follow(r);
+}
+
+/* What the guest's clock lacks of its reference. */
+static int64_t debt(const struct rule *r, const struct moment *now) {
+    return (int64_t)(reference(r, now->real) - r->follow.base - expected(r, now->raw));
+}
+
+/* Begins anew with a guest whose clock was set by somebody else: it goes on from what its clock is now. */
+static void begin_following(struct rule *r, int fd) {
+    struct reading best = {.error = UINT64_MAX};
+    for (int i = 0; i < WRITE_TRIES && best.error > FTCLOCK_TOLERANCE; i++) {
+        struct kvm_clock_data data = {0};
+        struct reading other;
+        if (read_clock(r, fd, &data, &other) == 0 && other.error < best.error)
+            best = other;
+    }
+    r->follow.known = 0;
+    if (best.error != UINT64_MAX)
+        take_base(r, best.data.clock, best.at.real);
+}
 
 /* --- the stop --- */
 
 int rule_get_clock(struct rule *r, int fd, struct kvm_clock_data *data) {
     struct reading now;
+    notice_sleep(r);
     int rc = read_clock(r, fd, data, &now);
     if (rc < 0)
         return rc;
     int error = errno;
+    notice_steps(r);
 
     /* QEMU may read more than once in a pause (before it migrates, say): the last value is the one that it writes back.
      */
@@ -214,6 +383,7 @@ int rule_get_clock(struct rule *r, int fd, struct kvm_clock_data *data) {
             r->counts.reanchored++;
             r->stop_residual = 0;
             r->anchor.valid = 0;
+            r->follow.known = 0;
         } else if (magnitude(r->stop_residual) > r->counts.worst_residual) {
             r->counts.worst_residual = magnitude(r->stop_residual);
         }
@@ -230,6 +400,8 @@ int rule_get_clock(struct rule *r, int fd, struct kvm_clock_data *data) {
                 best = other;
         }
         take_anchor(r, &best);
+        if (!r->follow.known)
+            take_base(r, best.data.clock, best.at.real);
     }
     publish_counts(r);
     publish_now(r);
@@ -250,7 +422,7 @@ struct verdict {
 
 static struct verdict judge(struct rule *r, const struct ftclock_policy *p, struct ftclock_record *rec) {
     struct verdict v = {.what = FTCLOCK_DO_HOLD, .reason = FTCLOCK_REASON_POLICY};
-    uint64_t lost = (uint64_t)rec->lost;
+    uint64_t lost = (uint64_t)rec->lost + rec->slept;
     bool suspend = lost > p->checkpoint_limit;
     v.event = suspend ? FTCLOCK_EVENT_SUSPEND : FTCLOCK_EVENT_CHECKPOINT;
     v.what = suspend ? p->suspend_do : p->checkpoint_do;
@@ -266,10 +438,12 @@ static struct verdict judge(struct rule *r, const struct ftclock_policy *p, stru
         if (order.pause == rec->number && order.cont_raw >= rec->stop_raw && order.cont_raw <= rec->cont_raw) {
             v.ordered = true;
             rec->order_lost = order.lost;
-            if (order.what != FTCLOCK_DO_POLICY)
+            /* At the border the two sides may measure a pause on different sides of the limit: the order decides,
+             * unless the host slept, which the shim doesn't measure. */
+            bool measured = order.event == FTCLOCK_EVENT_CHECKPOINT || order.event == FTCLOCK_EVENT_SUSPEND;
+            if (order.what != FTCLOCK_DO_POLICY && !(measured && rec->slept))
                 v.what = order.what;
-            /* At the border the two sides may measure a pause on different sides of the limit: the order decides. */
-            if (order.event == FTCLOCK_EVENT_CHECKPOINT || order.event == FTCLOCK_EVENT_SUSPEND)
+            if (measured && !rec->slept)
                 v.event = (uint16_t)order.event;
             r->counts.orders++;
         } else if (order.pause) { /* 0: taken back */
@@ -294,25 +468,35 @@ static struct verdict judge(struct rule *r, const struct ftclock_policy *p, stru
 }
 
 /*
- * Moves the anchor toward CLOCK_REALTIME, by at most the slew bound of the time that the guest ran; after a long run,
- * by at most what still counts as a correction. Back it goes no further than to the value read at the stop: what the
- * guest can't be given would look like a residual at the next stop.
+ * Moves the anchor by what the guest lacks of its reference: by at most the slew bound of the time that it ran. What it
+ * lacked before this run, after a step of the host's clock, comes in pieces that still count as a correction, however
+ * long it ran. Back it goes no further than to the value read at the stop: what the guest can't be given would look
+ * like a residual at the next stop. It stays a debt. Returns what the clock was moved by.
  */
-static void steer(struct rule *r, const struct ftclock_policy *p, const struct moment *now) {
-    if (p->reference != 1 || !r->ran_since_raw)
-        return;
-    int64_t ran = (int64_t)(r->stop.raw - r->ran_since_raw);
-    uint64_t ppm = p->slew_ppm < 100000 ? p->slew_ppm : 100000;
-    if (ran <= 0 || ran > INT64_C(1000000000000000))
-        return;
-    int64_t most = (int64_t)((uint64_t)ran / 1000000 * ppm + (uint64_t)ran % 1000000 * ppm / 1000000);
-    if (most > FTCLOCK_REANCHOR)
-        most = FTCLOCK_REANCHOR;
-    int64_t room = (int64_t)(expected(r, now->raw) - r->saved);
-    int64_t back = room < 0 ? 0 : room < most ? room : most;
-    int64_t want = (int64_t)((now->real - r->anchor.real) - (now->raw - r->anchor.raw)) - r->anchor.steer;
-    r->anchor.steer += want > most ? most : want < -back ? -back : want;
-    publish_anchor(r);
+static int64_t steer(struct rule *r, const struct ftclock_policy *p, const struct moment *now) {
+    int64_t owed = debt(r, now);
+    int64_t fresh = owed - r->follow.debt - r->stepped, by = 0;
+    r->stepped = 0;
+    if (p->reference == 1) {
+        if (magnitude(owed) > FTCLOCK_FOLLOW_MAX) {
+            give_up(r, owed);
+            owed = 0;
+        }
+        uint64_t ran = r->ran_since_raw ? r->stop.raw - r->ran_since_raw : 0;
+        uint64_t ppm = p->slew_ppm < FTCLOCK_SLEW_MAX ? p->slew_ppm : FTCLOCK_SLEW_MAX;
+        uint64_t most = ran > LONGEST_RUN ? 0 : ran / 1000000 * ppm + ran % 1000000 * ppm / 1000000;
+        if (most > FTCLOCK_REANCHOR + magnitude(fresh))
+            most = FTCLOCK_REANCHOR + magnitude(fresh);
+        int64_t room = (int64_t)(expected(r, now->raw) - r->saved);
+        int64_t forth = (int64_t)most, back = room < 0 ? 0 : room < forth ? room : forth;
+        by = owed > forth ? forth : owed < -back ? -back : owed;
+        r->anchor.steer += by;
+        r->follow.steered += by;
+        publish_anchor(r);
+    }
+    r->follow.debt = owed - by;
+    publish_follow(r);
+    return by;
 }
 
 static int write_clock(struct rule *r, int fd, uint64_t clock) {
@@ -337,12 +521,17 @@ static int pass(struct rule *r, int fd, struct kvm_clock_data *data, struct ftcl
 static int hold(struct rule *r, int fd, struct kvm_clock_data *data, struct ftclock_record *rec, uint16_t reason) {
     struct moment before;
     int rc, error;
-    /* The pause ends when the kernel takes the value: a write that was preempted is made again. */
+    /* The pause ends when the kernel takes the value: a write that was preempted, or slept in, is made again. */
     for (int i = 0; i < WRITE_TRIES; i++) {
+        notice_sleep(r);
+        uint64_t begin = r->host->raw();
         before = (struct moment){.real = r->host->real(), .boot = r->host->boot(), .raw = r->host->raw()};
+        before.slept = r->slept;
         rc = r->host->clock_ioctl(fd, KVM_SET_CLOCK, data);
         error = errno;
-        if (rc < 0 || r->host->raw() - before.raw <= WRITE_SLOW)
+        bool slow = r->host->raw() - begin > WRITE_SLOW;
+        notice_sleep(r);
+        if (rc < 0 || (!slow && r->slept == before.slept))
             break;
     }
     /* With KVM_CLOCK_REALTIME the kernel added the pause after all: the anchor doesn't know how much. */
@@ -352,7 +541,11 @@ static int hold(struct rule *r, int fd, struct kvm_clock_data *data, struct ftcl
         r->anchor.raw += before.raw - r->stop.raw;
         r->anchor.real += before.real - r->stop.real;
         r->anchor.boot += before.boot - r->stop.boot;
+        r->anchor.slept += before.slept - r->stop.slept;
         publish_anchor(r);
+        /* By a clock that has the reference's rate, and no steps: a step within the pause stays a debt. */
+        r->follow.base += before.boot - r->stop.boot;
+        publish_follow(r);
     }
     rec->decision = rc < 0 ? FTCLOCK_PASSED : FTCLOCK_HELD;
     rec->reason = rc < 0 ? FTCLOCK_REASON_WRITE_FAILED : reason;
@@ -369,7 +562,8 @@ static int catch_up(struct rule *r, int fd, struct kvm_clock_data *data, struct 
         return pass(r, fd, data, rec, FTCLOCK_REASON_READ_FAILED);
     if (!(got.flags & KVM_CLOCK_TSC_STABLE))
         return pass(r, fd, data, rec, FTCLOCK_REASON_UNSTABLE);
-    steer(r, p, &now.at);
+    /* A reading whose instant isn't known well would be taken for a debt; there is another pause. */
+    int64_t steered = now.error <= LAG_MAX ? steer(r, p, &now.at) : 0;
     rec->residual_cont = (int64_t)(got.clock - expected(r, now.at.raw));
     /* A reading whose instant isn't known well could hide a residual: then the anchor's value is the surer one. */
     if (magnitude(rec->residual_cont) <= FTCLOCK_TOLERANCE && now.error <= FTCLOCK_TOLERANCE && got.clock >= r->saved) {
@@ -385,9 +579,9 @@ static int catch_up(struct rule *r, int fd, struct kvm_clock_data *data, struct 
     for (int i = 0; i < WRITE_TRIES; i++) {
         uint64_t raw = r->host->raw();
         uint64_t clock = expected(r, raw) + (uint64_t)lag;
-        uint64_t pause = raw - r->stop.raw;
+        uint64_t pause = raw - r->stop.raw + (r->slept - r->stop.slept);
         int64_t ahead = (int64_t)(clock - r->saved);
-        if (ahead < -WRITE_SLACK || ahead > (int64_t)pause + WRITE_SLACK)
+        if (ahead < -WRITE_SLACK || ahead > (int64_t)pause + WRITE_SLACK + (steered > 0 ? steered : 0))
             return pass(r, fd, data, rec, FTCLOCK_REASON_BOUNDS);
         if (ahead < 0)
             clock = r->saved;
@@ -412,58 +606,130 @@ static int catch_up(struct rule *r, int fd, struct kvm_clock_data *data, struct 
     return 0;
 }
 
+/* How long the guest that a value is of hasn't run, ns, by the import. False: what it says can't be. */
+static bool away_since(const struct ftclock_import *i, uint64_t clock, const struct moment *now, int64_t *away) {
+    const int64_t most = INT64_C(10000000000000000); /* 115 days between reading and stop */
+    int64_t ran = (int64_t)(clock - i->clock);
+    if (ran > most || ran < -most || i->rate > 1000000 || i->rate < -1000000)
+        return false;
+    uint64_t leg = i->leg == FTCLOCK_LEG_RAW ? now->raw : now->real;
+    int64_t faster = (int64_t)((double)ran * (double)i->rate / 1e9);
+    *away = (int64_t)(leg - i->at - (uint64_t)ran - (uint64_t)faster);
+    return true;
+}
+
+/* The same, of an imported state or of this process's own, now. */
+static bool state_away(const struct rule *r, const struct ftclock_import *i, bool imported, uint64_t clock,
+                       struct moment *now, int64_t *away) {
+    *now = (struct moment){.boot = r->host->boot(), .real = r->host->real(), .raw = r->host->raw()};
+    *away = (int64_t)(expected(r, now->raw) - clock);
+    return !imported || away_since(i, clock, now, away);
+}
+
 /*
  * A write of another value than the one that was read at the stop: a state was loaded, saved by this process or
  * another. If the policy wants it caught up, the guest's clock goes on as if it had run since that state was saved: by
- * the anchor, which is this process's own guest's, or by the reading of the stop that the shim has from the earlier
- * process.
+ * the anchor, which is this process's own guest's, or by the reading that the shim has from the earlier process.
  */
 static int restore(struct rule *r, int fd, struct kvm_clock_data *data, struct ftclock_record *rec) {
     struct ftclock_policy p;
     struct ftclock_import import;
+    rec->event = FTCLOCK_EVENT_RESTORE;
     if (!consult(&p, &r->page->policy, sizeof(p)) || !consult(&import, &r->page->import, sizeof(import)))
         return pass(r, fd, data, rec, FTCLOCK_REASON_TORN);
-    bool imported = import.seq && import.saved == data->clock;
-    if (!p.seq || !p.enabled || p.restore_do != FTCLOCK_DO_CATCH_UP || !(imported || r->anchor.valid))
+    bool imported =
+        import.seq && import.seq != r->import_used && import.at && (import.any || import.clock == data->clock);
+    if (!p.seq || !p.enabled || !(imported || (r->anchor.valid && p.restore_do == FTCLOCK_DO_CATCH_UP))) {
+        if (!r->stopped)
+            rec->event = FTCLOCK_EVENT_START;
         return pass(r, fd, data, rec, r->stopped ? FTCLOCK_REASON_OTHER_VALUE : FTCLOCK_REASON_FIRST);
+    }
+    if (imported && import.event == FTCLOCK_EVENT_MIGRATE)
+        rec->event = FTCLOCK_EVENT_MIGRATE;
+    bool migrate = rec->event == FTCLOCK_EVENT_MIGRATE;
+    uint64_t limit = migrate ? p.migrate_limit : p.restore_limit;
+    if (!limit || limit > FTCLOCK_LIMIT_MAX)
+        limit = FTCLOCK_LIMIT_MAX;
 
-    struct moment now = {.raw = r->host->raw(), .real = r->host->real(), .boot = r->host->boot()};
-    uint64_t clock = imported ? data->clock + (now.real - import.real) : expected(r, now.raw);
-    int64_t away = (int64_t)(clock - data->clock);
-    uint64_t limit = p.restore_limit && p.restore_limit < FTCLOCK_LIMIT_MAX ? p.restore_limit : FTCLOCK_LIMIT_MAX;
-    if (away < 0)
+    struct moment now;
+    int64_t away;
+    if (!state_away(r, &import, imported, data->clock, &now, &away))
         return pass(r, fd, data, rec, FTCLOCK_REASON_BOUNDS);
-    rec->lost = away;
-    if ((uint64_t)away > limit) {
-        int rc = pass(r, fd, data, rec, FTCLOCK_REASON_OVER_LIMIT);
+    if (imported)
+        r->import_used = import.seq;
+    rec->lost = away > 0 ? away : 0;
+    uint16_t reason = imported ? FTCLOCK_REASON_FROM_IMPORT : FTCLOCK_REASON_FROM_ANCHOR;
+    bool over = (uint64_t)rec->lost > limit;
+    if ((migrate ? p.migrate_do : p.restore_do) != FTCLOCK_DO_CATCH_UP || over) {
+        int rc = pass(r, fd, data, rec, over ? FTCLOCK_REASON_OVER_LIMIT : FTCLOCK_REASON_POLICY);
         rec->decision = rc < 0 ? FTCLOCK_PASSED : FTCLOCK_HELD;
         return rc;
     }
-    if (write_clock(r, fd, clock) < 0)
-        return pass(r, fd, data, rec, FTCLOCK_REASON_WRITE_FAILED);
+    if (away < 0) {
+        /* By a clock of another host the guest is ahead. A little is that clock's error. */
+        if (magnitude(away) > limit)
+            return pass(r, fd, data, rec, FTCLOCK_REASON_BOUNDS);
+        reason = FTCLOCK_REASON_NEVER_BACK;
+    }
+    /* A write that we were preempted before is late by so much, and made again. */
+    uint64_t clock = 0;
+    for (int i = 0; i < WRITE_TRIES; i++) {
+        if (i > 0 && !state_away(r, &import, imported, data->clock, &now, &away))
+            break;
+        rec->lost = away > 0 ? away : 0;
+        clock = data->clock + (uint64_t)rec->lost;
+        if (write_clock(r, fd, clock) < 0) {
+            if (i > 0)
+                break; /* the first value stands */
+            return pass(r, fd, data, rec, FTCLOCK_REASON_WRITE_FAILED);
+        }
+        if (r->host->raw() - now.raw <= RESTORE_SLOW)
+            break;
+    }
     /* The next stop's reading is compared with this, and what the write took is made good then. */
     r->anchor = (struct ftclock_anchor){
-        .valid = 1, .epoch = r->anchor.epoch + 1, .clock = clock, .raw = now.raw, .real = now.real, .boot = now.boot};
+        .valid = 1,
+        .epoch = r->anchor.epoch + 1,
+        .clock = clock,
+        .raw = now.raw,
+        .real = now.real,
+        .boot = now.boot,
+        .slept = r->slept,
+        .error = imported ? import.error : r->anchor.error,
+    };
     publish_anchor(r);
+    /* A guest that is ahead owes it to its reference. An older state of the same guest goes on with its old base. */
+    if (imported)
+        take_base(r, data->clock + (uint64_t)away, now.real);
     rec->decision = FTCLOCK_ANCHORED;
-    rec->reason = imported ? FTCLOCK_REASON_FROM_IMPORT : FTCLOCK_REASON_FROM_ANCHOR;
+    rec->reason = reason;
     rec->went_on = clock;
     return 0;
+}
+
+/* What CLOCK_REALTIME may be off UTC by; 0: nobody said. */
+static uint64_t host_error(struct rule *r, uint64_t raw) {
+    struct ftclock_host host;
+    if (!__atomic_load_n(&r->page->host.seq, __ATOMIC_RELAXED) || !consult(&host, &r->page->host, sizeof(host)) ||
+        !host.seq || raw < host.at_raw)
+        return 0;
+    uint64_t since = (raw - host.at_raw) / 1000000 * FREQUENCY_ERROR_PPM;
+    return host.error > UINT64_MAX - since ? UINT64_MAX : host.error + since;
 }
 
 static void count(struct rule *r, const struct ftclock_record *rec) {
     switch (rec->decision) {
     case FTCLOCK_DROPPED:
         r->counts.dropped++;
-        r->counts.caught_up_ns += (uint64_t)rec->lost;
+        r->counts.caught_up_ns += (uint64_t)rec->lost + rec->slept;
         break;
     case FTCLOCK_ANCHORED:
         r->counts.anchored++;
-        r->counts.caught_up_ns += (uint64_t)rec->lost;
+        r->counts.caught_up_ns += (uint64_t)rec->lost + rec->slept;
         break;
     case FTCLOCK_HELD:
         r->counts.held++;
-        r->counts.held_ns += (uint64_t)rec->lost;
+        r->counts.held_ns += (uint64_t)rec->lost + rec->slept;
         r->counts.over_limit += rec->reason == FTCLOCK_REASON_OVER_LIMIT;
         break;
     default:
@@ -483,21 +749,23 @@ int rule_set_clock(struct rule *r, int fd, struct kvm_clock_data *data) {
         .cont_real = r->host->real(),
         .event = FTCLOCK_EVENT_NONE,
     };
+    rec.error = host_error(r, begin);
+    notice_sleep(r);
+    notice_steps(r);
     int rc;
 
     if (!r->stopped) {
         rc = restore(r, fd, data, &rec);
-        rec.event = rec.reason == FTCLOCK_REASON_FIRST ? FTCLOCK_EVENT_START : FTCLOCK_EVENT_RESTORE;
     } else {
         rec.stop_raw = r->stop.raw;
         rec.stop_real = r->stop.real;
         rec.residual_stop = r->stop_residual;
         rec.lost = (int64_t)(begin - r->stop.raw);
+        rec.slept = r->slept - r->stop.slept;
 
         struct ftclock_policy policy;
         struct verdict v;
         if (data->clock != r->saved) {
-            rec.event = FTCLOCK_EVENT_RESTORE;
             rc = restore(r, fd, data, &rec);
         } else if (!r->stop_stable || !r->anchor.valid) {
             /* QEMU reads the clock while it builds the machine, too: a first write without a run before it. */
@@ -517,6 +785,8 @@ int rule_set_clock(struct rule *r, int fd, struct kvm_clock_data *data) {
         }
     }
     int error = errno;
+    if (rec.event >= FTCLOCK_EVENT_RESTORE && rec.decision != FTCLOCK_ANCHORED)
+        begin_following(r, fd);
 
     r->stopped = false;
     uint64_t end = r->host->raw();
@@ -537,6 +807,7 @@ void rule_start(struct rule *r, const struct host *host, struct ftclock_page *pa
     r->page = page;
     r->first_raw = host->raw();
     r->first_tsc = host->tsc();
+    notice_sleep(r);
     page->head.major = FTCLOCK_PAGE_MAJOR;
     page->head.minor = FTCLOCK_PAGE_MINOR;
     page->head.size = FTCLOCK_PAGE_SIZE;

@@ -15,9 +15,10 @@
 
 /* Clocks of one moment, ns. */
 struct moment {
-    uint64_t raw;  /* CLOCK_MONOTONIC_RAW */
-    uint64_t real; /* CLOCK_REALTIME */
-    uint64_t boot; /* CLOCK_BOOTTIME */
+    uint64_t raw;   /* CLOCK_MONOTONIC_RAW */
+    uint64_t real;  /* CLOCK_REALTIME */
+    uint64_t boot;  /* CLOCK_BOOTTIME */
+    uint64_t slept; /* CLOCK_BOOTTIME - CLOCK_MONOTONIC: how long the host slept since it booted */
 };
 
 struct host {
@@ -26,7 +27,9 @@ struct host {
     uint64_t (*raw)(void);
     uint64_t (*real)(void);
     uint64_t (*boot)(void);
-    uint64_t (*tsc)(void); /* the host's TSC, as KVM_CLOCK_HOST_TSC means it */
+    uint64_t (*mono)(void); /* CLOCK_MONOTONIC */
+    uint64_t (*tai)(void);  /* CLOCK_TAI */
+    uint64_t (*tsc)(void);  /* the host's TSC, as KVM_CLOCK_HOST_TSC means it */
 };
 
 /* What the module remembers. All in one place, zero at first, touched by one thread at a time. */
@@ -43,11 +46,20 @@ struct rule {
 
     uint64_t ran_since_raw; /* the last cont; 0: unknown */
     uint64_t order_seen;    /* sequence of the last order that was judged */
+    uint32_t import_used;   /* sequence of the last import that a state was judged by */
 
     struct ftclock_anchor anchor; /* the page's copy is for readers: this one can't be written from outside */
     struct ftclock_counts counts;
 
     uint64_t first_raw, first_tsc; /* a pair from long ago, for the TSC's rate against CLOCK_MONOTONIC_RAW */
+    uint64_t slept;                /* how long the host slept since it booted, as far as it was noticed */
+    bool slept_known;
+
+    struct ftclock_follow follow; /* the page's copy is for readers, too */
+    int64_t stepped;              /* sum of the steps that became debt since the last cont */
+    bool tai_known;
+    int64_t tai;                  /* s that CLOCK_TAI is ahead of CLOCK_REALTIME by */
+    uint64_t real_boot, tai_boot; /* what they were ahead of CLOCK_BOOTTIME by */
 };
 
 /* Starts the rule on a zeroed page, and announces the page by its magic. */

@@ -37,11 +37,15 @@ func watchSources(t *testing.T) {
 }
 
 // The rule against a simulated host (rule_test.c), once with the seed that always served and once with one of the
-// day. FTCLOCK_SEED=n repeats a run.
+// day. FTCLOCK_SEED=n repeats a run. Each run ends with years of pauses, from its seed on: 2, or FTCLOCK_SIM_SEEDS.
 func TestRule(t *testing.T) {
 	seeds := []string{"1", strconv.FormatInt(time.Now().UnixNano()%1_000_000_000, 10)}
 	if seed := os.Getenv("FTCLOCK_SEED"); seed != "" {
 		seeds = []string{seed}
+	}
+	years := os.Getenv("FTCLOCK_SIM_SEEDS")
+	if years == "" {
+		years = "2"
 	}
 	for name, flags := range map[string][]string{
 		"sanitized": {"-O2", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"},
@@ -52,7 +56,7 @@ func TestRule(t *testing.T) {
 			program := filepath.Join(t.TempDir(), "rule_test")
 			compile(t, append(flags, "-o", program, "rule_test.c", "rule.c")...)
 			for _, seed := range seeds {
-				out, err := exec.Command(program, seed).CombinedOutput()
+				out, err := exec.Command(program, seed, years).CombinedOutput()
 				if err != nil {
 					t.Errorf("rule_test %s: %v\n%s", seed, err, out)
 				}

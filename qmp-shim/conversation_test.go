@@ -188,7 +188,7 @@ func TestARecordedConversationIsRecognised(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			parts := recorded(t, name)
 			for seed := range uint64(20) {
-				o := &seen{}
+				o := &seen{gate: seed%2 == 1}
 				c := newCourier(t, o)
 				random := rand.New(rand.NewPCG(seed, 3))
 				for _, p := range parts {

@@ -3,6 +3,7 @@ package shim
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,17 +15,14 @@ import (
 	metadata "ftclock/xml-templates"
 )
 
-// contWait bounds how long a cont is held until the module is loaded.
-const contWait = 15 * time.Second
+// contWait bounds how long a cont is held until the module is loaded. Tests are less patient.
+var contWait = 15 * time.Second
 
 // loadWait bounds one attempt to load the module. It ends before a cont that waits for it gives up.
 const loadWait = 10 * time.Second
 
 // maxWarnings bounds what is kept for status.
 const maxWarnings = 16
-
-// defaultSlewPPM bounds how fast reference="utc" steers, in parts per million of the time that the guest ran.
-const defaultSlewPPM = 500
 
 // A domain is what the shim knows of its domain: the policy, the module's page, and the pause that is on as the
 // monitor shows it. It is the relay's observer.
@@ -43,6 +41,9 @@ type domain struct {
 	loading chan struct{}
 	// load makes an attempt, and tells loaded. Set once, before the relay runs.
 	load func()
+	// look has somebody look whether the domain's metadata was changed, and doesn't wait; nil in tests. Set once, before
+	// the relay runs.
+	look func()
 	// gate is closed (true) until the first cont has gone through; only a gated cont can be refused.
 	gate bool
 	// save keeps what the next worker has to know. Called with mu held.
@@ -51,6 +52,10 @@ type domain struct {
 	memory memory
 
 	pause pauseSeen
+	host  hostSync
+
+	// recorder keeps the record on disk; nil in tests. Set once, before the relay runs.
+	recorder *recorder
 
 	disagreements    uint64
 	lastDisagreement string
@@ -60,10 +65,12 @@ type domain struct {
 // pauseSeen is one pause on the monitor. Times are CLOCK_MONOTONIC_RAW in ns; 0: not seen.
 type pauseSeen struct {
 	stopSent  uint64 // a stop went on to QEMU
+	stopID    string // its id, until it is answered
 	stopEvent uint64 // QEMU said STOP
 	contID    string
 	contCame  uint64
-	number    uint64 // the module's number of the pause that the order was for; 0: no order
+	number    uint64 // the module's number of the pause that the cont ends; 0: unknown
+	ordered   bool   // an order was given for it
 }
 
 // newDomain begins with what m says, of a new domain or of an earlier worker's. The error is of m's policy.
@@ -113,18 +120,24 @@ func (d *domain) resume(page *clockpage.Page, connected bool) {
 }
 
 // now reads CLOCK_MONOTONIC_RAW, ns.
-func now() uint64 {
-	var t unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_RAW, &t); err != nil {
-		return 0 // no Linux that runs KVM refuses it; 0 means "not seen"
-	}
-	return uint64(t.Nano())
-}
+func now() uint64 { return clock(unix.CLOCK_MONOTONIC_RAW) }
 
-func (d *domain) gated() bool {
+// holds: as long as a cont can be refused, and while cont would wait for the module.
+func (d *domain) holds() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.gate
+	if d.gate {
+		return true
+	}
+	if d.loading == nil {
+		return d.page == nil // cont will begin an attempt
+	}
+	select {
+	case <-d.loading:
+		return false
+	default:
+		return true
+	}
 }
 
 func (d *domain) command(m message) {
@@ -135,7 +148,7 @@ func (d *domain) command(m message) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.pause.stopEvent == 0 { // a stop of a guest that is paused already begins nothing
-		d.pause.stopSent = t
+		d.pause.stopSent, d.pause.stopID = t, m.id
 	}
 }
 
@@ -159,7 +172,8 @@ func (d *domain) cont(m message) (refusal string) {
 	}
 	d.pause.contID = m.id
 	d.pause.contCame = came
-	d.pause.number = 0
+	d.pause.number, d.pause.ordered = 0, false
+	d.checkHost(came)
 	d.order()
 	return ""
 }
@@ -195,7 +209,7 @@ func (d *domain) awaitModule() {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		d.why = fmt.Sprintf("loading the module took longer than %v", contWait)
-		d.warn("a cont goes on without the module: " + d.why)
+		d.warn("a cont goes on without the module: " + d.why + "; `ftclock status` tells when it is there")
 	}
 }
 
@@ -206,11 +220,12 @@ func (d *domain) order() {
 	}
 	module, err := d.page.Now()
 	if err != nil {
-		d.warn("the standing policy serves this pause: " + err.Error())
+		d.warn("the standing policy serves a pause: " + err.Error() + "; if it comes again, restart the domain")
 		return
 	}
+	d.pause.number = module.Pause
 	if module.Paused != 1 {
-		return // a cont of a running guest, or one whose pause froze no clock
+		return // a cont of a running guest, or one whose pause froze no clock, or the first one of a loaded state
 	}
 	stop := d.pause.stopEvent
 	if stop == 0 {
@@ -222,7 +237,7 @@ func (d *domain) order() {
 		order.Event, order.What = judge(d.policy, time.Duration(order.Lost))
 	}
 	d.page.SetOrder(order)
-	d.pause.number = module.Pause
+	d.pause.ordered = true
 }
 
 // judge says what the policy wants done with a pause that lasted for lost. The limits are the module's to keep.
@@ -236,9 +251,16 @@ func judge(p *metadata.Policy, lost time.Duration) (clockpage.Event, clockpage.D
 func (d *domain) fromQEMU(m message) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	defer func() { d.recorder.look(d.page) }()
 	switch {
 	case m.event == "STOP":
 		d.pause.stopEvent = now()
+		if d.pause.stopID == "" { // nobody waits for an answer
+			d.lookBeside()
+		}
+	case (m.answer || m.failure) && d.pause.stopID != "" && m.id == d.pause.stopID:
+		d.pause.stopID = ""
+		d.lookBeside() // not before: the answer that somebody waits for comes right behind the event
 	case m.event == "RESUME":
 		// The clock is written after this event; the answer to the cont comes later still. What a second monitor
 		// or QEMU itself resumed has no answer here, and no bounds to check.
@@ -249,6 +271,12 @@ func (d *domain) fromQEMU(m message) {
 		d.contAnswered(now(), m.failure)
 	case m.hello && d.loading == nil && d.page == nil:
 		d.begin()
+	}
+}
+
+func (d *domain) lookBeside() {
+	if d.look != nil {
+		d.look()
 	}
 }
 
@@ -270,10 +298,10 @@ func (d *domain) begin() {
 // coming in, and written between the cont's coming and its answer. The caller holds d.mu.
 func (d *domain) contAnswered(t uint64, failed bool) {
 	seen := d.pause
-	d.pause.contCame, d.pause.contID, d.pause.number = 0, "", 0
+	d.pause.contCame, d.pause.contID, d.pause.number, d.pause.ordered = 0, "", 0, false
 	if failed {
 		// The guest is still paused: an order for a cont that wasn't must not serve a later one.
-		if seen.number != 0 {
+		if seen.ordered {
 			d.page.SetOrder(clockpage.Order{})
 		}
 		return
@@ -284,19 +312,20 @@ func (d *domain) contAnswered(t uint64, failed bool) {
 	}
 	record, err := d.page.Record(seen.number)
 	if err != nil {
-		if errors.Is(err, clockpage.ErrNotYet) {
+		if seen.ordered && errors.Is(err, clockpage.ErrNotYet) {
 			d.disagree(fmt.Sprintf("pause %d: the monitor showed a cont, the module no write of the clock", seen.number))
 		}
 		return
 	}
-	if problem := compare(record, seen, t); problem != "" {
+	if problem := compare(record, seen, t); seen.ordered && problem != "" {
 		d.disagree(fmt.Sprintf("pause %d: %s", seen.number, problem))
 	}
 	switch {
 	case record.Reason == clockpage.OverLimit:
-		d.warn(fmt.Sprintf("a pause of %v is longer than the limit of its event: the clock was held", time.Duration(record.Lost)))
+		d.warn(fmt.Sprintf("the clock was held over a pause longer than the limit of its event, %v: raise the limit in the metadata "+
+			"if such pauses are to be caught up", record.Event))
 	case record.Decision == clockpage.Passed && record.Reason != clockpage.First && record.Event != clockpage.EventShort(clockpage.Start):
-		d.warn(fmt.Sprintf("a pause of %v wasn't caught up: %v", time.Duration(record.Lost), record.Reason))
+		d.warn(fmt.Sprintf("a pause wasn't caught up: %v; `ftclock status --records 256` shows which", record.Reason))
 	}
 }
 
@@ -322,16 +351,30 @@ func compare(r clockpage.Record, seen pauseSeen, t uint64) string {
 	return ""
 }
 
-// disagree and warn note what status and the log have to say. The caller holds d.mu.
+// disagree and warn note what status and the log have to say. The caller holds d.mu. What a warning says must not change with
+// each pause.
 func (d *domain) disagree(what string) {
 	d.disagreements++
 	d.lastDisagreement = what
 	d.remember()
-	d.log.Error().Msg("the two measurements disagree: " + what)
+	if worthALine(d.disagreements) {
+		d.log.Error().Uint64("disagreements", d.disagreements).Msg("the two measurements disagree: " + what +
+			"; don't trust this clock, and run `ftclock doctor`")
+	}
 }
 
+// worthALine picks the first of many events, the tenth, the hundredth and so on: the log has a line an event, never one a
+// pause.
+func worthALine(n uint64) bool {
+	for n >= 10 && n%10 == 0 {
+		n /= 10
+	}
+	return n == 1
+}
+
+// warn tells of each thing once.
 func (d *domain) warn(what string) {
-	if n := len(d.warnings); n > 0 && d.warnings[n-1] == what {
+	if slices.Contains(d.warnings, what) {
 		return
 	}
 	if len(d.warnings) == maxWarnings {
@@ -348,13 +391,14 @@ func (d *domain) loaded(page *clockpage.Page, method string, err error) {
 	defer d.mu.Unlock()
 	if err != nil {
 		d.state, d.why = control.Uncorrected, err.Error()
-		d.warn("the guest's clock isn't kept: " + d.why)
+		d.warn("the guest's clock isn't kept: " + d.why + "; mend that, then `ftclock enable --live` tries again")
 	} else {
 		d.page, d.method, d.why = page, method, ""
 		d.apply()
 		d.remember()
 		d.log.Info().Str("method", method).Str("state", string(d.state)).Int("qemu", d.qemu).Msg("module loaded")
 	}
+	d.recorder.wake()
 }
 
 // setPolicy takes a new policy; nil: watch only.
@@ -370,6 +414,7 @@ func (d *domain) setPolicy(p *metadata.Policy) {
 	}
 	d.remember()
 	d.log.Info().Str("state", string(d.state)).Msg("policy changed")
+	d.recorder.wake()
 }
 
 // apply writes the policy into the page. The caller holds d.mu.
@@ -383,7 +428,7 @@ func (d *domain) apply() {
 	d.page.SetPolicy(clockpage.Policy{
 		Enabled:         1,
 		Reference:       uint32(p.Reference),
-		SlewPPM:         defaultSlewPPM,
+		SlewPPM:         slewPPM(p),
 		CheckpointDo:    pageDo(p.Checkpoint.Do),
 		SuspendDo:       pageDo(p.Suspend.Do),
 		RestoreDo:       pageDo(p.Restore.Do),
@@ -394,6 +439,13 @@ func (d *domain) apply() {
 		MigrateLimit:    uint64(p.Migrate.Limit),
 	})
 	d.state = control.Correcting
+}
+
+func slewPPM(p *metadata.Policy) uint32 {
+	if p.Slew == 0 {
+		return metadata.DefaultSlew
+	}
+	return p.Slew
 }
 
 func pageDo(a metadata.Action) clockpage.Do {
@@ -423,8 +475,17 @@ func (d *domain) status(s *control.Status, records int) {
 	if a, err := d.page.Anchor(); err == nil {
 		s.Anchor = control.Anchor{
 			Valid: a.Valid == 1, Epoch: a.Epoch, Clock: a.Clock, Raw: a.Raw, Real: a.Real, Boot: a.Boot,
-			Steer: a.Steer, Error: a.Error,
+			Steer: a.Steer, Error: a.Error, Slept: a.Slept,
 		}
+	}
+	if f, err := d.page.Follow(); err == nil && f.Known == 1 {
+		s.Follow = &control.Follow{
+			Debt: f.Debt, Steered: f.Steered, Bases: f.Bases, Steps: f.Steps, LastStep: f.LastStep,
+			GivenUp: f.GivenUp, LastGiven: f.LastGiven, Leaps: f.Leaps, Sleeps: f.Sleeps,
+		}
+	}
+	if h, err := d.page.Host(); err == nil {
+		s.Host = &control.Host{Synchronised: h.Synchronised == 1, AtRaw: h.AtRaw, Error: h.Error}
 	}
 	for _, r := range d.page.Last(records) {
 		s.Records = append(s.Records, control.Record{
@@ -432,6 +493,7 @@ func (d *domain) status(s *control.Status, records int) {
 			Ordered: r.Ordered == 1, Saved: r.Saved, WentOn: r.WentOn,
 			StopRaw: r.StopRaw, ContRaw: r.ContRaw, StopReal: r.StopReal, ContReal: r.ContReal,
 			Lost: r.Lost, OrderLost: r.OrderLost, ResidualStop: r.ResidualStop, ResidualCont: r.ResidualCont, Cost: r.Cost,
+			Error: r.Error, Slept: r.Slept,
 		})
 	}
 }

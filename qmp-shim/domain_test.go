@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rs/zerolog"
+
 	"ftclock/clockpage"
 	metadata "ftclock/xml-templates"
 )
@@ -53,5 +55,110 @@ func TestJudge(t *testing.T) {
 	p.Suspend.Do = metadata.Hold
 	if _, do := judge(&p, time.Hour); do != clockpage.Hold {
 		t.Errorf("a suspend that is to be held: %v", do)
+	}
+}
+
+// The log has a line an event, never one a pause.
+func TestALineAnEvent(t *testing.T) {
+	var log strings.Builder
+	d := &domain{log: zerolog.New(&log), save: func(memory) {}}
+	for range 1000 {
+		d.disagree("so and so")
+		d.warn("this")
+		d.warn("that")
+	}
+	if n := strings.Count(log.String(), "\n"); n != 4+2 || len(d.warnings) != 2 || d.disagreements != 1000 {
+		t.Errorf("%d lines, %d warnings, %d disagreements:\n%s", n, len(d.warnings), d.disagreements, log.String())
+	}
+}
+
+// Whoever waits for a stop's answer doesn't wait for a look at the metadata; one that nobody sent through the relay has no answer.
+func TestLooksBehindTheAnswer(t *testing.T) {
+	looks := 0
+	d := &domain{log: zerolog.Nop(), save: func(memory) {}, look: func() { looks++ }}
+	for i, step := range []struct {
+		what func()
+		want int
+	}{
+		{func() { d.command(message{execute: "stop", id: `"libvirt-1"`}) }, 0},
+		{func() { d.fromQEMU(message{event: "STOP"}) }, 0},
+		{func() { d.fromQEMU(message{answer: true, id: `"libvirt-0"`}) }, 0},
+		{func() { d.fromQEMU(message{answer: true, id: `"libvirt-1"`}) }, 1},
+		{func() { d.fromQEMU(message{answer: true, id: `"libvirt-1"`}) }, 1},
+		{func() { d.fromQEMU(message{event: "RESUME"}) }, 1},
+		{func() { d.fromQEMU(message{event: "STOP"}) }, 2},
+		{func() { d.fromQEMU(message{event: "RESUME"}) }, 2},
+		{func() { d.command(message{execute: "stop"}) }, 2},
+		{func() { d.fromQEMU(message{event: "STOP"}) }, 3},
+	} {
+		if step.what(); looks != step.want {
+			t.Fatalf("step %d: %d looks, want %d", i, looks, step.want)
+		}
+	}
+}
+
+// A cont is held while it could be refused, and until an attempt to load the module has ended, whatever its end was.
+func TestWhenAContIsHeld(t *testing.T) {
+	for _, gate := range []bool{false, true} {
+		for _, fails := range []bool{false, true} {
+			d, err := newDomain(zerolog.Nop(), memory{Clock: byDefault, Gate: gate}, func(memory) {})
+			if err != nil {
+				t.Fatal(err)
+			}
+			loaded, ended := make(chan struct{}), make(chan struct{})
+			d.load = func() {
+				if !fails {
+					d.mu.Lock()
+					_, d.page = newPage(t, clockpage.Minor)
+					d.mu.Unlock()
+				}
+				close(loaded)
+				<-ended
+			}
+			check := func(when string, want bool) {
+				t.Helper()
+				if d.holds() != want {
+					t.Errorf("gate %v, the attempt fails %v, %s: held %v", gate, fails, when, !want)
+				}
+			}
+			check("before an attempt", true)
+			d.fromQEMU(message{hello: true})
+			<-loaded
+			check("while it isn't over", true)
+			close(ended)
+			<-d.loading
+			check("after it", gate)
+			d.cont(message{execute: "cont", id: "1"})
+			check("after a cont", gate && fails)
+		}
+	}
+}
+
+// A loader that never ends holds a cont for so long and no longer, whatever the policy requires.
+func TestAContWaitsBounded(t *testing.T) {
+	patience := contWait
+	contWait = 20 * time.Millisecond
+	defer func() { contWait = patience }()
+	for clock, refused := range map[string]bool{
+		`<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`:               true,
+		`<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" required="no"/>`: false,
+	} {
+		d, err := newDomain(zerolog.Nop(), memory{Clock: clock, Gate: true}, func(memory) {})
+		if err != nil {
+			t.Fatal(err)
+		}
+		hung := make(chan struct{})
+		d.load = func() { <-hung }
+		said := make(chan string, 1)
+		go func() { said <- d.cont(message{execute: "cont", id: "1"}) }()
+		select {
+		case refusal := <-said:
+			if (refusal != "") != refused || len(d.warnings) != 1 {
+				t.Errorf("%s: refusal %q, warnings %q", clock, refusal, d.warnings)
+			}
+		case <-time.After(20 * time.Second):
+			t.Errorf("%s: the cont waits for ever", clock)
+		}
+		close(hung)
 	}
 }

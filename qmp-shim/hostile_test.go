@@ -142,7 +142,7 @@ type events struct {
 
 func (e *events) command(message)     {}
 func (e *events) cont(message) string { return "" }
-func (e *events) gated() bool         { return e.gate }
+func (e *events) holds() bool         { return e.gate }
 func (e *events) fromQEMU(m message) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -155,15 +155,16 @@ func (e *events) newest() string {
 	return e.last
 }
 
-// TestAnyPageIsRead has somebody write anything into a page while its domain orders, compares and tells its status.
-func TestAnyPageIsRead(t *testing.T) {
+// newPage is a page as the module makes it, without a module.
+func newPage(t testing.TB, minor uint32) (*os.File, *clockpage.Page) {
+	t.Helper()
 	fd, err := unix.MemfdCreate("ftclock-page", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		t.Fatal(err)
 	}
 	f := os.NewFile(uintptr(fd), "page")
-	defer f.Close()
-	head, err := binary.Append(nil, binary.LittleEndian, clockpage.Head{Magic: clockpage.Magic, Major: clockpage.Major, Minor: clockpage.Minor,
+	t.Cleanup(func() { f.Close() })
+	head, err := binary.Append(nil, binary.LittleEndian, clockpage.Head{Magic: clockpage.Magic, Major: clockpage.Major, Minor: minor,
 		Size: clockpage.Size, RingLen: clockpage.RingLen, RecordSize: clockpage.RecordSize, PID: 1})
 	if err != nil {
 		t.Fatal(err)
@@ -181,7 +182,13 @@ func TestAnyPageIsRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer page.Close()
+	t.Cleanup(func() { _ = page.Close() })
+	return f, page
+}
+
+// TestAnyPageIsRead has somebody write anything into a page while its domain orders, compares and tells its status.
+func TestAnyPageIsRead(t *testing.T) {
+	f, page := newPage(t, clockpage.Minor)
 	saved := 0
 	d, err := newDomain(zerolog.New(io.Discard), memory{Clock: `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`}, func(memory) { saved++ })
 	if err != nil {

@@ -6,19 +6,22 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"ftclock/clockpage"
+	"ftclock/control"
+	metadata "ftclock/xml-templates"
 )
-
-// LastStops is where a host keeps what the clocks of domains read when their QEMU ended while they were paused, a file
-// a domain's UUID: after virsh save, a managed save, or a snapshot that stops the domain.
-const LastStops = "/var/lib/ftclock"
 
 // lastStop is a reading of a guest's clock, ns.
 type lastStop struct {
 	Saved uint64 `json:"saved_ns"` // kvmclock
 	Real  uint64 `json:"real_ns"`  // CLOCK_REALTIME at the same time
+	Raw   uint64 `json:"raw_ns"`   // and CLOCK_MONOTONIC_RAW, good as metadata.Anchor says
+	Boot  string `json:"boot_id"`
+	Slept uint64 `json:"slept_ns"`
 }
 
 // bad says why a reading can't be. It comes from QEMU, or from a file.
@@ -52,7 +55,12 @@ func (s *shim) keepLastStop() {
 		if now.Paused != 1 {
 			return errors.New("it wasn't paused")
 		}
-		stop := lastStop{Saved: now.Saved, Real: now.StopReal}
+		at := readInstant()
+		stop := lastStop{Saved: now.Saved, Real: now.StopReal, Raw: now.StopRaw, Boot: bootID(), Slept: at.slept}
+		// If the host slept since the stop, or its clock was set, CLOCK_REALTIME knows better.
+		if apart := int64(at.real-now.StopReal) - int64(at.raw-now.StopRaw); apart > int64(time.Second) || apart < -int64(time.Second) {
+			stop.Boot = ""
+		}
 		if err := stop.bad(time.Now()); err != nil {
 			return err
 		}
@@ -69,9 +77,6 @@ func (s *shim) writeLastStop(stop lastStop) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(s.LastStops, 0o700); err != nil {
-		return err
-	}
 	next := s.lastStopPath() + ".new"
 	if err := os.WriteFile(next, append(text, '\n'), 0o600); err != nil {
 		return err
@@ -79,11 +84,11 @@ func (s *shim) writeLastStop(stop lastStop) error {
 	return os.Rename(next, s.lastStopPath())
 }
 
-// importLastStop gives the module what the last QEMU left. It counts only for the very value that was read then.
-func (s *shim) importLastStop(page *clockpage.Page) {
+// readLastStop reads what the last QEMU left; nil if it left nothing that is of use.
+func (s *shim) readLastStop() *lastStop {
 	text, err := os.ReadFile(s.lastStopPath())
 	if errors.Is(err, os.ErrNotExist) {
-		return
+		return nil
 	}
 	var stop lastStop
 	if err == nil {
@@ -94,7 +99,55 @@ func (s *shim) importLastStop(page *clockpage.Page) {
 	}
 	if err != nil {
 		s.Log.Warn().Err(err).Str("file", s.lastStopPath()).Msg("a restored guest can't be caught up")
-		return
+		return nil
 	}
-	page.SetImport(clockpage.Import{Saved: stop.Saved, Real: stop.Real})
+	return &stop
+}
+
+// of says whether a stop is of the guest that an anchor came with: it is on the anchor's line.
+func (l lastStop) of(a metadata.Anchor) bool {
+	off := int64(l.Saved-a.Clock) - int64(l.Real-a.Real)
+	return off < int64(time.Second) && off > -int64(time.Second)
+}
+
+// importState gives the module what a state that this QEMU loads is caught up from. The last stop on this host is the best
+// there is. It is good for the very value that was read then, or, if the anchor that came with the domain's metadata says
+// that it is of the same guest, for any state of it. Without such a stop the anchor itself is.
+func (s *shim) importState(page *clockpage.Page) {
+	var err error
+	stop := s.readLastStop()
+	incoming := s.Incoming
+	if incoming == "" && loadsSnapshot(s.knownQEMU().pid) {
+		incoming = control.Restored // libvirt calls the hook for a start like any other
+	}
+	switch {
+	case incoming == control.Migrated && s.Anchor != nil:
+		err = s.domain.importAnchor(*s.Anchor, clockpage.Migrate)
+	case incoming == control.Migrated:
+		err = errors.New("no anchor came with it: `systemctl enable --now ftclock-anchor.timer` on the host that it came from, or `ftclock anchor publish` there before a migration")
+	case stop != nil && (incoming == "" || s.Anchor == nil || stop.of(*s.Anchor)):
+		v := clockpage.Import{Clock: stop.Saved, At: stop.Real, Event: clockpage.Restore}
+		if incoming == control.Restored && s.Anchor != nil {
+			v.Any = 1 // an older state of the same guest is on the same line
+		}
+		if at := readInstant(); here(stop.Boot, stop.Slept, at) && stop.Raw <= at.raw {
+			v.Leg, v.At = clockpage.LegRaw, stop.Raw
+		} else {
+			v.Error = readDiscipline().maxError
+		}
+		page.SetImport(v)
+	case incoming == control.Restored && s.Anchor != nil:
+		err = s.domain.importAnchor(*s.Anchor, clockpage.Restore)
+	case incoming == control.Restored:
+		err = errors.New("nothing is known of its stop: it was saved on another host, or without ftclock, and no anchor came with it")
+	}
+	if err != nil {
+		s.domain.cantCarryOn(incoming, err)
+	}
+}
+
+// loadsSnapshot says whether QEMU was started to load an internal snapshot (qemu(1), -loadvm).
+func loadsSnapshot(pid int) bool {
+	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return err == nil && slices.Contains(strings.Split(string(cmdline), "\x00"), "-loadvm")
 }

@@ -36,9 +36,10 @@ if it lies behind all the bytes that were asked for, and shows no bytes behind t
 unix_stream_read_generic). So the relay relies on what libvirt and QEMU do: descriptors are sent with the first byte of a
 line, and what is sent with them is one line, or a beginning of one.
 
-Each direction has a thread that waits in the kernel for its next bytes: in recvmsg for what comes, in splice for room
-where it goes. That is three system calls for a message, and none while nothing comes. The Go runtime's poller would take
-twice as many and wake up each time that the other side has read.
+Each direction has a goroutine that waits in the Go runtime's poller, for what comes and, seldom, for room where it goes. Its
+system calls never wait, and are made without telling the scheduler (unix.RawSyscall). That matters: a call that the scheduler
+is told of, or a thread that waits in one, has it wake its monitor thread and a second thread to take over, several context
+switches a message where the poller needs one (make cost, docs/reliability.md).
 
 The recogniser gets the bytes after they have gone into the pipe and before they leave it. What it knows dies with the
 worker; one word a direction, mid, tells the next one whether the stream was between two messages, where a
@@ -69,9 +70,10 @@ type observer interface {
 	// command sees a command that is about to go on to QEMU.
 	command(m message)
 	// cont sees a cont before QEMU gets its last byte, and may take its time, bounded. A refusal, a single line, is
-	// possible only while gated says so: it goes back to the client, and QEMU never sees the command.
+	// possible only while holds says so: it goes back to the client, and QEMU never sees the command.
 	cont(m message) (refusal string)
-	gated() bool
+	// holds says that a cont may have to wait, or be refused: then it is kept back whole, where a worker that takes over finds it.
+	holds() bool
 	// fromQEMU sees a message of QEMU's before the client gets its last byte.
 	fromQEMU(m message)
 }
@@ -92,49 +94,21 @@ type relay struct {
 // A pipe is what bytes are in between two sockets. The numbers stay the caller's.
 type pipe struct{ r, w int }
 
-// run moves bytes until the connection has ended, as seen from either side. The connections can't be used through
-// package net any more.
+// run moves bytes until the connection has ended, as seen from either side.
 func (r *relay) run() error {
-	client, err := blocking(r.client)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(client)
-	qemu, err := blocking(r.qemu)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(qemu)
 	var group sync.WaitGroup
 	var errs [2]error
+	r.mu.Lock() // until down knows where in QEMU's stream it begins
 	group.Go(func() {
-		runtime.LockOSThread() // it waits in the kernel, and goes on in the thread that was woken
-		defer runtime.UnlockOSThread()
-		errs[up] = r.up(client, qemu)
-		_ = unix.Shutdown(qemu, unix.SHUT_WR)
+		errs[up] = r.up()
+		_ = r.qemu.CloseWrite()
 	})
 	group.Go(func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		errs[down] = r.down(qemu, client)
+		errs[down] = r.down()
 		hangUp(r.client)
 	})
 	group.Wait()
 	return errors.Join(errs[:]...)
-}
-
-// blocking gives a descriptor of the connection's, for the caller to close, on which calls wait.
-func blocking(c *net.UnixConn) (own int, err error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	cerr := raw.Control(func(fd uintptr) {
-		if own, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 3); err == nil {
-			err = unix.SetNonblock(own, false)
-		}
-	})
-	return own, errors.Join(cerr, err)
 }
 
 // hangUp ends both directions at once, as QEMU's own close does: after an end of one only, libvirt doesn't look into QEMU's
@@ -148,8 +122,8 @@ func hangUp(c *net.UnixConn) {
 }
 
 // up moves what the client sends.
-func (r *relay) up(client, qemu int) error {
-	m, commands, err := r.begin(up, client, qemu)
+func (r *relay) up() error {
+	m, commands, err := r.begin(up, r.client, r.qemu)
 	if err != nil {
 		return ended(err)
 	}
@@ -160,34 +134,22 @@ func (r *relay) up(client, qemu int) error {
 		if err != nil {
 			return ended(err)
 		}
-		if r.observer.gated() {
+		if r.observer.holds() {
 			// One message at a time.
 			ahead := commands
 			if n, message, complete := ahead.feed(look); complete {
 				look = look[:n]
 				if commands.idle() && message.execute == "cont" {
-					if err := r.gate(m, message, n); err != nil {
+					if err := r.hold(m, message, n); err != nil {
 						return ended(err)
 					}
 					continue
 				}
 			}
 		}
-		// As far as the last byte of a cont, or with it if it is the first.
-		ahead, n := commands, 0
-		for n < len(look) {
-			used, message, complete := ahead.feed(look[n:])
-			if complete && message.execute == "cont" {
-				if n+used > 1 {
-					n += used - 1
-				} else {
-					n = 1
-				}
-				break
-			}
-			n += used
-		}
-		if err := m.move(look[:n], func(b []byte) {
+		// A cont is seen when it is in the pipe, with what came with it: QEMU gets none of it before. (So for a stop and a cont in one
+		// piece there is no order, and the standing policy serves.)
+		if err := m.move(look, func(b []byte) {
 			r.feed(&commands, b, func(message message) {
 				if message.execute == "cont" {
 					r.observer.cont(message)
@@ -211,17 +173,17 @@ func (r *relay) feed(to *recogniser, b []byte, tell func(message)) {
 	}
 }
 
-// withheld says that b, all that has come, isn't enough to tell whether it begins with a cont that may be refused.
+// withheld says that b, all that has come, isn't enough to tell whether it begins with a cont that is to be held.
 func (r *relay) withheld(commands recogniser, b []byte) bool {
-	if !r.observer.gated() || !commands.idle() || len(b) == chunkSize {
+	if !r.observer.holds() || !commands.idle() || len(b) == chunkSize {
 		return false
 	}
 	_, _, complete := commands.feed(b)
 	return !complete && !commands.idle() && !commands.isLost()
 }
 
-// gate has the observer decide upon a cont, which is there as a whole, n bytes, of which QEMU has had none.
-func (r *relay) gate(m *mover, cont message, n int) error {
+// hold has the observer decide upon a cont, which is there as a whole, n bytes, of which QEMU has had none.
+func (r *relay) hold(m *mover, cont message, n int) error {
 	if refusal := r.observer.cont(cont); refusal != "" {
 		if err := r.refuse(cont.id, refusal); err != nil {
 			return err
@@ -233,25 +195,21 @@ func (r *relay) gate(m *mover, cont message, n int) error {
 		if err != nil {
 			return err
 		}
-		look = look[:min(n, len(look))]
-		n -= len(look)
-		rest := n
-		if err := m.move(look, func([]byte) {}, func() bool { return rest == 0 }); err != nil {
+		if err := m.move(look[:min(n, len(look))], func(b []byte) { n -= len(b) }, func() bool { return n == 0 }); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// down moves what QEMU sends.
-func (r *relay) down(qemu, client int) error {
-	m, messages, err := r.begin(down, qemu, client)
+// down moves what QEMU sends. The caller has taken r.mu for it.
+func (r *relay) down() error {
+	m, messages, err := r.begin(down, r.qemu, r.client)
+	r.messages = messages
+	r.mu.Unlock()
 	if err != nil {
 		return ended(err)
 	}
-	r.mu.Lock()
-	r.messages = messages
-	r.mu.Unlock()
 	for {
 		look, err := m.look(nil)
 		if err != nil {
@@ -296,7 +254,7 @@ func (r *relay) refuse(id, reason string) error {
 
 // flush writes what is queued for the client, between two messages. The caller holds r.mu.
 func (r *relay) flush() error {
-	if len(r.queued) == 0 || !r.messages.idle() && !r.messages.isLost() {
+	if len(r.queued) == 0 || !r.messages.idle() {
 		return nil
 	}
 	b := r.queued
@@ -307,8 +265,11 @@ func (r *relay) flush() error {
 	}
 	for len(b) > 0 {
 		var n int
-		cerr := raw.Control(func(fd uintptr) { n, err = unix.SendmsgN(int(fd), b, nil, nil, unix.MSG_NOSIGNAL) })
-		if err = errors.Join(cerr, err); err != nil && !errors.Is(err, unix.EINTR) {
+		werr := raw.Write(func(fd uintptr) bool {
+			n, err = unix.SendmsgN(int(fd), b, nil, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
+			return !errors.Is(err, unix.EAGAIN)
+		})
+		if err = errors.Join(werr, err); err != nil && !errors.Is(err, unix.EINTR) {
 			return err
 		}
 		b = b[max(n, 0):]
@@ -317,10 +278,13 @@ func (r *relay) flush() error {
 }
 
 // begin makes a direction's mover, sends what the last worker had under way, and finds the recogniser's place.
-func (r *relay) begin(direction, from, to int) (*mover, recogniser, error) {
-	m := &mover{from: from, to: to, pipe: r.pipes[direction], mid: r.mid[direction], carry: r.carry[direction], buf: make([]byte, chunkSize),
-		oob: make([]byte, unix.CmsgSpace(maxFDs*4))}
+func (r *relay) begin(direction int, from, to *net.UnixConn) (*mover, recogniser, error) {
 	var place recogniser
+	m, err := newMover(from, to, r.pipes[direction])
+	if err != nil {
+		return nil, place, err
+	}
+	m.mid, m.carry = r.mid[direction], r.carry[direction]
 	if atomic.LoadUint32(m.mid) != 0 {
 		place.state = lost
 	}
@@ -349,13 +313,80 @@ func ended(err error) error {
 
 // A mover moves one direction's bytes.
 type mover struct {
-	from, to int // blocking sockets
+	from, to syscall.RawConn
 	pipe     pipe
 	mid      *uint32
 	carry    *uint32
 	buf, oob []byte
 	// carrier says with which byte from now the next descriptors come, counted from 1. 0: none seen.
 	carrier int
+
+	// What the next system call is asked and what it said: try is made again each time that the poller has something new.
+	// Made once, since what a function literal takes along would be new memory with each message.
+	try struct{ receive, fill, drain func(fd uintptr) bool }
+	ask struct {
+		iov    unix.Iovec
+		header unix.Msghdr
+		flags  int
+		n      int
+	}
+	said struct {
+		n     int
+		errno syscall.Errno
+	}
+}
+
+func newMover(from, to *net.UnixConn, p pipe) (*mover, error) {
+	m := &mover{pipe: p, buf: make([]byte, chunkSize), oob: make([]byte, unix.CmsgSpace(maxFDs*4))}
+	var err error
+	if m.from, err = from.SyscallConn(); err != nil {
+		return nil, err
+	}
+	if m.to, err = to.SyscallConn(); err != nil {
+		return nil, err
+	}
+	m.try.receive = func(fd uintptr) bool {
+		n, _, errno := unix.RawSyscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&m.ask.header)),
+			uintptr(m.ask.flags|unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT))
+		m.said.n, m.said.errno = int(n), errno
+		return errno != unix.EAGAIN
+	}
+	m.try.fill = func(fd uintptr) bool { return m.splice(int(fd), m.pipe.w) }
+	m.try.drain = func(fd uintptr) bool {
+		if m.splice(m.pipe.r, int(fd)) {
+			return true
+		}
+		if left, err := unix.IoctlGetInt(m.pipe.r, unix.TIOCINQ); err == nil && left == 0 {
+			m.said.n, m.said.errno = 0, 0 // it isn't the socket that is to be waited for
+			return true
+		}
+		if writable(fd) {
+			// It isn't full. Kernels before 6.5 say EAGAIN also for a signal that came while the other side was reading
+			// (net/unix/af_unix.c, unix_stream_sendpage), and then nothing may ever make it writable anew.
+			m.said.errno = unix.EINTR
+			return true
+		}
+		return false
+	}
+	return m, nil
+}
+
+// splice moves up to ask.n bytes, without waiting, and tells whether that was possible.
+func (m *mover) splice(from, to int) bool {
+	n, _, errno := unix.RawSyscall6(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(m.ask.n), unix.SPLICE_F_MOVE)
+	m.said.n, m.said.errno = int(n), errno
+	return errno != unix.EAGAIN
+}
+
+// outcome is what the last call said, or why it couldn't be made. A call that was interrupted moved nothing.
+func (m *mover) outcome(name string, err error) (int, error) {
+	switch {
+	case err != nil:
+		return 0, err
+	case m.said.errno != 0:
+		return 0, os.NewSyscallError(name, m.said.errno)
+	}
+	return m.said.n, nil
 }
 
 // look waits for bytes and shows them without taking them away: all that have come, a chunk at most, and no further than
@@ -367,7 +398,7 @@ func (m *mover) look(enough func([]byte) bool) ([]byte, error) {
 		case errors.Is(err, unix.EINTR):
 			continue
 		case err != nil:
-			return nil, os.NewSyscallError("recvmsg", err)
+			return nil, err
 		case n == 0:
 			return nil, io.EOF
 		case enough == nil || m.carrier > 0 || enough(m.buf[:n]):
@@ -375,8 +406,14 @@ func (m *mover) look(enough func([]byte) bool) ([]byte, error) {
 		}
 		// There is no waiting for more than is there already; this is only ever so for a command that came in pieces before
 		// the domain's first cont.
-		hangup := []unix.PollFd{{Fd: int32(m.from), Events: unix.POLLRDHUP}}
-		if k, err := unix.Poll(hangup, 1); k > 0 && err == nil {
+		var gone bool
+		if err := m.from.Control(func(fd uintptr) {
+			k, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}, 1)
+			gone = k > 0 && err == nil
+		}); err != nil {
+			return nil, err
+		}
+		if gone {
 			return m.buf[:n], nil
 		}
 	}
@@ -406,21 +443,22 @@ func (m *mover) peekUpTo(buf []byte) (n int, carries bool, err error) {
 	return n, len(fds) > 0, err
 }
 
-// receive is recvmsg(2) from the source. The descriptors are the caller's, whatever the error says.
+// receive is recvmsg(2) from the source, and waits for something to come. The descriptors are the caller's, whatever the
+// error says.
 func (m *mover) receive(b []byte, flags int) (n int, fds []int, err error) {
-	iov := unix.Iovec{Base: &b[0], Len: uint64(len(b))}
-	header := unix.Msghdr{Iov: &iov, Iovlen: 1, Control: &m.oob[0], Controllen: uint64(len(m.oob))}
-	k, _, errno := unix.Syscall(unix.SYS_RECVMSG, uintptr(m.from), uintptr(unsafe.Pointer(&header)), uintptr(flags|unix.MSG_CMSG_CLOEXEC))
-	if errno != 0 {
-		return 0, nil, errno
+	m.ask.iov = unix.Iovec{Base: &b[0], Len: uint64(len(b))}
+	m.ask.header = unix.Msghdr{Iov: &m.ask.iov, Iovlen: 1, Control: &m.oob[0], Controllen: uint64(len(m.oob))}
+	m.ask.flags = flags
+	if n, err = m.outcome("recvmsg", m.from.Read(m.try.receive)); err != nil {
+		return 0, nil, err
 	}
-	if header.Controllen > 0 {
-		fds, err = parseFDs(m.oob[:header.Controllen])
+	if m.ask.header.Controllen > 0 {
+		fds, err = parseFDs(m.oob[:m.ask.header.Controllen])
 	}
-	if err == nil && header.Flags&unix.MSG_CTRUNC != 0 {
+	if err == nil && m.ask.header.Flags&unix.MSG_CTRUNC != 0 {
 		err = errTruncated
 	}
-	return int(k), fds, err
+	return n, fds, err
 }
 
 // move takes b, which look has shown, to the other side. seen gets each piece when it can't be lost any more and hasn't
@@ -433,7 +471,9 @@ func (m *mover) move(b []byte, seen func([]byte), idle func() bool) error {
 		case m.carrier == 1:
 			n = 1
 			m.carrier = 0
-			err = m.moveCarrier(func() { seen(b[:1]) })
+			if err = m.moveCarrier(func() { seen(b[:1]) }); err == nil && idle() {
+				atomic.StoreUint32(m.mid, 0)
+			}
 		default:
 			if m.carrier > 1 {
 				n = min(n, m.carrier-1)
@@ -443,6 +483,9 @@ func (m *mover) move(b []byte, seen func([]byte), idle func() bool) error {
 					m.carrier -= n
 				}
 				seen(b[:n])
+				if idle() { // a worker that takes over sends what is in the pipe first
+					atomic.StoreUint32(m.mid, 0)
+				}
 				err = m.drain(n)
 			}
 		}
@@ -450,48 +493,42 @@ func (m *mover) move(b []byte, seen func([]byte), idle func() bool) error {
 			return err
 		}
 		b = b[n:]
-		if idle() {
-			atomic.StoreUint32(m.mid, 0)
-		}
 	}
 	return nil
 }
 
-// fill moves up to n bytes, which are there, into the pipe, and gives how many.
+// fill moves up to n bytes, which are there, into the pipe, which is empty, and gives how many.
 func (m *mover) fill(n int) (int, error) {
-	k, err := splice(m.from, m.pipe.w, n)
-	switch {
-	case err != nil:
-		return 0, os.NewSyscallError("splice", err)
-	case k == 0:
-		return 0, io.EOF
+	for {
+		m.ask.n = n
+		k, err := m.outcome("splice", m.from.Read(m.try.fill))
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err == nil && k == 0 {
+			err = io.EOF
+		}
+		return k, err
 	}
-	return k, nil
 }
 
 // drain moves n bytes, which are in the pipe, to the other side. It waits while that doesn't read.
 func (m *mover) drain(n int) error {
 	for n > 0 {
-		k, err := splice(m.pipe.r, m.to, n)
+		m.ask.n = n
+		k, err := m.outcome("splice", m.to.Write(m.try.drain))
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
 		if err == nil && k == 0 {
 			err = io.ErrUnexpectedEOF // the pipe has less than it should
 		}
 		if err != nil {
-			return os.NewSyscallError("splice", err)
+			return err
 		}
 		n -= k
 	}
 	return nil
-}
-
-// splice waits for a socket, and never for a pipe: what goes into one is taken out before more goes in.
-func splice(from, to, n int) (int, error) {
-	for {
-		k, err := unix.Splice(from, nil, to, nil, n, unix.SPLICE_F_MOVE)
-		if !errors.Is(err, unix.EINTR) {
-			return int(k), err
-		}
-	}
 }
 
 // moveCarrier moves the one byte that comes next, with its descriptors.
@@ -511,25 +548,38 @@ func (m *mover) moveCarrier(seen func()) error {
 		message.SetControllen(len(rights))
 	}
 	for {
-		// A socket that is writable takes one byte more (unix_writable and sock_alloc_send_pskb in the kernel): so
-		// what follows the word is one system call that doesn't wait, and with no way out through Go's scheduler before it.
-		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(m.to), Events: unix.POLLOUT}}, -1); errors.Is(err, unix.EINTR) {
-			continue
-		} else if err != nil {
-			return os.NewSyscallError("poll", err)
-		}
-		atomic.StoreUint32(m.carry, carrySent)
-		_, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, uintptr(m.to), uintptr(unsafe.Pointer(&message)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-		if errno == 0 {
+		werr := m.to.Write(func(fd uintptr) bool {
+			// A socket that is writable takes one byte more (unix_writable and sock_alloc_send_pskb in the kernel): so
+			// what follows the word is one system call that succeeds, with no way out through Go's scheduler before it.
+			if !writable(fd) {
+				return false
+			}
+			atomic.StoreUint32(m.carry, carrySent)
+			_, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&message)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+			if errno != 0 {
+				atomic.StoreUint32(m.carry, carryNone)
+			}
+			if errno == unix.EAGAIN { // it was writable: there is nothing to wait for
+				errno = unix.EINTR
+			}
+			m.said.n, m.said.errno = 0, errno
+			return true
+		})
+		if _, err := m.outcome("sendmsg", werr); err == nil {
 			break
-		}
-		atomic.StoreUint32(m.carry, carryNone)
-		if errno != unix.EAGAIN && errno != unix.EINTR {
-			return os.NewSyscallError("sendmsg", errno)
+		} else if !errors.Is(err, unix.EINTR) {
+			return err
 		}
 	}
 	runtime.KeepAlive(rights)
 	return m.finishCarry(0)
+}
+
+// writable tells whether a socket takes something, or would say why it never will.
+func writable(fd uintptr) bool {
+	p := unix.PollFd{Fd: int32(fd), Events: unix.POLLOUT}
+	n, _, errno := unix.RawSyscall(unix.SYS_POLL, uintptr(unsafe.Pointer(&p)), 1, 0)
+	return errno == 0 && n > 0
 }
 
 // What the word carry says.

@@ -55,7 +55,7 @@ func (s *seen) add(what string) {
 
 func (s *seen) command(m message)  { s.add("command " + m.execute) }
 func (s *seen) fromQEMU(m message) { s.add("qemu " + m.event + m.id) }
-func (s *seen) gated() bool {
+func (s *seen) holds() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.gate
@@ -75,7 +75,7 @@ func (s *seen) cont(m message) string {
 }
 
 // pair gives two connected stream sockets.
-func pair(t *testing.T) (a, b *net.UnixConn) {
+func pair(t testing.TB) (a, b *net.UnixConn) {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -94,13 +94,12 @@ func pair(t *testing.T) (a, b *net.UnixConn) {
 	return conn(fds[0]), conn(fds[1])
 }
 
-// between starts a relay and gives its two outer ends, and a function that waits for its end.
-func between(t *testing.T, o observer) (client, qemu *net.UnixConn, wait func() error) {
+// unstarted makes a relay with pipes and words of its own, and gives its two outer ends.
+func unstarted(t testing.TB, o observer) (client, qemu *net.UnixConn, r *relay) {
 	t.Helper()
 	client, inner1 := pair(t)
 	qemu, inner2 := pair(t)
-	done := make(chan error, 1)
-	r := &relay{client: inner1, qemu: inner2, observer: o}
+	r = &relay{client: inner1, qemu: inner2, observer: o}
 	for i := range r.pipes {
 		var ends [2]int
 		if err := unix.Pipe2(ends[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
@@ -109,6 +108,14 @@ func between(t *testing.T, o observer) (client, qemu *net.UnixConn, wait func() 
 		r.pipes[i], r.mid[i], r.carry[i] = pipe{ends[0], ends[1]}, new(uint32), new(uint32)
 		t.Cleanup(func() { closeAll(ends[:]) })
 	}
+	return client, qemu, r
+}
+
+// between starts a relay and gives its two outer ends, and a function that waits for its end.
+func between(t testing.TB, o observer) (client, qemu *net.UnixConn, wait func() error) {
+	t.Helper()
+	client, qemu, r := unstarted(t, o)
+	done := make(chan error, 1)
 	go func() { done <- r.run() }()
 	return client, qemu, func() error {
 		t.Helper()
@@ -160,28 +167,66 @@ func TestRelayMovesAnythingBothWays(t *testing.T) {
 	}
 }
 
-func TestRelayHoldsOnlyTheLastByteOfACont(t *testing.T) {
+// What comes before a cont that is held goes on, and nothing of the cont does.
+func TestRelayHoldsACont(t *testing.T) {
 	release := make(chan struct{})
-	o := &seen{onCont: func() { <-release }}
+	o := &seen{gate: true, onCont: func() { <-release }}
 	client, qemu, wait := between(t, o)
-	text := `{"execute":"stop"}{"execute":"cont","id":"c"}` + "\r\n"
-	if _, err := client.Write([]byte(text)); err != nil {
+	const first, second = `{"execute":"stop"}`, `{"execute":"cont","id":"c"}` + "\r\n"
+	if _, err := client.Write([]byte(first + second)); err != nil {
 		t.Fatal(err)
 	}
-	head := make([]byte, strings.LastIndex(text, "}"))
-	if _, err := io.ReadFull(qemu, head); err != nil || string(head) != text[:len(head)] {
-		t.Fatalf("before the cont is released: %q, %v", head, err)
+	head := make([]byte, len(first))
+	if _, err := io.ReadFull(qemu, head); err != nil || string(head) != first {
+		t.Fatalf("before the cont: %q, %v", head, err)
 	}
+	silent(t, qemu)
 	close(release)
-	tail := make([]byte, 3)
-	if _, err := io.ReadFull(qemu, tail); err != nil || string(tail) != "}\r\n" {
-		t.Fatalf("after it: %q, %v", tail, err)
+	tail := make([]byte, len(second))
+	if _, err := io.ReadFull(qemu, tail); err != nil || string(tail) != second {
+		t.Fatalf("after its release: %q, %v", tail, err)
 	}
 	client.Close()
 	qemu.Close()
 	_ = wait()
 	if got := fmt.Sprint(o.log); got != `[command stop cont "c"]` {
 		t.Fatal(got)
+	}
+}
+
+// silent checks that nothing arrives for a while.
+func silent(t *testing.T, c *net.UnixConn) {
+	t.Helper()
+	if err := c.SetReadDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 1024)
+	if n, err := c.Read(got); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("%q arrives too soon: %v", got[:n], err)
+	}
+	if err := c.SetReadDeadline(time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A cont that isn't held arrives whole, and not before the observer has had it.
+func TestAContThatIsntHeldGoesOnWhole(t *testing.T) {
+	release := make(chan struct{})
+	client, qemu, wait := between(t, &seen{onCont: func() { <-release }})
+	text := `{"execute":"cont","id":"c"}` + "\r\n"
+	if _, err := client.Write([]byte(text)); err != nil {
+		t.Fatal(err)
+	}
+	silent(t, qemu)
+	close(release)
+	got := make([]byte, 2*len(text))
+	if n, err := qemu.Read(got); err != nil || string(got[:n]) != text {
+		t.Fatalf("then %q arrives at once: %v", got[:n], err)
+	}
+	client.Close()
+	qemu.Close()
+	if err := wait(); err != nil {
+		t.Error(err)
 	}
 }
 

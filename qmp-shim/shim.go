@@ -22,6 +22,7 @@ import (
 	"ftclock/clockpage"
 	"ftclock/control"
 	"ftclock/keeper"
+	"ftclock/record"
 	metadata "ftclock/xml-templates"
 )
 
@@ -61,8 +62,13 @@ type Config struct {
 	Clock   string // the domain's clock element as XML; "" watches only
 	Module  string // path of libftclock-qemu.so
 	State   string // directory of all shims' states, control.Dir
-	// LastStops is the directory of readings for restored guests; the constant of that name.
+	// LastStops is the directory of readings for restored guests; control.LastStops. The records are there, too.
 	LastStops string
+
+	// Incoming says that QEMU was started to load a state, and which way it came: control.Migrated, control.Restored or "". Anchor is what
+	// the domain's metadata has; in a guest that begins anew it is an earlier one's, and not looked at.
+	Incoming string
+	Anchor   *metadata.Anchor
 
 	// A relay has the domain's directory with its two sockets, and the file that will hold QEMU's pid.
 	DomainDir string
@@ -92,13 +98,6 @@ const (
 // fdPipes are the names of the pipes' ends, a pair a direction.
 var fdPipes = [2][2]string{{"up-out", "up-in"}, {"down-out", "down-in"}}
 
-// Names in a domain's directory. The second is what the hook renames libvirt's socket to; it is no longer than the
-// first, since the whole path may be as long as a socket's address can be.
-const (
-	MonitorSocket = "monitor.sock"
-	QEMUSocket    = "monitor.qemu"
-)
-
 // lastWait bounds how long the shim stays after QEMU's end for libvirt to read what QEMU said last.
 const lastWait = 30 * time.Second
 
@@ -116,6 +115,7 @@ type shim struct {
 	ended   chan struct{} // closed when QEMU has
 	quit    chan struct{} // closed on a request to end
 	oneQuit sync.Once
+	live    liveMetadata
 }
 
 // Run serves the domain until QEMU has ended, or goes on serving it in the place of a worker that died. It returns an
@@ -132,6 +132,11 @@ func Run(c Config) error {
 		return err
 	}
 	s.domain.load = s.load
+	s.domain.look = s.lookBeside
+	s.domain.recorder = newRecorder(s.domain, record.Config{
+		Dir: c.LastStops, UUID: c.UUID, Name: c.Name, Shim: c.Version, Worker: s.domain.memory.Workers,
+	})
+	go s.domain.recorder.run()
 	if err := s.findProcess(); err != nil {
 		return err
 	}
@@ -148,10 +153,14 @@ func Run(c Config) error {
 	}
 	page, err := s.oldPage()
 	if err != nil {
-		s.domain.log.Warn().Err(err).Msg("the page that the last worker had open can't be used")
+		s.domain.log.Warn().Err(err).Msg("the page that the last worker had open can't be used: the module follows its last policy, and nothing is recorded; restart the domain when you can")
 	}
 	_, connected := c.Store.Get(fdQEMU)
 	s.domain.resume(page, connected)
+	if page != nil && page.Counts().Pauses == 0 {
+		s.importState(page) // the last worker may not have got to it
+	}
+	s.domain.recorder.wake()
 	if c.DomainDir != "" {
 		old := s.oldRelay()
 		if old != nil {
@@ -174,9 +183,11 @@ func Run(c Config) error {
 		case <-s.ended:
 			s.finish()
 			s.keepLastStop()
+			s.domain.recorder.end(record.EndQEMU)
 			c.Log.Info().Msg("QEMU has ended")
 			return nil
 		case <-s.quit:
+			s.domain.recorder.end(record.EndRequest)
 			c.Log.Info().Msg("ending on request")
 			return nil
 		case <-terms:
@@ -184,9 +195,10 @@ func Run(c Config) error {
 			asked = nil
 		}
 		if s.mode() == control.Relay && s.qemuLives() {
-			c.Log.Warn().Msg("not ending: libvirt would give up the domain; the relay ends with QEMU")
+			c.Log.Warn().Msg("not ending: libvirt would give up the domain; shut the domain down, and the relay ends with it")
 			continue
 		}
+		s.domain.recorder.end(record.EndSignal)
 		c.Log.Info().Msg("ending on a signal")
 		return nil
 	}
@@ -212,11 +224,11 @@ func (s *shim) remember() error {
 	if s.state, err = openState(fd); err != nil {
 		return err
 	}
-	fresh := memory{Since: time.Now(), Clock: s.Clock, Gate: s.mode() == control.Relay}
+	fresh := memory{Since: time.Now(), Clock: s.Clock, Metadata: s.Clock, Gate: s.mode() == control.Relay}
 	m := fresh
 	if old {
 		if m, err = s.state.load(); err != nil {
-			s.Log.Error().Err(err).Msg("beginning anew")
+			s.Log.Error().Err(err).Msg("beginning anew: the status begins with this worker; nothing has to be done")
 			m = fresh
 			m.Gate = false // a domain that runs must never be refused a cont
 		}
@@ -224,12 +236,12 @@ func (s *shim) remember() error {
 	m.Workers++
 	save := func(m memory) {
 		if err := s.state.save(m); err != nil {
-			s.Log.Error().Err(err).Msg("the next worker will know less")
+			s.Log.Error().Err(err).Msg("the next worker will know less; nothing has to be done")
 		}
 	}
 	s.domain, err = newDomain(s.Log, m, save)
 	if err != nil && old { // by a worker of another version: the page keeps its standing policy
-		s.Log.Error().Err(err).Msg("the policy that the last worker left can't be read; only watching")
+		s.Log.Error().Err(err).Msg("the policy that the last worker left can't be read; only watching: `ftclock enable --live` gives it one")
 		m.Clock = ""
 		s.domain, err = newDomain(s.Log, m, save)
 	}
@@ -371,7 +383,7 @@ func (s *shim) finish() {
 	select {
 	case s.relays <- struct{}{}:
 	case <-time.After(lastWait):
-		s.Log.Warn().Msg("libvirt didn't read what QEMU said last")
+		s.Log.Warn().Msg("libvirt didn't read what QEMU said last; if virsh hangs, restart libvirt's daemon")
 	}
 }
 
@@ -401,7 +413,7 @@ func (s *shim) knownQEMU() process {
 func (s *shim) qemuLives() bool {
 	if s.knownQEMU().pid == 0 {
 		// It may be there without having been found: as long as its socket is taken, it is.
-		inodes, err := listeners(filepath.Join(s.DomainDir, MonitorSocket))
+		inodes, err := listeners(filepath.Join(s.DomainDir, control.MonitorSocket))
 		return err == nil && len(inodes) > 0
 	}
 	select {
@@ -419,7 +431,7 @@ func (s *shim) load() {
 	p := s.knownQEMU()
 	if p.pid == 0 {
 		var err error
-		p, err = findQEMU(ctx, s.PIDFile, filepath.Join(s.DomainDir, MonitorSocket))
+		p, err = findQEMU(ctx, s.PIDFile, filepath.Join(s.DomainDir, control.MonitorSocket))
 		if err != nil {
 			s.domain.loaded(nil, "", err)
 			return
@@ -428,10 +440,12 @@ func (s *shim) load() {
 	}
 	page, fd, method, err := loadModule(ctx, p, s.Module)
 	if err == nil {
-		s.importLastStop(page)
 		s.Store.Put(fdPage, fd)
 	}
 	s.domain.loaded(page, method, err)
+	if err == nil { // the first cont waits for this, too
+		s.importState(page)
+	}
 	debug.FreeOSMemory() // reading QEMU's symbols took more than everything else together
 }
 
@@ -446,12 +460,26 @@ func (s *shim) bind() error {
 		return fmt.Errorf("opening the domain's directory %s: %w", s.DomainDir, err)
 	}
 	s.Store.Put(fdDir, fd)
-	s.socket, err = net.ListenUnix("unix", &net.UnixAddr{Name: s.address(MonitorSocket), Net: "unix"})
+	s.socket, err = net.ListenUnix("unix", &net.UnixAddr{Name: s.address(control.MonitorSocket), Net: "unix"})
 	if err != nil {
-		return fmt.Errorf("listening on %s in %s: %w", MonitorSocket, s.DomainDir, err)
+		return fmt.Errorf("listening on %s in %s: %w", control.MonitorSocket, s.DomainDir, err)
 	}
 	s.socket.SetUnlinkOnClose(false)
+	s.domain.mu.Lock()
+	s.domain.memory.Monitor = s.monitorInode()
+	s.domain.remember()
+	s.domain.mu.Unlock()
 	return s.keep(fdMonitor, s.socket)
+}
+
+// monitorInode tells the file that is monitor.sock now from any other; 0 if there is none.
+func (s *shim) monitorInode() uint64 {
+	fd, ok := s.Store.Get(fdDir)
+	var st unix.Stat_t
+	if !ok || unix.Fstatat(fd, control.MonitorSocket, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+		return 0
+	}
+	return st.Ino
 }
 
 func (s *shim) address(name string) string {
@@ -459,11 +487,12 @@ func (s *shim) address(name string) string {
 	return "/proc/self/fd/" + strconv.Itoa(fd) + "/" + name
 }
 
-// unbind removes what was bound. QEMU or libvirt may have removed it already, with its directory.
+// unbind removes what was bound. QEMU or libvirt may have removed it already, with its directory; and a hook that gave
+// a start up may have put libvirt's own socket back.
 func (s *shim) unbind() {
 	_ = s.socket.Close()
-	if fd, ok := s.Store.Get(fdDir); ok {
-		_ = unix.Unlinkat(fd, MonitorSocket, 0)
+	if fd, ok := s.Store.Get(fdDir); ok && s.monitorInode() == s.domain.memory.Monitor {
+		_ = unix.Unlinkat(fd, control.MonitorSocket, 0)
 	}
 	s.Store.Drop(fdMonitor)
 }
@@ -477,12 +506,12 @@ func (s *shim) serveMonitor(r *relay) {
 				return
 			}
 			if err != nil {
-				s.Log.Error().Err(err).Msg("accepting libvirt's connection")
+				s.Log.Error().Err(err).Msg("accepting libvirt's connection, trying again; if it lasts, raise the host's limits on open files and memory")
 				time.Sleep(100 * time.Millisecond) // out of descriptors or memory: it may pass
 				continue
 			}
 			if r, err = s.newRelay(client); err != nil {
-				s.Log.Error().Err(err).Msg("connecting to QEMU's monitor")
+				s.Log.Error().Err(err).Msg("connecting to QEMU's monitor; if the domain runs, restart libvirt's daemon, which connects again")
 				hangUp(client)
 				_ = client.Close()
 				s.dropRelay()
@@ -518,7 +547,7 @@ func (s *shim) newRelay(client *net.UnixConn) (*relay, error) {
 		atomic.StoreUint32(s.state.mid(direction), 0)
 		atomic.StoreUint32(s.state.carry(direction), 0)
 	}
-	qemu, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: s.address(QEMUSocket), Net: "unix"})
+	qemu, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: s.address(control.QEMUSocket), Net: "unix"})
 	if err != nil {
 		return nil, err
 	}
@@ -541,7 +570,7 @@ func (s *shim) oldRelay() *relay {
 	case qemu == nil: // it died between the two
 		r, err := s.newRelay(client)
 		if err != nil {
-			s.Log.Error().Err(err).Msg("connecting to QEMU's monitor")
+			s.Log.Error().Err(err).Msg("connecting to QEMU's monitor; if the domain runs, restart libvirt's daemon, which connects again")
 			hangUp(client)
 			_ = client.Close()
 			s.dropRelay()
@@ -588,7 +617,7 @@ func (s *shim) claim() (*net.UnixListener, error) {
 		if !old {
 			return nil, fmt.Errorf("writing the shim's state: %w", err)
 		}
-		s.Log.Warn().Err(err).Msg("writing the shim's state") // no reason to give up a monitor that is carried
+		s.Log.Warn().Err(err).Msg("writing the shim's state; make room in /run") // no reason to give up a monitor that is carried
 	}
 	return listener, nil
 }
@@ -596,6 +625,10 @@ func (s *shim) claim() (*net.UnixListener, error) {
 func (s *shim) listen() (*net.UnixListener, error) {
 	if err := os.MkdirAll(s.State, 0o711); err != nil {
 		return nil, fmt.Errorf("making the state directory: %w", err)
+	}
+	// Made now, not when there is something to write: ftclock may have been purged under this shim by then.
+	if err := os.MkdirAll(s.LastStops, 0o700); err != nil {
+		s.Log.Warn().Err(err).Msg("making the directory of readings for restored guests")
 	}
 	path := filepath.Join(s.dir, control.SocketName)
 	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
@@ -647,6 +680,7 @@ func (s *shim) serveControl(listener *net.UnixListener) {
 func (s *shim) answer(r control.Request) control.Answer {
 	switch r.Do {
 	case "status":
+		s.lookAtMetadata()
 	case "policy":
 		var policy *metadata.Policy
 		if r.Clock != "" {
@@ -657,16 +691,30 @@ func (s *shim) answer(r control.Request) control.Answer {
 			policy = &p
 		}
 		s.domain.setPolicy(policy)
+	case "anchor":
+		a, err := s.domain.readAnchor()
+		if err != nil {
+			return control.Answer{Error: err.Error()}
+		}
+		return control.Answer{Anchor: &a}
+	case "import":
+		if r.Anchor == nil {
+			return control.Answer{Error: "there is no anchor in the request"}
+		}
+		if err := s.domain.importAnchor(*r.Anchor, clockpage.Migrate); err != nil {
+			return control.Answer{Error: err.Error()}
+		}
 	case "quit":
 		if s.mode() == control.Relay && s.qemuLives() {
 			return control.Answer{Error: "this shim carries the domain's monitor: it ends with the domain"}
 		}
 		s.domain.setPolicy(nil)
 	default:
-		return control.Answer{Error: fmt.Sprintf("unknown request %q; known are status, policy, quit", r.Do)}
+		return control.Answer{Error: fmt.Sprintf("unknown request %q; known are status, policy, anchor, import, quit", r.Do)}
 	}
 	status := &control.Status{
 		Name: s.Name, UUID: s.UUID, Version: s.Version, Mode: s.mode(),
+		Kept: s.domain.recorder.status(),
 		Shim: os.Getpid(), Keeper: s.Store.KeeperPID(), Workers: s.domain.memory.Workers, Since: s.domain.memory.Since,
 	}
 	s.domain.status(status, min(max(r.Records, 0), 256))

@@ -42,10 +42,12 @@ var errState = errors.New("the state that the last worker left can't be used")
 type memory struct {
 	Since    time.Time `json:"since"`
 	Clock    string    `json:"clock"`         // the policy as XML; "" watches only
+	Metadata string    `json:"metadata"`      // the policy that the domain's metadata had when it was last looked at
 	Gate     bool      `json:"gate"`          // no cont has gone through yet
 	Why      string    `json:"why,omitempty"` // the module wasn't loaded, and isn't to be tried again
 	Method   string    `json:"method,omitempty"`
 	QEMU     int       `json:"qemu,omitempty"` // pid
+	Monitor  uint64    `json:"monitor"`        // the inode of monitor.sock
 	Workers  uint64    `json:"workers"`        // how many there were, this one included
 	Problems problems  `json:"problems"`
 }

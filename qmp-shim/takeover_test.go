@@ -3,6 +3,7 @@ package shim
 import (
 	"fmt"
 	"io"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -23,6 +24,10 @@ func TestAWorkerGoesOnFromAnyState(t *testing.T) {
 		{"between two messages", carryNone, 0, "", `{"execute":"stop"}` + "\n", `{"execute":"stop"}` + "\n", "[command stop]"},
 		{"with bytes under way", carryNone, 1, `{"a":"`, `{"execute":"cont"}"}` + "\n" + `{"execute":"stop"}` + "\n",
 			`{"a":"{"execute":"cont"}"}` + "\n" + `{"execute":"stop"}` + "\n", "[command stop]"},
+		{"with a message under way", carryNone, 0, `{"execute":"cont"}` + "\n", `{"execute":"stop"}` + "\n",
+			`{"execute":"cont"}` + "\n" + `{"execute":"stop"}` + "\n", "[command stop]"},
+		{"with a message under way that wasn't seen yet", carryNone, 1, `{"execute":"cont"}`, "\r\n" + `{"execute":"stop"}` + "\n",
+			`{"execute":"cont"}` + "\r\n" + `{"execute":"stop"}` + "\n", "[command stop]"},
 		{"within a message", carryNone, 1, "", `{"execute":"cont"}"}` + "\n" + `{"execute":"stop"}` + "\n",
 			`{"execute":"cont"}"}` + "\n" + `{"execute":"stop"}` + "\n", "[command stop]"},
 		{"a carrier sent, not taken away", carrySent, 1, "", "{}\n{}\n", "}\n{}\n", "[]"},
@@ -31,18 +36,8 @@ func TestAWorkerGoesOnFromAnyState(t *testing.T) {
 		{"a carrier done", carryDone, 1, "", "}\n{}\n", "}\n{}\n", "[]"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			client, inner1 := pair(t)
-			qemu, inner2 := pair(t)
 			o := &seen{}
-			r := &relay{client: inner1, qemu: inner2, observer: o}
-			for i := range r.pipes {
-				var ends [2]int
-				if err := unix.Pipe2(ends[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
-					t.Fatal(err)
-				}
-				defer closeAll(ends[:])
-				r.pipes[i], r.mid[i], r.carry[i] = pipe{ends[0], ends[1]}, new(uint32), new(uint32)
-			}
+			client, qemu, r := unstarted(t, o)
 			*r.mid[up], *r.carry[up] = c.mid, c.carry
 			if _, err := unix.Write(r.pipes[up].w, []byte(c.pipe)); err != nil {
 				t.Fatal(err)
@@ -68,6 +63,43 @@ func TestAWorkerGoesOnFromAnyState(t *testing.T) {
 				t.Error("the word is left set")
 			}
 		})
+	}
+}
+
+// TestTheWordMidIsOfWhatIsBehindThePipe looks at what a worker leaves that dies while QEMU doesn't read: the pipe, which the next one
+// sends first, has a whole message, and a recogniser can begin behind it.
+func TestTheWordMidIsOfWhatIsBehindThePipe(t *testing.T) {
+	client, qemu, r := unstarted(t, &seen{})
+	done := make(chan error, 1)
+	go func() { done <- r.run() }()
+	raw, err := client.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	waiting := func() (n int) { // what the relay hasn't taken yet
+		_ = raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
+		return n
+	}
+	message := `{"a":"` + strings.Repeat("x", 1000) + `"}`
+	for stuck := time.Now(); time.Since(stuck) < 200*time.Millisecond && err == nil; {
+		if waiting() == 0 {
+			stuck = time.Now()
+			_, err = client.Write([]byte(message))
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if mid := atomic.LoadUint32(r.mid[up]); mid != 0 {
+		t.Errorf("the word is %d", mid)
+	}
+	if left, err := unix.IoctlGetInt(r.pipes[up].r, unix.TIOCINQ); err != nil || left == 0 {
+		t.Errorf("the pipe has %d bytes: %v", left, err)
+	}
+	client.Close()
+	qemu.Close()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
 
@@ -107,4 +139,32 @@ func TestTheWordMidIsSetWithinAMessage(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
+}
+
+// TestARefusalComesBetweenMessages has the last worker die within a message of QEMU's, and the next one refuse a cont: whatever of
+// that message is still to come goes first.
+func TestARefusalComesBetweenMessages(t *testing.T) {
+	client, qemu, r := unstarted(t, &seen{gate: true, refusal: "no"})
+	*r.mid[down] = 1
+	if _, err := unix.Write(r.pipes[down].w, []byte(`{"return": `)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.Write([]byte(`{"execute":"cont","id":1}` + "\n")); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- r.run() }()
+	time.Sleep(100 * time.Millisecond) // enough for a refusal that doesn't wait
+	if _, err := qemu.Write([]byte("{}}\r\n")); err != nil {
+		t.Fatal(err)
+	}
+	want := `{"return": {}}` + "\r\n" + `{"id": 1, "error": {"class": "GenericError", "desc": "no"}}` + "\r\n"
+	got := make([]byte, len(want))
+	_ = client.SetReadDeadline(time.Now().Add(20 * time.Second))
+	if n, err := io.ReadFull(client, got); err != nil || string(got) != want {
+		t.Errorf("%q arrives, not %q: %v", got[:n], want, err)
+	}
+	qemu.Close()
+	client.Close()
+	<-done
 }

@@ -45,6 +45,8 @@ static struct ftclock_now now;
 static struct ftclock_anchor anchor;
 static struct ftclock_record record;
 static struct ftclock_import import;
+static struct ftclock_host host;
+static struct ftclock_follow follow;
 
 static void store_counts(struct ftclock_page *page) {
     for (size_t i = 0; i < sizeof(counts) / 8; i++) {
@@ -82,6 +84,7 @@ static int fill(struct ftclock_page *page) {
     store_counts(page);
     publish(&page->now, &now, sizeof(now));
     publish(&page->anchor, &anchor, sizeof(anchor));
+    publish(&page->follow, &follow, sizeof(follow));
     for (uint64_t i = 0; i < FTCLOCK_RING_LEN; i++) {
         record.number = i + 1;
         publish(&page->ring[i], &record, sizeof(record));
@@ -91,7 +94,7 @@ static int fill(struct ftclock_page *page) {
 
 static int dump(const struct ftclock_page *page) {
     if (!consult(&policy, &page->policy, sizeof(policy)) || !consult(&order, &page->order, sizeof(order)) ||
-        !consult(&import, &page->import, sizeof(import))) {
+        !consult(&import, &page->import, sizeof(import)) || !consult(&host, &page->host, sizeof(host))) {
         fprintf(stderr, "torn with no writer at work\n");
         return 1;
     }
@@ -119,9 +122,10 @@ _Noreturn static void storm(struct ftclock_page *page) {
 #define SECTION(s)
 #define MEMBER(s, m) s.m = (__typeof__(s.m))generation;
 #include "members.inc"
-        publish(&page->now, &now, sizeof(now));
         publish(&page->anchor, &anchor, sizeof(anchor));
+        publish(&page->follow, &follow, sizeof(follow));
         publish(&page->ring[0], &record, sizeof(record));
+        publish(&page->now, &now, sizeof(now)); /* last: a reader waits for it */
         gap(&state);
     }
 }

@@ -1,5 +1,5 @@
-// Command ftclock-shim serves one domain; see packages shim and keeper. The hook and the command line start it, as the
-// keeper, which starts the worker.
+// Command ftclock-shim serves one domain; see packages shim and keeper. The hook and the command line start it, or have
+// systemd do so, as the keeper, which starts the worker.
 package main
 
 import (
@@ -12,7 +12,7 @@ import (
 )
 
 func main() {
-	os.Exit(run(os.Args[1:], os.Stderr))
+	os.Exit(run(os.Args[1:], logTo(os.Stderr)))
 }
 
 // version is set by the build.
@@ -31,6 +31,9 @@ func run(args []string, log io.Writer) int {
 		return keep(args[1:], log)
 	case keeper.WorkerFlag:
 		return work(args[1:], log)
+	}
+	if act := forUnit[part]; act != nil && len(args) == 2 {
+		return act(args[1], log)
 	}
 	return work(args, log) // by hand: without a keeper
 }

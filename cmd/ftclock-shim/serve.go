@@ -15,6 +15,7 @@ import (
 	"ftclock/keeper"
 	shim "ftclock/qmp-shim"
 	"ftclock/spawn"
+	metadata "ftclock/xml-templates"
 )
 
 // notify says one line to whoever started the shim and waits for it. Later workers have nobody to tell.
@@ -29,7 +30,7 @@ func notify(store *keeper.Store, line string) {
 }
 
 func parse(args []string, log io.Writer) (shim.Config, error) {
-	c := shim.Config{Version: version, State: control.Dir, LastStops: shim.LastStops}
+	c := shim.Config{Version: version, State: control.Dir, LastStops: control.LastStops}
 	c.Log = zerolog.New(log).With().Timestamp().Logger()
 	flags := flag.NewFlagSet("ftclock-shim", flag.ContinueOnError)
 	flags.SetOutput(log)
@@ -40,8 +41,10 @@ func parse(args []string, log io.Writer) (shim.Config, error) {
 	flags.StringVar(&c.DomainDir, "domain-dir", "", "relay: the domain's directory")
 	flags.StringVar(&c.PIDFile, "pid-file", "", "relay: the file that will hold QEMU's pid")
 	flags.IntVar(&c.PID, "watch", 0, "watch: QEMU's pid")
+	flags.StringVar(&c.Incoming, "incoming", "", "relay: QEMU loads a state that was migrated or restored")
+	anchor := flags.String("anchor", "", "relay: the anchor element that came with that state")
 	flags.StringVar(&c.State, "state", control.Dir, "directory of the shims' state")
-	flags.StringVar(&c.LastStops, "last-stops", shim.LastStops, "directory of readings for restored guests")
+	flags.StringVar(&c.LastStops, "last-stops", control.LastStops, "directory of readings for restored guests")
 	showVersion := flags.Bool("version", false, "print the version and end")
 	if err := flags.Parse(args); err != nil {
 		return c, err
@@ -51,7 +54,16 @@ func parse(args []string, log io.Writer) (shim.Config, error) {
 		os.Exit(0)
 	}
 	c.Log = c.Log.With().Str("domain", c.Name).Logger()
+	if *anchor != "" {
+		a, err := metadata.ParseAnchor([]byte(*anchor))
+		if err != nil {
+			return c, fmt.Errorf("-anchor: %w", err)
+		}
+		c.Anchor = &a
+	}
 	switch {
+	case c.Incoming != "" && c.Incoming != control.Migrated && c.Incoming != control.Restored:
+		return c, fmt.Errorf("-incoming is %s or %s", control.Migrated, control.Restored)
 	case flags.NArg() > 0:
 		return c, fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	case c.UUID == "" || strings.ContainsAny(c.UUID, "/."):

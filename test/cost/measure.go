@@ -4,18 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
-	"ftclock/control"
-	"ftclock/keeper"
-	"ftclock/spawn"
 	"ftclock/test/qmp"
+	"ftclock/test/rig"
 )
 
 const (
@@ -23,32 +16,32 @@ const (
 	perRound    = 100 // round trips of each kind in a round
 	checkpoints = 500
 	idle        = 10 * time.Second
-	uuid        = "6695eb01-f6a4-8304-79aa-97f2502e193f"
 )
 
-// rig is a QEMU, a shim before it, and a socat before it.
-type rig struct {
-	dir     string
-	stop    []func()
-	direct  *qmp.Conn
-	shim    *qmp.Conn
-	socat   *qmp.Conn
-	pids    []int // of the shim's pair
-	program string
-}
+// connections are the ways to one QEMU.
+type connections struct{ direct, socat, shim *qmp.Conn }
 
 func measure(out io.Writer) (err error) {
-	r := &rig{}
-	defer func() {
-		for _, stop := range slices.Backward(r.stop) {
-			stop()
-		}
-	}()
-	if err := r.start(); err != nil {
+	if why := rig.Missing(); why != "" {
+		return errors.New(why)
+	}
+	q, err := rig.Start(nil, "-machine", "pc", "-m", "16")
+	if err != nil {
+		return err
+	}
+	defer q.Close()
+	var c connections
+	if c.direct, err = q.Dial(); err != nil {
+		return err
+	}
+	if c.socat, err = q.DialSocat(); err != nil {
+		return err
+	}
+	if c.shim, err = q.DialShim("bin"); err != nil {
 		return err
 	}
 	fmt.Fprintf(out, "QMP round trips (query-status), median of %d each, taking turns:\n", rounds*perRound)
-	trips, err := r.roundTrips()
+	trips, err := c.roundTrips()
 	if err != nil {
 		return err
 	}
@@ -56,18 +49,18 @@ func measure(out io.Writer) (err error) {
 		fmt.Fprintf(out, "  %-7s %7.1f µs   × %.2f\n", name, trips[name].Seconds()*1e6, trips[name].Seconds()/trips["direct"].Seconds())
 	}
 
-	before, err := r.cpu()
+	before, err := rig.CPU(q.Pair...)
 	if err != nil {
 		return err
 	}
 	for range checkpoints {
 		for _, command := range []string{"stop", "cont"} {
-			if _, err := r.shim.Execute(command, nil); err != nil {
+			if _, err := c.shim.Execute(command, nil); err != nil {
 				return err
 			}
 		}
 	}
-	after, err := r.cpu()
+	after, err := rig.CPU(q.Pair...)
 	if err != nil {
 		return err
 	}
@@ -75,12 +68,12 @@ func measure(out io.Writer) (err error) {
 		float64(after-before)/1e3/checkpoints, checkpoints)
 
 	time.Sleep(time.Second)
-	first, err := r.switches()
+	first, err := rig.Switches(q.Pair...)
 	if err != nil {
 		return err
 	}
 	time.Sleep(idle)
-	last, err := r.switches()
+	last, err := rig.Switches(q.Pair...)
 	if err != nil {
 		return err
 	}
@@ -88,7 +81,7 @@ func measure(out io.Writer) (err error) {
 
 	var all, own float64
 	for i, name := range []string{"keeper", "worker"} {
-		pss, anonymous, err := memoryKiB(r.pids[i])
+		pss, anonymous, err := rig.MemoryKiB(q.Pair[i])
 		if err != nil {
 			return err
 		}
@@ -100,120 +93,9 @@ func measure(out io.Writer) (err error) {
 	return nil
 }
 
-func (r *rig) run(name string, env []string, files []*os.File, args ...string) (*exec.Cmd, error) {
-	cmd := exec.Command(name, args...)
-	cmd.Stderr = os.Stderr
-	cmd.Env = append(os.Environ(), env...)
-	cmd.ExtraFiles = files
-	if err := cmd.Start(); err != nil {
-		return nil, err
-	}
-	r.stop = append(r.stop, func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	return cmd, nil
-}
-
-func (r *rig) start() (err error) {
-	for _, needed := range []string{"qemu-system-x86_64", "socat"} {
-		if _, err := exec.LookPath(needed); err != nil {
-			return fmt.Errorf("%w; fix: apt-get install qemu-system-x86 socat", err)
-		}
-	}
-	if r.program, err = filepath.Abs("bin/ftclock-shim"); err != nil {
-		return err
-	}
-	if r.dir, err = os.MkdirTemp("", "ftclock-cost-"); err != nil {
-		return err
-	}
-	r.stop = append(r.stop, func() { _ = os.RemoveAll(r.dir) })
-	path := func(name string) string { return filepath.Join(r.dir, name) }
-
-	// QEMU listens on monitor.sock, as under libvirt, which is renamed, as by the hook. A second monitor is for the direct
-	// connection and a third for socat's: a monitor has one client.
-	monitor := func(id string) []string {
-		return []string{"-chardev", "socket,id=" + id + ",path=" + path(id+".sock") + ",server=on,wait=off", "-mon", "chardev=" + id + ",mode=control"}
-	}
-	args := []string{"-accel", "kvm", "-machine", "pc", "-m", "16", "-nodefaults", "-display", "none"}
-	for _, id := range []string{"monitor", "direct", "socat"} {
-		args = append(args, monitor(id)...)
-	}
-	qemu, err := r.run("qemu-system-x86_64", nil, nil, args...)
-	if err != nil {
-		return err
-	}
-	for _, id := range []string{"monitor", "direct", "socat"} {
-		if err := await(path(id + ".sock")); err != nil {
-			return err
-		}
-	}
-	if err := os.Rename(path("monitor.sock"), path("monitor.qemu")); err != nil {
-		return err
-	}
-	if err := os.WriteFile(path("qemu.pid"), []byte(strconv.Itoa(qemu.Process.Pid)), 0o600); err != nil {
-		return err
-	}
-	if _, err := r.run("socat", nil, nil, "UNIX-LISTEN:"+path("via-socat"), "UNIX-CONNECT:"+path("socat.sock")); err != nil {
-		return err
-	}
-	module, err := filepath.Abs("bin/libftclock-qemu.so")
-	if err != nil {
-		return err
-	}
-	ready, theirs, err := os.Pipe()
-	if err != nil {
-		return err
-	}
-	defer ready.Close()
-	_, err = r.run(r.program, []string{keeper.EnvFDs + "=" + spawn.Ready + "=3"}, []*os.File{theirs}, keeper.KeeperFlag,
-		"-uuid", uuid, "-name", "cost", "-clock", `<clock xmlns="urn:ftclock:domain:1"/>`, "-module", module,
-		"-domain-dir", r.dir, "-pid-file", path("qemu.pid"),
-		"-state", path("state"), "-last-stops", path("stops"))
-	theirs.Close()
-	if err != nil {
-		return err
-	}
-	line := make([]byte, 512)
-	if n, _ := ready.Read(line); string(line[:n]) != "ready\n" {
-		return fmt.Errorf("the shim says: %s", line[:n])
-	}
-	for to, socket := range map[**qmp.Conn]string{&r.direct: "direct.sock", &r.socat: "via-socat", &r.shim: "monitor.sock"} {
-		if err := await(path(socket)); err != nil {
-			return err
-		}
-		if *to, err = qmp.Dial(path(socket), 10*time.Second); err != nil {
-			return fmt.Errorf("%s: %w", socket, err)
-		}
-	}
-	// The first cont has the module loaded.
-	if _, err := r.shim.Execute("cont", nil); err != nil {
-		return err
-	}
-	answer, err := control.Ask(path("state"), uuid, control.Request{Do: "status"})
-	if err != nil {
-		return err
-	}
-	if answer.Status.State != control.Correcting {
-		return fmt.Errorf("the shim is %s: %s", answer.Status.State, answer.Status.Why)
-	}
-	r.pids = []int{answer.Status.Keeper, answer.Status.Shim}
-	return nil
-}
-
-func await(path string) error {
-	for range 1000 {
-		if _, err := os.Stat(path); err == nil {
-			return nil
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	return fmt.Errorf("%s doesn't appear", path)
-}
-
 // roundTrips gives the median round trip of each way.
-func (r *rig) roundTrips() (map[string]time.Duration, error) {
-	ways := map[string]*qmp.Conn{"direct": r.direct, "socat": r.socat, "shim": r.shim}
+func (c *connections) roundTrips() (map[string]time.Duration, error) {
+	ways := map[string]*qmp.Conn{"direct": c.direct, "socat": c.socat, "shim": c.shim}
 	all := make(map[string][]time.Duration)
 	for range rounds {
 		for name, conn := range ways {
@@ -232,74 +114,4 @@ func (r *rig) roundTrips() (map[string]time.Duration, error) {
 		medians[name] = times[len(times)/2]
 	}
 	return medians, nil
-}
-
-// cpu is the processor time of the pair so far, in ns (/proc/PID/task/TID/schedstat, first field).
-func (r *rig) cpu() (total uint64, err error) {
-	err = r.threads(func(dir string) error {
-		text, err := os.ReadFile(filepath.Join(dir, "schedstat"))
-		if err != nil {
-			return err
-		}
-		n, err := strconv.ParseUint(strings.Fields(string(text))[0], 10, 64)
-		total += n
-		return err
-	})
-	return total, err
-}
-
-// switches counts how often the pair's threads have gone to sleep: each began with a wake-up.
-func (r *rig) switches() (total uint64, err error) {
-	err = r.threads(func(dir string) error {
-		text, err := os.ReadFile(filepath.Join(dir, "status"))
-		if err != nil {
-			return err
-		}
-		for line := range strings.Lines(string(text)) {
-			if value, ok := strings.CutPrefix(line, "voluntary_ctxt_switches:"); ok {
-				n, err := strconv.ParseUint(strings.TrimSpace(value), 10, 64)
-				total += n
-				return err
-			}
-		}
-		return errors.New("no voluntary_ctxt_switches in " + dir)
-	})
-	return total, err
-}
-
-func (r *rig) threads(visit func(dir string) error) error {
-	for _, pid := range r.pids {
-		dirs, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
-		if err != nil {
-			return err
-		}
-		for _, dir := range dirs {
-			if err := visit(dir); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// memoryKiB gives a process's share of memory, and its anonymous memory, which it shares with nobody (proc(5),
-// smaps_rollup).
-func memoryKiB(pid int) (pss, anonymous float64, err error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
-	if err != nil {
-		return 0, 0, err
-	}
-	for line := range strings.Lines(string(text)) {
-		fields := strings.Fields(line)
-		if len(fields) < 2 || err != nil {
-			continue
-		}
-		switch fields[0] {
-		case "Pss:":
-			pss, err = strconv.ParseFloat(fields[1], 64)
-		case "Pss_Anon:":
-			anonymous, err = strconv.ParseFloat(fields[1], 64)
-		}
-	}
-	return pss, anonymous, err
 }

@@ -113,3 +113,24 @@ func TestAWorkerBeginsWithoutItsDirectory(t *testing.T) {
 	p.endProcess()
 	p.gone()
 }
+
+// TestAnotherSocketIsLeftAlone ends a pair in whose place the hook has put libvirt's own socket back.
+func TestAnotherSocketIsLeftAlone(t *testing.T) {
+	p := startPair(t)
+	p.settled()
+	p.killWorker(p.whole()) // a later worker knows what the first one bound
+	path := filepath.Join(p.dir, control.MonitorSocket)
+	if err := os.WriteFile(path+".other", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".other", path); err != nil {
+		t.Fatal(err)
+	}
+	p.qemu.Close()
+	p.endProcess()
+	p.client.Close()
+	eventually(t, "the end of every process of the pair", func() bool { return len(p.processes()) == 0 })
+	if _, err := os.Stat(path); err != nil {
+		t.Errorf("it was removed: %v", err)
+	}
+}

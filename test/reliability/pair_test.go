@@ -20,7 +20,6 @@ import (
 
 	"ftclock/control"
 	"ftclock/keeper"
-	shim "ftclock/qmp-shim"
 	"ftclock/spawn"
 )
 
@@ -82,7 +81,7 @@ func startPair(t *testing.T) *pair {
 	}
 
 	// As libvirt: bound under one name, handed to QEMU, renamed by the hook.
-	bound := filepath.Join(p.dir, shim.MonitorSocket)
+	bound := filepath.Join(p.dir, control.MonitorSocket)
 	if p.listener, err = net.ListenUnix("unix", &net.UnixAddr{Name: bound, Net: "unix"}); err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +102,7 @@ func startPair(t *testing.T) *pair {
 	if err := os.WriteFile(pidFile, []byte(strconv.Itoa(p.process.Process.Pid)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Rename(bound, filepath.Join(p.dir, shim.QEMUSocket)); err != nil {
+	if err := os.Rename(bound, filepath.Join(p.dir, control.QEMUSocket)); err != nil {
 		t.Fatal(err)
 	}
 
@@ -118,7 +117,8 @@ func startPair(t *testing.T) *pair {
 	}
 	defer ready.Close()
 	p.first = exec.Command(shimPath, keeper.KeeperFlag, "-uuid", p.uuid, "-name", "peers", "-clock", "",
-		"-module", "/nonexistent/libftclock-qemu.so", "-domain-dir", p.dir, "-pid-file", pidFile, "-state", p.state)
+		"-module", "/nonexistent/libftclock-qemu.so", "-domain-dir", p.dir, "-pid-file", pidFile, "-state", p.state,
+		"-last-stops", filepath.Join(root, "stops"))
 	p.first.Env = append(os.Environ(), keeper.EnvFDs+"="+spawn.Ready+"=3")
 	p.first.ExtraFiles = []*os.File{theirs}
 	p.first.Stdout, p.first.Stderr = log, log
@@ -134,7 +134,7 @@ func startPair(t *testing.T) *pair {
 	if err != nil || string(line[:n]) != "ready\n" {
 		t.Fatalf("the shim says %q, %v\n%s", line[:n], err, p.logText())
 	}
-	if p.client, err = net.DialUnix("unix", nil, &net.UnixAddr{Name: filepath.Join(p.dir, shim.MonitorSocket), Net: "unix"}); err != nil {
+	if p.client, err = net.DialUnix("unix", nil, &net.UnixAddr{Name: filepath.Join(p.dir, control.MonitorSocket), Net: "unix"}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { p.client.Close() })
@@ -325,7 +325,7 @@ func catches(pid int, signal syscall.Signal) bool {
 func (p *pair) gone() {
 	p.t.Helper()
 	eventually(p.t, "the end of every process of the pair", func() bool { return len(p.processes()) == 0 })
-	if _, err := os.Stat(filepath.Join(p.dir, shim.MonitorSocket)); err == nil {
+	if _, err := os.Stat(filepath.Join(p.dir, control.MonitorSocket)); err == nil {
 		p.t.Error("the shim left its socket behind")
 	}
 	if _, err := os.Stat(filepath.Join(p.state, p.uuid)); err == nil {

@@ -1,0 +1,201 @@
+package shim
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"ftclock/clockpage"
+	"ftclock/control"
+	metadata "ftclock/xml-templates"
+)
+
+/*
+A guest's clock has to go on where the guest does: in another process after virsh restore, on another host after a
+migration, on the backup after a failover. What goes before it is an anchor, a reading of the guest's clock with the
+host's clocks of the same instant. It needn't be of the stop, which nobody could send ahead: while the guest ran, its
+clock ran with CLOCK_MONOTONIC_RAW, so that any earlier reading says what it read at any later time.
+
+Between two processes of one host, as long as it isn't booted anew, CLOCK_MONOTONIC_RAW carries the reading on, to
+microseconds. Between two hosts CLOCK_REALTIME does, as well as the two agree.
+*/
+
+// What the vCPUs of a guest whose QEMU hasn't read its clock yet can be told apart by: kvmclock before and after they
+// first run, and kvmclock from CLOCK_MONOTONIC_RAW, in ns and in ns a second. Measured; both are bounds.
+const (
+	startError = 200_000
+	startRate  = 300
+)
+
+// sleptSlack is what two figures of the host's sleep may differ by: they are differences of readings made one after the
+// other.
+const sleptSlack = 10 * time.Millisecond
+
+// instant is the host's clocks at one time, ns.
+type instant struct {
+	raw, real uint64
+	slept     uint64
+	error     uint64 // bound of what raw and real may be apart
+}
+
+// clock reads one of the kernel's clocks, ns; like all that the relay does for a message, without telling the scheduler.
+func clock(id int32) uint64 {
+	var t unix.Timespec
+	if _, _, errno := unix.RawSyscall(unix.SYS_CLOCK_GETTIME, uintptr(id), uintptr(unsafe.Pointer(&t)), 0); errno != 0 {
+		return 0 // no Linux that runs KVM refuses it; 0 means "not seen"
+	}
+	return uint64(t.Nano())
+}
+
+// readInstant reads the host's clocks; of several attempts the one that took least time counts.
+func readInstant() instant {
+	best := instant{error: 1 << 62}
+	for range 5 {
+		before := clock(unix.CLOCK_MONOTONIC_RAW)
+		real := clock(unix.CLOCK_REALTIME)
+		after := clock(unix.CLOCK_MONOTONIC_RAW)
+		if half := (after - before) / 2; half < best.error {
+			best = instant{raw: before + half, real: real, error: half + 1}
+		}
+	}
+	mono := clock(unix.CLOCK_MONOTONIC)
+	if boot := clock(unix.CLOCK_BOOTTIME); boot > mono {
+		best.slept = boot - mono
+	}
+	return best
+}
+
+// bootID tells this boot of this host from any other; "" where the kernel doesn't say.
+func bootID() string {
+	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(text))
+}
+
+// discipline is how well the host's CLOCK_REALTIME is kept.
+type discipline struct {
+	rate         int64  // ppb by which it runs faster than CLOCK_MONOTONIC_RAW
+	maxError     uint64 // ns
+	synchronised bool
+}
+
+// readDiscipline asks the kernel (adjtimex(2)); what can't be asked isn't synchronised.
+func readDiscipline() discipline {
+	var tx unix.Timex
+	state, err := adjtimex(&tx)
+	if err != nil {
+		return discipline{maxError: uint64(time.Second)}
+	}
+	return disciplined(&tx, state)
+}
+
+func disciplined(tx *unix.Timex, state int) discipline {
+	d := discipline{synchronised: state != unix.TIME_ERROR && tx.Status&unix.STA_UNSYNC == 0}
+	if tx.Maxerror > 0 {
+		d.maxError = uint64(tx.Maxerror) * 1000
+	}
+	// A tick is nominally 10000 us; freq is in 2^-16 ppm.
+	d.rate = (tx.Tick-10000)*100_000 + tx.Freq*1000/65536
+	return d
+}
+
+// here says whether an anchor's raw reading is good on this host now.
+func here(boot string, slept uint64, at instant) bool {
+	const slack = uint64(sleptSlack)
+	return boot != "" && boot == bootID() && slept < at.slept+slack && at.slept < slept+slack
+}
+
+// readAnchor gives what the guest's clock reads now, or will when its pause has been caught up.
+func (d *domain) readAnchor() (metadata.Anchor, error) {
+	d.mu.Lock()
+	page := d.page
+	d.mu.Unlock()
+	if page == nil {
+		return metadata.Anchor{}, errors.New("the module isn't loaded: `ftclock status` says why")
+	}
+	module, err := page.Anchor()
+	if err != nil {
+		return metadata.Anchor{}, err
+	}
+	at, host := readInstant(), readDiscipline()
+	a := metadata.Anchor{
+		Real: at.real, Raw: at.raw, Boot: bootID(), Slept: at.slept,
+		Rate: host.rate, HostError: host.maxError, Synchronised: host.synchronised,
+	}
+	switch first, err := page.Record(1); {
+	case module.Valid == 1:
+		a.Clock = module.Clock + (at.raw - module.Raw) + uint64(module.Steer)
+		a.Error = module.Error + at.error
+	case err == nil && page.Counts().Pauses == 1 && first.Event == clockpage.EventShort(clockpage.Start) && at.raw >= first.ContRaw:
+		// It has never been paused: since QEMU's start it has run from the value that QEMU gave it.
+		a.Clock = first.WentOn + (at.raw - first.ContRaw)
+		a.Error = startError + (at.raw-first.ContRaw)/1e9*startRate + at.error
+	default:
+		return metadata.Anchor{}, errors.New("its clock hasn't been read yet: the next pause does that, however short")
+	}
+	return a, a.Check()
+}
+
+// importAnchor gives the module the anchor of a state that is going to be loaded, or was given to a QEMU that waits for it.
+func (d *domain) importAnchor(a metadata.Anchor, event clockpage.Event) error {
+	if err := a.Check(); err != nil {
+		return err
+	}
+	at, host := readInstant(), readDiscipline()
+	v := clockpage.Import{Clock: a.Clock, Event: event, Any: 1, Error: a.Error + at.error}
+	if here(a.Boot, a.Slept, at) {
+		v.Leg, v.At = clockpage.LegRaw, a.Raw
+	} else {
+		v.Leg, v.At, v.Rate = clockpage.LegReal, a.Real, a.Rate
+		v.Error += a.HostError + host.maxError
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.page == nil {
+		return errors.New("the module isn't loaded: `ftclock status` says why")
+	}
+	d.page.SetImport(v)
+	d.log.Info().Stringer("event", event).Stringer("by", v.Leg).Uint64("error_ns", v.Error).Msg("anchor of an earlier process taken over")
+	if v.Leg == clockpage.LegReal && !(a.Synchronised && host.synchronised) && d.catchesUp(event) {
+		which := "this host's clock isn't"
+		if host.synchronised {
+			which = "the clock of the host that it comes from isn't"
+		} else if !a.Synchronised {
+			which = "neither host's clock is"
+		}
+		d.warn(fmt.Sprintf("the guest's clock goes on by CLOCK_REALTIME, but %s synchronised: it may be off by more than %v; run chrony on both hosts",
+			which, time.Duration(v.Error)))
+	}
+	return nil
+}
+
+// catchesUp says whether a state that is loaded is to be caught up. The caller holds d.mu.
+func (d *domain) catchesUp(event clockpage.Event) bool {
+	switch {
+	case d.policy == nil:
+		return false
+	case event == clockpage.Migrate:
+		return d.policy.Migrate.Do == metadata.CatchUp
+	}
+	return d.policy.Restore.Do == metadata.CatchUp
+}
+
+// cantCarryOn says why the time of a migration or a restore isn't caught up, if it was to be.
+func (d *domain) cantCarryOn(incoming string, err error) {
+	event := clockpage.Restore
+	if incoming == control.Migrated {
+		event = clockpage.Migrate
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.catchesUp(event) {
+		d.warn("the time that the guest was away isn't caught up: " + err.Error())
+	}
+}

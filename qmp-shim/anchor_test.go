@@ -1,0 +1,242 @@
+package shim
+
+import (
+	"encoding/binary"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+
+	"ftclock/clockpage"
+	"ftclock/control"
+	metadata "ftclock/xml-templates"
+)
+
+// Offsets in the page, of clockpage.h.
+const (
+	atCounts = 192
+	atAnchor = 384
+	atRecord = 512
+)
+
+// write puts 64-bit words into a page, as the module would.
+func write(t *testing.T, f io.WriterAt, at int64, words ...uint64) {
+	t.Helper()
+	b, err := binary.Append(nil, binary.LittleEndian, words)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt(b, at); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func testDomain(t *testing.T, clock string) *domain {
+	t.Helper()
+	d, err := newDomain(zerolog.New(io.Discard), memory{Clock: clock}, func(memory) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+const (
+	byDefault = `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`
+	restoring = `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"><ftclock:on event="restore" do="catch-up"/></ftclock:clock>`
+	holding   = `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"><ftclock:on event="migrate" do="hold"/></ftclock:clock>`
+)
+
+func TestAnchorIsReadFromTheModule(t *testing.T) {
+	d := testDomain(t, byDefault)
+	if _, err := d.readAnchor(); err == nil || !strings.Contains(err.Error(), "isn't loaded") {
+		t.Errorf("without a page: %v", err)
+	}
+	f, page := newPage(t, clockpage.Minor)
+	d.resume(page, true)
+	if _, err := d.readAnchor(); err == nil || !strings.Contains(err.Error(), "next pause") {
+		t.Errorf("without a pause: %v", err)
+	}
+
+	// Since a start 100 s ago, at which QEMU wrote 5 s.
+	raw := now() - 100e9
+	record := make([]uint64, 16)
+	record[1], record[3], record[5] = 1, 5e9, raw
+	record[13] = uint64(clockpage.Passed) | uint64(clockpage.First)<<16 | uint64(clockpage.Start)<<32
+	write(t, f, atRecord, record...)
+	write(t, f, atCounts, 1)
+	check := func(want, wantError uint64) {
+		t.Helper()
+		before := clock(unix.CLOCK_REALTIME)
+		a, err := d.readAnchor()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a.Clock-want-(a.Raw-raw) > 0 || a.Error < wantError || a.Error > wantError+uint64(time.Second) {
+			t.Errorf("the clock is %d, want %d; the error is %d, want at least %d", a.Clock, want+(a.Raw-raw), a.Error, wantError)
+		}
+		if a.Real < before || a.Real > before+uint64(time.Minute) || a.Boot == "" {
+			t.Errorf("the host's clocks: %+v", a)
+		}
+	}
+	check(5e9, startError+100*startRate)
+
+	// By its anchor of then, and 7 ns of steering.
+	write(t, f, atAnchor, 1<<32, 1, 77e9, raw, 0, 0, 7, 40)
+	write(t, f, atCounts, 300)
+	check(77e9+7, 40)
+
+	// A page that lies can't make an anchor that nobody takes.
+	write(t, f, atAnchor, 1<<32, 1, 1<<63, raw, 0, 0, 7, 40)
+	if a, err := d.readAnchor(); err == nil {
+		t.Errorf("read %+v", a)
+	}
+}
+
+func TestAnchorIsImported(t *testing.T) {
+	at := readInstant()
+	host := readDiscipline()
+	mine := metadata.Anchor{
+		Clock: 77e9, Real: at.real - 3e9, Raw: at.raw - 2e9, Boot: bootID(), Slept: at.slept, Rate: 1500, Error: 40,
+		HostError: 5000, Synchronised: true,
+	}
+	with := func(change func(*metadata.Anchor)) metadata.Anchor {
+		a := mine
+		change(&a)
+		return a
+	}
+	byReal := clockpage.Import{Leg: clockpage.LegReal, Clock: 77e9, At: mine.Real, Rate: 1500, Error: 5040 + host.maxError, Event: clockpage.Migrate, Any: 1}
+	for name, c := range map[string]struct {
+		clock   string
+		minor   uint32
+		anchor  metadata.Anchor
+		want    clockpage.Import
+		refused string
+		warned  bool
+	}{
+		"of this boot": {byDefault, clockpage.Minor, mine,
+			clockpage.Import{Leg: clockpage.LegRaw, Clock: 77e9, At: mine.Raw, Error: 40, Event: clockpage.Migrate, Any: 1}, "", false},
+		"of another host":         {byDefault, clockpage.Minor, with(func(a *metadata.Anchor) { a.Boot = "x" }), byReal, "", !host.synchronised},
+		"of one that says no id":  {byDefault, clockpage.Minor, with(func(a *metadata.Anchor) { a.Boot = "" }), byReal, "", !host.synchronised},
+		"of before a sleep":       {byDefault, clockpage.Minor, with(func(a *metadata.Anchor) { a.Slept += 20e6 }), byReal, "", !host.synchronised},
+		"of an unkept clock":      {byDefault, clockpage.Minor, with(func(a *metadata.Anchor) { a.Boot, a.Synchronised = "x", false }), byReal, "", true},
+		"of one that isn't used":  {holding, clockpage.Minor, with(func(a *metadata.Anchor) { a.Boot, a.Synchronised = "x", false }), byReal, "", false},
+		"that can't be":           {byDefault, clockpage.Minor, with(func(a *metadata.Anchor) { a.Real = 0 }), clockpage.Import{}, "can't be", false},
+		"into an older module":    {byDefault, 1, mine, clockpage.Import{}, "", false},
+		"without its module":      {byDefault, 0, mine, clockpage.Import{}, "isn't loaded", false},
+		"of a clock without time": {byDefault, clockpage.Minor, with(func(a *metadata.Anchor) { a.Clock = 1 << 63 }), clockpage.Import{}, "can't be", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := testDomain(t, c.clock)
+			_, page := newPage(t, c.minor)
+			if c.minor != 0 {
+				d.resume(page, true)
+			}
+			err := d.importAnchor(c.anchor, clockpage.Migrate)
+			if c.refused != "" {
+				if err == nil || !strings.Contains(err.Error(), c.refused) {
+					t.Errorf("refused with %v, want %s", err, c.refused)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := page.Import()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got.Leg != c.want.Leg || got.Clock != c.want.Clock || got.At != c.want.At || got.Rate != c.want.Rate || got.Event != c.want.Event || got.Any != c.want.Any ||
+				got.Error < c.want.Error || got.Error > c.want.Error+uint64(time.Second) {
+				t.Errorf("imported %+v, want %+v", got, c.want)
+			}
+			if warned := len(d.warnings) == 1 && strings.Contains(d.warnings[0], "synchronised"); warned != c.warned {
+				t.Errorf("warned: %q", d.warnings)
+			}
+		})
+	}
+}
+
+// Which reading a state is carried on by, of those that there are.
+func TestStateIsImported(t *testing.T) {
+	at := readInstant()
+	there := metadata.Anchor{Clock: 77e9, Real: at.real - 60e9, Boot: "x", Synchronised: true}
+	// The guest of the anchor, saved 50 s later; and an earlier state of it, or another's.
+	saved := lastStop{Saved: 127e9, Real: at.real - 10e9, Raw: at.raw - 10e9, Boot: bootID(), Slept: at.slept}
+	stale := lastStop{Saved: 20e9, Real: at.real - 50e9, Raw: at.raw - 50e9, Boot: bootID(), Slept: at.slept}
+	rebooted := saved
+	rebooted.Boot = "y"
+	const none = ^uint64(0)
+	for name, c := range map[string]struct {
+		clock, incoming string
+		anchor          *metadata.Anchor
+		stop            *lastStop
+		at              uint64
+		event           clockpage.Event
+		any             uint32
+		warning         string
+	}{
+		"a start":                             {restoring, "", nil, nil, none, 0, 0, ""},
+		"a start with an old anchor":          {restoring, "", &there, nil, none, 0, 0, ""},
+		"a snapshot, with an old anchor":      {restoring, "", &there, &stale, stale.Raw, clockpage.Restore, 0, ""},
+		"a snapshot":                          {restoring, "", nil, &saved, saved.Raw, clockpage.Restore, 0, ""},
+		"restored here":                       {restoring, control.Restored, &there, &saved, saved.Raw, clockpage.Restore, 1, ""},
+		"restored here, after a reboot":       {restoring, control.Restored, &there, &rebooted, saved.Real, clockpage.Restore, 1, ""},
+		"restored here, without an anchor":    {restoring, control.Restored, nil, &saved, saved.Raw, clockpage.Restore, 0, ""},
+		"restored from an older image":        {restoring, control.Restored, &there, &stale, there.Real, clockpage.Restore, 1, ""},
+		"restored from elsewhere":             {restoring, control.Restored, &there, nil, there.Real, clockpage.Restore, 1, ""},
+		"restored from elsewhere, unknown":    {restoring, control.Restored, nil, nil, none, 0, 0, "nothing is known of its stop"},
+		"restored from elsewhere, is held":    {byDefault, control.Restored, nil, nil, none, 0, 0, ""},
+		"migrated":                            {byDefault, control.Migrated, &there, &saved, there.Real, clockpage.Migrate, 1, ""},
+		"migrated without an anchor":          {byDefault, control.Migrated, nil, &saved, none, 0, 0, "no anchor came with it"},
+		"migrated without an anchor, is held": {holding, control.Migrated, nil, nil, none, 0, 0, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, page := newPage(t, clockpage.Minor)
+			s := &shim{Config: Config{UUID: "u", LastStops: t.TempDir(), Incoming: c.incoming, Anchor: c.anchor, Log: zerolog.New(io.Discard)}}
+			s.domain = testDomain(t, c.clock)
+			s.domain.resume(page, true)
+			if c.stop != nil {
+				if err := s.writeLastStop(*c.stop); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s.importState(page)
+			got, err := page.Import()
+			if err != nil {
+				got.At = none
+			}
+			if got.At != c.at || got.Event != c.event || got.Any != c.any {
+				t.Errorf("imported %+v", got)
+			}
+			said := strings.Join(s.domain.warnings, "; ")
+			if !readDiscipline().synchronised && strings.Contains(said, "this host's clock isn't synchronised") {
+				said = ""
+			}
+			if (c.warning == "") != (said == "") || !strings.Contains(said, c.warning) {
+				t.Errorf("warned %q", said)
+			}
+		})
+	}
+}
+
+func TestDisciplined(t *testing.T) {
+	for name, c := range map[string]struct {
+		tx    unix.Timex
+		state int
+		want  discipline
+	}{
+		"nominal":    {unix.Timex{Tick: 10000}, unix.TIME_OK, discipline{0, 0, true}},
+		"fast":       {unix.Timex{Tick: 10000, Freq: 20 << 16, Maxerror: 1500}, unix.TIME_OK, discipline{20_000, 1_500_000, true}},
+		"slow":       {unix.Timex{Tick: 9999, Freq: -(1 << 15)}, unix.TIME_OK, discipline{-100_500, 0, true}},
+		"unkept":     {unix.Timex{Tick: 10000, Status: unix.STA_UNSYNC}, unix.TIME_OK, discipline{0, 0, false}},
+		"error":      {unix.Timex{Tick: 10000, Maxerror: 16_000_000}, unix.TIME_ERROR, discipline{0, 16_000_000_000, false}},
+		"impossible": {unix.Timex{Tick: 10000, Maxerror: -1}, unix.TIME_OK, discipline{0, 0, true}},
+	} {
+		if got := disciplined(&c.tx, c.state); got != c.want {
+			t.Errorf("%s: %+v, want %+v", name, got, c.want)
+		}
+	}
+}

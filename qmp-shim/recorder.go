@@ -1,0 +1,148 @@
+package shim
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"ftclock/clockpage"
+	"ftclock/control"
+	"ftclock/record"
+)
+
+const (
+	// collectEvery is how often the record takes over what is new in the module's ring, while pauses come. A ring holds as
+	// many pauses as 500 a second make in that time; with more, it is sooner.
+	collectEvery = 500 * time.Millisecond
+	collectSoon  = clockpage.RingLen / 2
+)
+
+// A recorder keeps the domain's record. It has a goroutine of its own, so that neither a message nor a pause ever waits for
+// the disk. The module fills its ring by itself; a message of QEMU's is an occasion to look whether something is new in there.
+// If so, the ring is emptied now, and again after collectEvery until nothing was new. So nothing wakes up while nothing
+// happens. Pauses of which the monitor shows nothing wait in the ring for the next occasion.
+type recorder struct {
+	domain *domain
+	config record.Config
+	kick   chan struct{}
+	seen   atomic.Uint64 // pauses that were taken over
+	armed  atomic.Bool   // it will look again by itself
+
+	mu     sync.Mutex
+	writer *record.Writer
+	qemu   int // whose record writer keeps
+	ended  bool
+}
+
+func newRecorder(d *domain, c record.Config) *recorder {
+	c.Problem = func(err error) {
+		d.log.Warn().Err(err).Msg("the record of this clock isn't kept, the clock is all the same; mend the disk, and the record goes on by itself")
+	}
+	return &recorder{domain: d, config: c, kick: make(chan struct{}, 1)}
+}
+
+// wake has the recorder look, soon. It never waits.
+func (r *recorder) wake() {
+	if r == nil {
+		return
+	}
+	select {
+	case r.kick <- struct{}{}:
+	default:
+	}
+}
+
+// look wakes it if there are pauses that nobody is about to take over.
+func (r *recorder) look(page *clockpage.Page) {
+	if r == nil || page == nil {
+		return
+	}
+	if fresh := page.Counts().Pauses - r.seen.Load(); fresh != 0 && (!r.armed.Load() || fresh >= collectSoon) {
+		r.wake()
+	}
+}
+
+// run is the recorder's goroutine.
+func (r *recorder) run() {
+	timer := time.NewTimer(collectEvery)
+	timer.Stop()
+	for {
+		select {
+		case <-r.kick:
+		case <-timer.C:
+		}
+		r.armed.Store(true)
+		if r.collect() > 0 {
+			timer.Reset(collectEvery)
+			continue
+		}
+		r.armed.Store(false)
+		// What came since then was told to nobody.
+		if r.collect() > 0 {
+			r.armed.Store(true)
+			timer.Reset(collectEvery)
+		}
+	}
+}
+
+// collect takes over what is new, and gives how many pauses that were.
+func (r *recorder) collect() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.take()
+}
+
+// take is collect for a caller who holds r.mu.
+func (r *recorder) take() uint64 {
+	d := r.domain
+	d.mu.Lock()
+	page, qemu, state, why, reference := d.page, d.qemu, d.state, d.why, ""
+	if d.policy != nil {
+		reference = d.policy.Reference.String()
+	}
+	d.mu.Unlock()
+	if r.ended || state == control.Starting {
+		return 0
+	}
+	if r.writer == nil || r.qemu != qemu {
+		c := r.config
+		c.Run, c.Again = record.Run(qemu), r.writer != nil
+		r.writer, r.qemu = record.NewWriter(c), qemu
+	}
+	r.writer.SetState(state, why, reference)
+	if page == nil {
+		return 0
+	}
+	n := r.writer.Collect(page)
+	r.seen.Store(r.writer.Next() - 1)
+	return n
+}
+
+// status takes over what is new, writes it, and tells of the record; nil where none was begun.
+func (r *recorder) status() *control.RecordStatus {
+	if r == nil {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.take()
+	if r.writer == nil {
+		return nil
+	}
+	r.writer.Settle()
+	return r.writer.Status()
+}
+
+// end closes the record.
+func (r *recorder) end(why record.End) {
+	if r == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.take()
+	if r.writer != nil && !r.ended {
+		r.writer.End(why)
+	}
+	r.ended = true
+}

@@ -1,0 +1,73 @@
+package shim
+
+import (
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ftclock/clockpage"
+	metadata "ftclock/xml-templates"
+)
+
+// syncAge is how old an answer of adjtimex may be at a cont. It is asked again only then: where nothing passes, nothing
+// wakes up.
+const syncAge = 16 * time.Second
+
+// kernelBound is adjtimex's maxerror from which the kernel itself calls the clock unsynchronised (NTP_PHASE_LIMIT of
+// the kernel's include/linux/timex.h).
+const kernelBound = 16 * time.Second
+
+// hostSync is what was known last of how good the host's clock is.
+type hostSync struct {
+	asked          uint64 // CLOCK_MONOTONIC_RAW, ns; 0: never
+	unsynchronised bool
+	givenUp        uint64 // clockpage.Follow.GivenUp
+}
+
+// adjtimex asks the kernel; tests ask somebody else.
+var adjtimex = unix.Adjtimex
+
+// checkHost asks how good the host's clock is, if the answer is old, and tells the module; a guest that follows UTC goes
+// on following while it isn't synchronised: the kernel keeps the last frequency, which is no worse than none. The caller
+// holds d.mu, and d.page isn't nil.
+func (d *domain) checkHost(t uint64) {
+	if d.policy == nil || d.policy.Reference != metadata.UTC {
+		return
+	}
+	if d.host.asked != 0 && t-d.host.asked < uint64(syncAge) {
+		return
+	}
+	d.host.asked = t
+	var x unix.Timex
+	state, err := adjtimex(&x)
+	if err != nil {
+		d.warn("asking how good the host's clock is: " + err.Error())
+		return
+	}
+	kept := disciplined(&x, state)
+	bound, unsynchronised := time.Duration(kept.maxError), !kept.synchronised
+	host := clockpage.Host{AtRaw: t, Error: kept.maxError}
+	if !unsynchronised {
+		host.Synchronised = 1
+	}
+	d.page.SetHost(host)
+	if f, err := d.page.Follow(); err == nil && f.GivenUp != d.host.givenUp {
+		d.host.givenUp = f.GivenUp
+		d.warn(fmt.Sprintf("the host's clock was set by %v, or the guest was as far off it: the guest doesn't follow, and stays as far off UTC",
+			time.Duration(f.LastGiven)))
+	}
+	if unsynchronised == d.host.unsynchronised {
+		return
+	}
+	d.host.unsynchronised = unsynchronised
+	if !unsynchronised {
+		d.log.Info().Dur("bound_ms", bound).Msg("the host's clock is synchronised")
+		return
+	}
+	how := fmt.Sprintf("it may be off UTC by %v", bound)
+	if bound >= kernelBound {
+		how = "nobody knows by how much it is off UTC"
+	}
+	d.warn("the host's clock isn't synchronised, and the guest follows it: " + how + "; look after chrony, or what else keeps it")
+}
