@@ -17,10 +17,11 @@ import (
 // Exit codes.
 const (
 	exitOK = 0
-	// exitError: what was asked for couldn't be done, or wasn't understood.
-	exitError = 1
-	// exitProblem: the answer was given, and it is a bad one (a clock isn't corrected, a check found something).
-	exitProblem = 3
+	// exitProblem: the answer was given, and it is a bad one (a clock isn't corrected, a check found something). Monitoring
+	// plugins call it a warning.
+	exitProblem = 1
+	// exitError: what was asked for couldn't be done, or wasn't understood. Monitoring plugins call it unknown.
+	exitError = 3
 )
 
 // errProblem makes the exit code exitProblem; what is wrong has been printed.
@@ -38,8 +39,13 @@ type cli struct {
 	Disable  disableCmd  `cmd:"" help:"Leave a domain's clock to QEMU again."`
 	Attach   attachCmd   `cmd:"" help:"Serve a QEMU that libvirt didn't start."`
 	Detach   detachCmd   `cmd:"" help:"Leave such a QEMU's clock to it again."`
+	Anchor   anchorCmd   `cmd:"" help:"Hand a guest's clock on to the host or process that goes on with the guest."`
 	Status   statusCmd   `cmd:"" help:"Show how the domains' clocks are kept."`
+	Watch    watchCmd    `cmd:"" help:"Show the same live, on the whole screen."`
+	Report   reportCmd   `cmd:"" help:"Tell what became of a domain's clock, for people who have to prove it."`
 	Doctor   doctorCmd   `cmd:"" help:"Look this host over for what ftclock needs."`
+	Verify   verifyCmd   `cmd:"" help:"Pause a running domain a few times, and say whether its clock holds."`
+	Exporter exporterCmd `cmd:"" help:"Serve metrics for Prometheus."`
 	Exercise exerciseCmd `cmd:"" help:"Pause and resume a running domain as a checkpoint engine does."`
 	// Versions can't be called Version, which is the flag's.
 	Versions versionCmd `cmd:"" name:"version" help:"Show the versions of ftclock and of its parts."`
@@ -48,15 +54,16 @@ type cli struct {
 // program is what a command gets to work with.
 type program struct {
 	*ui
-	ctx context.Context // ends when the operator interrupts
-	uri string          // as given with --connect
+	stdin io.Reader
+	ctx   context.Context // ends when the operator interrupts
+	uri   string          // as given with --connect
 }
 
 // exit is what kong's asking for the end becomes.
 type exit int
 
 // run is the whole program but for the exit.
-func run(args []string, _ io.Reader, stdout, stderr io.Writer) (code int) {
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) (code int) {
 	u := newUI(stdout, stderr)
 	defer func() {
 		if e, ok := recover().(exit); ok {
@@ -76,6 +83,7 @@ func run(args []string, _ io.Reader, stdout, stderr io.Writer) (code int) {
 	if err != nil {
 		panic(err) // a mistake in the tags above
 	}
+	completeLine(parser)
 	if len(args) == 0 {
 		args = []string{"--help"}
 	}
@@ -85,7 +93,7 @@ func run(args []string, _ io.Reader, stdout, stderr io.Writer) (code int) {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	return u.fail(command.Run(&program{ui: u, ctx: ctx, uri: c.Connect}))
+	return u.fail(command.Run(&program{ui: u, stdin: stdin, ctx: ctx, uri: c.Connect}))
 }
 
 // explainUsage adds where help is found to what kong says.

@@ -9,7 +9,7 @@ import (
 )
 
 type disableCmd struct {
-	Domain string `arg:"" help:"Name, UUID or id."`
+	Domain string `arg:"" predictor:"domain" help:"Name, UUID or id."`
 	Live   bool   `help:"Leave the clock of the running domain alone from now on, too. On this host only."`
 }
 

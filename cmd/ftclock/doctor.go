@@ -22,7 +22,7 @@ type doctorCmd struct{}
 
 func (doctorCmd) Help() string {
 	return "A line for each thing that ftclock needs: ok, warn (something doesn't work, or not as well) or bad (ftclock " +
-		"doesn't work), with what mends it below. Exit code 3 says that something is bad."
+		"doesn't work), with what mends it below. Exit code 1 says that something is bad."
 }
 
 // grade is how a finding is.
@@ -389,8 +389,7 @@ func (x examined) checkAppArmor() finding {
 		return finding{good, "AppArmor is off", ""}
 	}
 	return finding{good, "AppArmor is on",
-		"it needs: hook and shim in /usr/sbin; in /etc/apparmor.d/abstractions/libvirt-qemu or its local/: the module, mr; " +
-			"in libvirtd's profile: ptrace (read, trace) peer=libvirt-*"}
+		"libvirt's profiles allow ftclock in /usr/sbin and /usr/lib, where its packages are (make install PREFIX=/usr)"}
 }
 
 func (x examined) checkSELinux() finding {
@@ -400,7 +399,8 @@ func (x examined) checkSELinux() finding {
 		return finding{good, "SELinux is off", ""}
 	case enforcing == "1":
 		return finding{good, "SELinux is enforcing",
-			"it needs: the module with the type lib_t (restorecon), virtd_t may ptrace svirt_t; LD_PRELOAD (enable --preload) doesn't hold"}
+			"it needs: semodule -i /usr/share/selinux/packages/ftclock.pp; restorecon -v /usr/sbin/ftclock-shim; " +
+				"LD_PRELOAD (enable --preload) doesn't hold"}
 	}
 	return finding{good, "SELinux is permissive", ""}
 }

@@ -14,7 +14,7 @@ import (
 )
 
 type enableCmd struct {
-	Domain          string  `arg:"" help:"Name, UUID or id."`
+	Domain          string  `arg:"" predictor:"domain" help:"Name, UUID or id."`
 	Live            bool    `help:"Serve the running domain from now on, too. On this host only."`
 	Preload         bool    `help:"Have QEMU's dynamic linker load the module (LD_PRELOAD), for hosts that forbid ptrace."`
 	Reference       *string `enum:"raw,utc" placeholder:"raw|utc" help:"The host's clock that the guest follows: raw, as if it were never paused, or utc (raw)."`

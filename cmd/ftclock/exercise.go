@@ -17,7 +17,7 @@ import (
 )
 
 type exerciseCmd struct {
-	Domain string  `arg:"" help:"Name, UUID or id."`
+	Domain string  `arg:"" predictor:"domain" help:"Name, UUID or id."`
 	Rate   float64 `required:"" placeholder:"HZ" help:"Pauses a second."`
 	Pause  float64 `required:"" placeholder:"MS" help:"Length of a pause in ms."`
 	Count  int     `required:"" placeholder:"N" help:"Number of pauses."`
@@ -53,16 +53,11 @@ func (c *exerciseCmd) Run(p *program) error {
 		return err
 	}
 	defer h.close()
-	d, err := h.find(c.Domain)
+	d, err := h.findRunning(c.Domain)
 	if err != nil {
 		return err
 	}
 	defer d.free()
-	if state, _, err := d.GetState(); err != nil {
-		return fmt.Errorf("asking for the state of %s: %w", d.name, err)
-	} else if state != libvirt.DOMAIN_RUNNING && state != libvirt.DOMAIN_BLOCKED {
-		return hinted(fmt.Errorf("%s isn't running", d.name), fmt.Sprintf("`virsh start %s`, or `virsh resume %[1]s` if it is paused", shellWord(d.name)))
-	}
 
 	watch := newWatcher(d.uuid, isLocal(h.uri) || h.isTest())
 	bar := c.bar(p.ui, d.name)

@@ -83,8 +83,8 @@ func TestEnableAndDisable(t *testing.T) {
 	if got := policy(); got == nil || *got != want {
 		t.Fatalf("got %+v, want %+v", got, want)
 	}
-	wantRun(t, "DOMAIN  STATE    METHOD  PAUSES  CAUGHT UP  LAST RESIDUAL  WORST  SINCE\n"+
-		"test    pending  -            -          -              -      -  -\n"+
+	wantRun(t, "DOMAIN  STATE    METHOD  PAUSES  LOST IN ALL  LAST RESIDUAL  WORST  SINCE\n"+
+		"test    pending  -            -            -              -      -  -\n"+
 		"test: enabled while it ran: its next start is corrected, `ftclock enable --live test` doesn't wait\n", "", 0, "status")
 
 	wantRun(t, "test: disabled in its definition\n", "", 0, "disable", mockDomain)

@@ -17,6 +17,7 @@ import (
 	"ftclock/attach"
 	"ftclock/control"
 	"ftclock/spawn"
+	"ftclock/unit"
 	"ftclock/xml-templates"
 )
 
@@ -149,7 +150,7 @@ const startTime = time.Minute
 func (l *live) start(p *program, clock string) error {
 	ctx, cancel := context.WithTimeout(p.ctx, startTime)
 	defer cancel()
-	err := spawn.Start(ctx, spawn.Options{
+	err := unit.Start(ctx, spawn.Options{
 		UUID: l.domain.uuid, Name: l.domain.name, Clock: clock, PID: l.pid, Module: l.module,
 	})
 	if err != nil {

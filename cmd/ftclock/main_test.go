@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"net"
 	"os"
 	"os/exec"
@@ -12,19 +13,27 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"ftclock/control"
+	"ftclock/record"
+	"ftclock/test/history"
+	metadata "ftclock/xml-templates"
 )
 
 // shimsVariable tells the program under test where its script's fake shims are.
 const shimsVariable = "SHIMS"
 
+// recordsName is where in there its records are: no shim's directory has such a name.
+const recordsName = ".records"
+
 func TestMain(m *testing.M) {
 	testscript.Main(leakCheck{m}, map[string]func(){
 		"ftclock": func() {
 			shims = os.Getenv(shimsVariable)
+			records = filepath.Join(shims, recordsName)
 			main()
 		},
 	})
@@ -72,12 +81,15 @@ func TestScripts(t *testing.T) {
 			e.Setenv(shimsVariable, dir)
 			e.Setenv("LIBVIRT_DEFAULT_URI", "test:///default")
 			e.Setenv("TZ", "UTC")
+			e.Setenv("RECORDS", filepath.Join(dir, recordsName))
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"fakeshim": cmdFakeShim,
 			"deadshim": cmdDeadShim,
 			"exits":    cmdExits,
+			"record":   cmdRecord,
+			"newer":    cmdNewer,
 		},
 	})
 }
@@ -92,6 +104,34 @@ func cmdFakeShim(ts *testscript.TestScript, neg bool, args []string) {
 	f, err := startFakeShim(ts.Getenv(shimsVariable), status)
 	ts.Check(err)
 	ts.Defer(f.stop)
+}
+
+// cmdRecord (record NAME UUID) makes a record of half an hour, one pause a second, from 2026-11-23 09:00 UTC on. In the
+// middle nobody looked for ten minutes.
+func cmdRecord(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: record NAME UUID")
+	}
+	h := history.New(filepath.Join(ts.Getenv(shimsVariable), recordsName), args[1], args[0], time.Date(2026, 11, 23, 9, 0, 0, 0, time.UTC), "raw")
+	h.Minutes(10, 60)
+	h.Unseen(600, time.Second)
+	h.Look()
+	h.Minutes(10, 60)
+	h.End(record.EndQEMU)
+}
+
+// cmdNewer (newer FILE) replaces a file of a record by one of a version to come.
+func cmdNewer(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: newer FILE")
+	}
+	text := []byte(`{"kind":"head","format":"ftclock-record","version":999,"holds":"timeline","uuid":"77777777-f6a4-8304-79aa-97f2502e193f"}`)
+	sum := crc32.Checksum(text, crc32.MakeTable(crc32.Castagnoli))
+	ts.Check(os.WriteFile(args[0], fmt.Appendf(nil, "%08x %s\nwhat only it understands\n", sum, text), 0o600))
+	opened := filepath.Join(filepath.Dir(args[0]), "open.log")
+	if err := os.Remove(opened); !errors.Is(err, os.ErrNotExist) {
+		ts.Check(err)
+	}
 }
 
 // cmdDeadShim (deadshim NAME UUID) leaves the directory of a shim that doesn't live.
@@ -173,6 +213,13 @@ func (f *fakeShim) answer(request control.Request) control.Answer {
 		return control.Answer{Status: &status}
 	case "policy":
 		f.status.Clock = request.Clock
+		return control.Answer{}
+	case "anchor":
+		return control.Answer{Anchor: &metadata.Anchor{Clock: 77e9, Real: 1700000000e9, Raw: 88e9, Boot: "fake", Rate: -1500, Error: 150, HostError: 2000, Synchronised: true}}
+	case "import":
+		if f.status.State == control.Uncorrected {
+			return control.Answer{Error: "the module isn't loaded"}
+		}
 		return control.Answer{}
 	}
 	return control.Answer{Error: "the fake doesn't know " + request.Do}

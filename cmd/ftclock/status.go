@@ -16,14 +16,14 @@ import (
 )
 
 type statusCmd struct {
-	Domain  string `arg:"" optional:"" help:"Name, UUID or id; all domains of ftclock's without it."`
+	Domain  string `arg:"" predictor:"domain" optional:"" help:"Name, UUID or id; all domains of ftclock's without it."`
 	Format  string `enum:"table,json" default:"table" placeholder:"table|json" help:"table, or json for other programs."`
 	Records int    `placeholder:"N" help:"Show the newest N pauses as well (at most 256)."`
 }
 
 func (statusCmd) Help() string {
-	return "Exit code 3 says that a running domain's clock isn't corrected, that a shim is gone, or that shim and module " +
-		"disagreed about a pause."
+	return "Exit code 1 says that a running domain's clock isn't corrected, that a shim is gone, or that shim and module " +
+		"disagreed about a pause; 3, that it couldn't be asked."
 }
 
 // States that no shim tells of.
@@ -42,7 +42,7 @@ type entry struct {
 	mute bool // no shim said any of this
 }
 
-// bad tells whether the domain is what exit code 3 is for.
+// bad tells whether the domain is what exit code 1 is for.
 func (e entry) bad() bool {
 	switch e.State {
 	case control.Uncorrected, gone, unmanaged, unknown:
@@ -112,14 +112,30 @@ type found struct {
 // managed lists libvirt's domains with our metadata, by UUID, and with them the one that was asked for, whatever it
 // is. nil: libvirt can't be asked, which is no error, as the shims can.
 func (c *statusCmd) managed(p *program) (map[string]found, error) {
-	h, err := connect(p.uri)
+	known, err := c.askLibvirt(p.uri)
+	var refused *unreachable
+	if errors.As(err, &refused) {
+		p.warn("%s; only domains with a shim are shown", sayError(refused.err))
+		return nil, nil
+	}
+	return known, err
+}
+
+// unreachable is libvirt's own error at connecting.
+type unreachable struct{ err error }
+
+func (u *unreachable) Error() string { return u.err.Error() }
+func (u *unreachable) Unwrap() error { return u.err }
+
+// askLibvirt is managed for those who say themselves what it means that libvirt is unreachable.
+func (c *statusCmd) askLibvirt(uri string) (map[string]found, error) {
+	h, err := connect(uri)
 	if err != nil {
 		var lv libvirt.Error
-		if !errors.As(err, &lv) {
-			return nil, err
+		if errors.As(err, &lv) {
+			return nil, &unreachable{err}
 		}
-		p.warn("%s; only domains with a shim are shown", sayError(err))
-		return nil, nil
+		return nil, err
 	}
 	defer h.close()
 	if !h.isTest() {

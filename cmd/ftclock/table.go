@@ -65,7 +65,7 @@ func shorten(s string, width int) string {
 }
 
 var statusColumns = []column{
-	{"DOMAIN", false}, {"STATE", false}, {"METHOD", false}, {"PAUSES", true}, {"CAUGHT UP", true},
+	{"DOMAIN", false}, {"STATE", false}, {"METHOD", false}, {"PAUSES", true}, {"LOST IN ALL", true},
 	{"LAST RESIDUAL", true}, {"WORST", true}, {"SINCE", false},
 }
 
@@ -124,7 +124,7 @@ func statusRow(e entry, now time.Time) []string {
 		method = "-"
 	}
 	return []string{
-		name, string(e.State), method, strconv.FormatUint(e.Pauses, 10), sayNS(e.CaughtUp), last, sayNS(e.WorstResidual),
+		name, string(e.State), method, strconv.FormatUint(e.Pauses, 10), sayNS(e.CaughtUp + e.HeldTime), last, sayNS(e.WorstResidual),
 		since(e.Since, now),
 	}
 }
@@ -141,6 +141,9 @@ func remarks(e entry) []string {
 			line += ", last: " + oneLine(e.LastDisagreement)
 		}
 		lines = append(lines, line)
+	}
+	if e.Kept != nil && e.Kept.Problem != "" {
+		lines = append(lines, "its record isn't kept: "+oneLine(e.Kept.Problem)+"; mend the disk, and it goes on by itself")
 	}
 	for _, w := range e.Warnings {
 		lines = append(lines, "warning: "+oneLine(w))
@@ -189,11 +192,16 @@ func details(e entry, state string) [][2]string {
 		{"since", e.Since.Local().Format("2006-01-02 15:04:05 MST")},
 		{"processes", fmt.Sprintf("QEMU %d, shim %d (%s)", e.QEMU, e.Shim, oneLine(e.Version))},
 		{"pauses", pausesInAll(e.Status)},
+		{"lost in all", sayNS(e.CaughtUp + e.HeldTime)},
 		{"caught up", sayNS(e.CaughtUp)},
 		{"held", sayNS(e.HeldTime)},
 		{"worst residual", sayNS(e.WorstResidual)},
 		{"worst cost", sayNS(e.WorstCost)},
 		{"anchor", anchor},
+	}
+	if k := e.Kept; k != nil {
+		lines = append(lines, [2]string{"record", fmt.Sprintf("%s in %s, %s missed", count(k.Pauses, "pause"), oneLine(k.Path), strconv.FormatUint(k.Missed, 10))},
+			[2]string{"host's clock", sayHostClock(k.Host)})
 	}
 	for _, doubt := range []struct {
 		name string
@@ -206,6 +214,16 @@ func details(e entry, state string) [][2]string {
 		}
 	}
 	return lines
+}
+
+func sayHostClock(h control.HostClock) string {
+	switch {
+	case h.Samples == 0:
+		return "not known"
+	case !h.Synchronised:
+		return "not synchronised"
+	}
+	return fmt.Sprintf("synchronised, off by at most %s", sayNS(uint64(max(h.MaximumError, 0))))
 }
 
 func loadedBy(method string) string {

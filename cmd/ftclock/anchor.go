@@ -1,0 +1,273 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"libvirt.org/go/libvirt"
+
+	"ftclock/control"
+	"ftclock/xml-templates"
+)
+
+// anchorCmd hands a guest's clock on to the host or the process that goes on with the guest.
+type anchorCmd struct {
+	Show    anchorShowCmd    `cmd:"" help:"Show what a guest's clock reads, and how well that is known."`
+	Export  anchorExportCmd  `cmd:"" help:"Print the same for \"ftclock anchor import\" on another host."`
+	Import  anchorImportCmd  `cmd:"" help:"Have the state that a QEMU is about to load caught up."`
+	Publish anchorPublishCmd `cmd:"" help:"Write the anchors of running domains into their live metadata, with which libvirt carries them on."`
+}
+
+// exported is an anchor between two hosts.
+type exported struct {
+	Version int    `json:"ftclock_anchor"`
+	Domain  string `json:"domain"`
+	UUID    string `json:"uuid"`
+	metadata.Anchor
+}
+
+// exportVersion is raised when a reader that doesn't know better would go wrong.
+const exportVersion = 1
+
+// maxExport bounds what is read, in bytes.
+const maxExport = 64 << 10
+
+// servedDomain finds the shim of a domain, by its name or UUID, or by the pid of a QEMU that `ftclock attach` serves. libvirt
+// isn't needed for it.
+func servedDomain(name string) (control.Info, error) {
+	infos, err := control.List(shims)
+	var found []control.Info
+	for _, i := range infos {
+		if i.UUID == name || i.Name == name || isNumber(name) && strings.HasPrefix(i.UUID, "pid-"+name+"-") {
+			found = append(found, i)
+		}
+	}
+	switch {
+	case len(found) == 1:
+		return found[0], nil
+	case len(found) > 1:
+		return control.Info{}, hinted(fmt.Errorf("%d shims serve a domain %q", len(found), name), "give its UUID, or QEMU's pid")
+	case err != nil:
+		return control.Info{}, err
+	}
+	return control.Info{}, hinted(fmt.Errorf("no shim serves a domain %q", name), "`ftclock status` shows those that are served")
+}
+
+func isNumber(s string) bool {
+	_, err := strconv.ParseUint(s, 10, 31)
+	return err == nil
+}
+
+// askAnchor asks the shim of a UUID. What the shim itself says against it is a *notNowError.
+func askAnchor(uuid string) (metadata.Anchor, error) {
+	answer, err := control.Ask(shims, uuid, control.Request{Do: "anchor"})
+	switch {
+	case noShim(err):
+		return metadata.Anchor{}, err
+	case err != nil:
+		return metadata.Anchor{}, &notNowError{err}
+	case answer.Anchor == nil:
+		return metadata.Anchor{}, errors.New("its shim answers without one")
+	}
+	return *answer.Anchor, answer.Anchor.Check()
+}
+
+// servedAnchor finds a domain as servedDomain does, and asks its shim.
+func servedAnchor(name string) (i control.Info, a metadata.Anchor, err error) {
+	if i, err = servedDomain(name); err != nil {
+		return i, a, err
+	}
+	if a, err = askAnchor(i.UUID); err != nil {
+		err = fmt.Errorf("reading the anchor of %s: %w", i.Name, err)
+	}
+	return i, a, err
+}
+
+type anchorShowCmd struct {
+	Domain string `arg:"" help:"Name or UUID, or the pid of a QEMU that libvirt didn't start."`
+}
+
+func (c *anchorShowCmd) Run(p *program) error {
+	i, a, err := servedAnchor(c.Domain)
+	if err != nil {
+		return err
+	}
+	p.printf("domain           %s (%s)\n", oneLine(i.Name), oneLine(i.UUID))
+	p.printf("guest's clock    %v\n", time.Duration(a.Clock))
+	p.printf("at               %s\n", time.Unix(0, int64(a.Real)).UTC().Format("2006-01-02 15:04:05.000000000 UTC"))
+	p.printf("known to         %v\n", time.Duration(a.Error))
+	p.printf("host's rate      %.3f ppm\n", float64(a.Rate)/1000)
+	if a.Synchronised {
+		p.printf("host's clock     synchronised, to %v\n", time.Duration(a.HostError))
+	} else {
+		p.printf("host's clock     not synchronised\n")
+	}
+	return nil
+}
+
+type anchorExportCmd struct {
+	Domain string `arg:"" help:"Name or UUID, or the pid of a QEMU that libvirt didn't start."`
+}
+
+func (anchorExportCmd) Help() string {
+	return "ftclock anchor export DOMAIN | ssh BACKUP ftclock anchor import DOMAIN"
+}
+
+func (c *anchorExportCmd) Run(p *program) error {
+	i, a, err := servedAnchor(c.Domain)
+	if err != nil {
+		return err
+	}
+	text, err := json.Marshal(exported{exportVersion, i.Name, i.UUID, a})
+	if err != nil {
+		return err
+	}
+	p.printf("%s\n", text)
+	return nil
+}
+
+type anchorImportCmd struct {
+	Domain string `arg:"" help:"Name or UUID, or the pid of a QEMU that libvirt didn't start."`
+	File   string `arg:"" optional:"" default:"-" help:"What \"ftclock anchor export\" printed; - is the standard input."`
+}
+
+func (anchorImportCmd) Help() string {
+	return "The next state that this QEMU loads is then caught up by the domain's rule for a migration. An anchor is used once; a " +
+		"fresh one replaces it."
+}
+
+func (c *anchorImportCmd) Run(p *program) error {
+	i, err := servedDomain(c.Domain)
+	if err != nil {
+		return err
+	}
+	in := p.stdin
+	name := "the standard input"
+	if c.File != "-" {
+		f, err := os.Open(c.File)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		in, name = f, c.File
+	}
+	a, err := readExport(in)
+	if err != nil {
+		return hinted(fmt.Errorf("reading an anchor from %s: %w", name, err), "`ftclock anchor export DOMAIN` prints one")
+	}
+	if _, err := control.Ask(shims, i.UUID, control.Request{Do: "import", Anchor: &a.Anchor}); err != nil {
+		return fmt.Errorf("giving %s the anchor of %s: %w", i.Name, a.Domain, err)
+	}
+	p.printf("%s: the next state that it loads goes on from what the clock of %s read at %s\n", oneLine(i.Name), oneLine(a.Domain),
+		time.Unix(0, int64(a.Real)).UTC().Format("2006-01-02 15:04:05.000000 UTC"))
+	return nil
+}
+
+func readExport(in io.Reader) (exported, error) {
+	var a exported
+	text, err := io.ReadAll(io.LimitReader(in, maxExport+1))
+	if err != nil {
+		return a, err
+	}
+	if len(text) > maxExport {
+		return a, fmt.Errorf("it is longer than %d bytes", maxExport)
+	}
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	if err := decoder.Decode(&a); err != nil {
+		return a, errors.New("it isn't one")
+	}
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
+		return a, errors.New("there is more than one")
+	}
+	if a.Version != exportVersion {
+		return a, fmt.Errorf("it has version %d, and this program knows %d", a.Version, exportVersion)
+	}
+	return a, a.Check()
+}
+
+type anchorPublishCmd struct {
+	Domains []string `arg:"" optional:"" name:"domain" help:"Names, UUIDs or ids; all running domains that are served without one."`
+}
+
+func (anchorPublishCmd) Help() string {
+	return "A migration or a restored image goes on from the last anchor that was published. ftclock-anchor.timer does it every minute."
+}
+
+func (c *anchorPublishCmd) Run(p *program) error {
+	names := c.Domains
+	if len(names) == 0 {
+		infos, err := control.List(shims)
+		if err != nil {
+			p.warn("%v", err)
+		}
+		for _, i := range infos {
+			if isUUID(i.UUID) { // libvirt doesn't know the others
+				names = append(names, i.UUID)
+			}
+		}
+		if len(names) == 0 {
+			return nil // a libvirtd that is started by its socket, and ended when nobody asks, isn't woken up each minute
+		}
+	}
+	h, err := connect(p.uri)
+	if err != nil {
+		return err
+	}
+	defer h.close()
+	if err := checkLocal(h, "publishing an anchor"); err != nil {
+		return err
+	}
+	bad := false
+	for _, name := range names {
+		if err := publish(h, name); err != nil {
+			// Without a pause there is nothing to publish yet: no fault of a domain's that wasn't asked for.
+			var later *notNowError
+			if len(c.Domains) == 0 && errors.As(err, &later) {
+				continue
+			}
+			p.warn("%v", err)
+			bad = true
+		}
+	}
+	if bad {
+		return errProblem
+	}
+	return nil
+}
+
+// notNowError: a domain has no anchor now, and may have one later.
+type notNowError struct{ error }
+
+func (e *notNowError) Unwrap() error { return e.error }
+
+// publish writes the anchor of one domain into its live metadata.
+func publish(h *host, name string) error {
+	d, err := h.find(name)
+	if err != nil {
+		return err
+	}
+	defer d.free()
+	state, _, err := d.GetState()
+	if err != nil {
+		return fmt.Errorf("asking for the state of %s: %w", d.name, err)
+	}
+	if state != libvirt.DOMAIN_RUNNING {
+		return &notNowError{fmt.Errorf("publishing the anchor of %s: it isn't running", d.name)}
+	}
+	a, err := askAnchor(d.uuid)
+	if err == nil {
+		err = d.SetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, a.XML(), metadata.AnchorPrefix, metadata.AnchorNamespace,
+			libvirt.DOMAIN_AFFECT_LIVE)
+	}
+	if err != nil {
+		return fmt.Errorf("publishing the anchor of %s: %w", d.name, err)
+	}
+	return nil
+}

@@ -1,0 +1,268 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"ftclock/control"
+	"ftclock/record"
+)
+
+type exporterCmd struct {
+	Listen string `default:"127.0.0.1:9989" placeholder:"ADDRESS:PORT" help:"Where to answer. Default: 127.0.0.1:9989, loopback alone."`
+}
+
+func (exporterCmd) Help() string {
+	return "Serves /metrics for Prometheus: what each shim on this host knows of its domain's clock. docs/record.md lists the " +
+		"metrics. It needs no libvirt, and must be root to ask the shims."
+}
+
+func (c *exporterCmd) Run(p *program) error {
+	listener, err := net.Listen("tcp", c.Listen)
+	if err != nil {
+		return hinted(fmt.Errorf("listening for Prometheus: %w", err), "give a free port with --listen ADDRESS:PORT")
+	}
+	if a, ok := listener.Addr().(*net.TCPAddr); ok && !a.IP.IsLoopback() {
+		p.warn("%s can be reached from elsewhere, and there is no password: see to it that only Prometheus can", a)
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(&collector{dir: shims}, collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{
+		ErrorHandling: promhttp.ContinueOnError, Registry: registry, MaxRequestsInFlight: 4,
+	}))
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		fmt.Fprint(w, `<!DOCTYPE html><title>ftclock</title><p><a href="/metrics">metrics</a> of the guests' clocks`)
+	})
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute}
+	stop := context.AfterFunc(p.ctx, func() {
+		last, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		_ = server.Shutdown(last)
+	})
+	defer stop()
+	p.printf("serving http://%s/metrics\n", listener.Addr())
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving metrics: %w", err)
+	}
+	return nil
+}
+
+// shimWait bounds how long a scrape waits for one shim: Prometheus gives up a scrape after ten seconds.
+const shimWait = 5 * time.Second
+
+// maxAsked bounds how many shims are asked at the same time.
+const maxAsked = 16
+
+// collector asks the shims whenever Prometheus asks it.
+type collector struct{ dir string }
+
+// metric describes one kind of metric that each domain has.
+type metric struct {
+	desc  *prometheus.Desc
+	kind  prometheus.ValueType
+	value func(s *control.Status) (v float64, known bool)
+}
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("ftclock_"+name, help, append([]string{"domain", "uuid"}, labels...), nil)
+}
+
+func hostDesc(name, help string) *prometheus.Desc {
+	return prometheus.NewDesc("ftclock_"+name, help, nil, nil)
+}
+
+func counter(name, help string, value func(s *control.Status) uint64) metric {
+	return metric{desc(name, help), prometheus.CounterValue, func(s *control.Status) (float64, bool) { return float64(value(s)), true }}
+}
+
+func gauge(name, help string, value func(s *control.Status) (float64, bool)) metric {
+	return metric{desc(name, help), prometheus.GaugeValue, value}
+}
+
+const ns = 1e-9
+
+func last(s *control.Status) *control.Record {
+	if n := len(s.Records); n > 0 {
+		return &s.Records[n-1]
+	}
+	return nil
+}
+
+// metrics are those of a domain whose shim answers. Counters begin anew with each QEMU.
+var metrics = []metric{
+	{desc("caught_up_seconds_total", "Time that pauses took and that the guest's clock was given back."), prometheus.CounterValue,
+		func(s *control.Status) (float64, bool) { return float64(s.CaughtUp) * ns, true }},
+	{desc("held_seconds_total", "Time that pauses took and that the guest's clock wasn't given back, as the policy or a limit says."),
+		prometheus.CounterValue, func(s *control.Status) (float64, bool) { return float64(s.HeldTime) * ns, true }},
+	counter("over_limit_pauses_total", "Pauses that were held because they were longer than the limit of their event.",
+		func(s *control.Status) uint64 { return s.OverLimit }),
+	counter("reanchored_total", "Anchors that were given up because the running clock had been set by somebody else.",
+		func(s *control.Status) uint64 { return s.Reanchored }),
+	counter("orders_total", "Pauses for which the shim's order was followed.", func(s *control.Status) uint64 { return s.Orders }),
+	counter("stale_orders_total", "Orders of the shim that came for another pause.", func(s *control.Status) uint64 { return s.StaleOrders }),
+	counter("unseen_calls_total", "Calls to the kernel's clock that met another one and were passed through.",
+		func(s *control.Status) uint64 { return s.Busy }),
+	counter("disagreements_total", "Pauses that the module measured outside the bounds that the monitor showed.",
+		func(s *control.Status) uint64 { return s.Disagreements }),
+	counter("shim_workers_total", "Workers of the shim that there were; each but the first took over from one that died.",
+		func(s *control.Status) uint64 { return s.Workers }),
+	gauge("last_residual_seconds", "The kernel's clock less the anchor at the last stop: how far the guest's clock was off.",
+		func(s *control.Status) (float64, bool) {
+			if r := last(s); r != nil {
+				return float64(r.ResidualStop) * ns, true
+			}
+			return 0, false
+		}),
+	gauge("last_pause_timestamp_seconds", "When the last pause ended.", func(s *control.Status) (float64, bool) {
+		if r := last(s); r != nil {
+			return float64(r.ContReal) * ns, true
+		}
+		return 0, false
+	}),
+	gauge("worst_residual_seconds", "The largest residual since the module was loaded, without its sign.",
+		func(s *control.Status) (float64, bool) { return float64(s.WorstResidual) * ns, true }),
+	gauge("worst_cost_seconds", "The longest time that the module took at a cont.",
+		func(s *control.Status) (float64, bool) { return float64(s.WorstCost) * ns, true }),
+	gauge("anchor_error_seconds", "Bound of the anchor's own error.",
+		func(s *control.Status) (float64, bool) { return float64(s.Anchor.Error) * ns, s.Anchor.Valid }),
+	gauge("served_since_timestamp_seconds", "Since when the shim serves the domain.",
+		func(s *control.Status) (float64, bool) { return float64(s.Since.UnixNano()) * ns, !s.Since.IsZero() }),
+	{desc("recorded_pauses_total", "Pauses that the record on disk tells of."), prometheus.CounterValue,
+		func(s *control.Status) (float64, bool) {
+			return kept(s, func(k *control.RecordStatus) float64 { return float64(k.Pauses) })
+		}},
+	{desc("missed_pauses_total", "Pauses that the record knows by their number alone."), prometheus.CounterValue,
+		func(s *control.Status) (float64, bool) {
+			return kept(s, func(k *control.RecordStatus) float64 { return float64(k.Missed) })
+		}},
+	gauge("record_writable", "1: the record is being written; 0: the disk doesn't take it.", func(s *control.Status) (float64, bool) {
+		return kept(s, func(k *control.RecordStatus) float64 { return truth(k.Problem == "") })
+	}),
+}
+
+func kept(s *control.Status, value func(*control.RecordStatus) float64) (float64, bool) {
+	if s.Kept == nil {
+		return 0, false
+	}
+	return value(s.Kept), true
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+var (
+	descState = desc("domain_state", "1 for the state that the domain's clock is in, 0 for the others.", "state")
+	descBad   = desc("domain_uncorrected", "1: the clock isn't corrected, the shim is gone, or shim and module disagreed.")
+	descInfo  = desc("domain_info", "What serves the domain; always 1.", "mode", "method", "version")
+	descCount = desc("pauses_total", "Pauses of the guest, by what was done with QEMU's write of its clock.", "decision")
+
+	descBuild   = prometheus.NewDesc("ftclock_build_info", "The exporter's version; always 1.", []string{"version"}, nil)
+	descShims   = hostDesc("shims", "Directories of shims on this host.")
+	descListed  = hostDesc("shims_readable", "1: all of them could be read.")
+	descSync    = hostDesc("host_clock_synchronised", "1: the kernel says that CLOCK_REALTIME is synchronised.")
+	descOffset  = hostDesc("host_clock_offset_seconds", "What is still to be corrected in the host's clock.")
+	descEst     = hostDesc("host_clock_estimated_error_seconds", "The kernel's estimate of the host clock's error.")
+	descMax     = hostDesc("host_clock_maximum_error_seconds", "The kernel's bound of the host clock's error.")
+	statesShown = []control.State{control.Starting, control.Correcting, control.Watching, control.Uncorrected, gone, unknown}
+)
+
+// Describe says what there can be.
+func (c *collector) Describe(to chan<- *prometheus.Desc) {
+	for _, m := range metrics {
+		to <- m.desc
+	}
+	for _, d := range []*prometheus.Desc{descState, descBad, descInfo, descCount, descBuild, descShims, descListed, descSync, descOffset, descEst, descMax} {
+		to <- d
+	}
+}
+
+// Collect asks all shims.
+func (c *collector) Collect(to chan<- prometheus.Metric) {
+	to <- prometheus.MustNewConstMetric(descBuild, prometheus.GaugeValue, 1, programVersion())
+	host := func(d *prometheus.Desc, v float64) { to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v) }
+	if h, err := record.ReadHostClock(); err == nil {
+		host(descSync, truth(h.Synchronised))
+		host(descOffset, float64(h.Offset)*ns)
+		host(descEst, float64(h.EstimatedError)*ns)
+		host(descMax, float64(h.MaximumError)*ns)
+	}
+	infos, err := control.List(c.dir)
+	host(descShims, float64(len(infos)))
+	host(descListed, truth(err == nil))
+	var group sync.WaitGroup
+	room := make(chan struct{}, maxAsked)
+	for _, info := range infos {
+		room <- struct{}{}
+		group.Go(func() {
+			defer func() { <-room }()
+			for _, m := range ofDomain(askInTime(info)) {
+				to <- m
+			}
+		})
+	}
+	group.Wait()
+}
+
+// askInTime is askShim for a scrape: who doesn't answer in time, or may not be asked, is an entry, too.
+func askInTime(info control.Info) entry {
+	answers := make(chan entry, 1)
+	mute := entry{mute: true, Status: control.Status{Name: info.Name, UUID: info.UUID, State: unknown}}
+	go func() {
+		e, err := askShim(info, nil, 1)
+		if err != nil {
+			e = mute
+		}
+		answers <- e
+	}()
+	select {
+	case e := <-answers:
+		return e
+	case <-time.After(shimWait):
+		return mute
+	}
+}
+
+// ofDomain are the metrics of one domain. What a shim says may come from a QEMU that somebody took over: labels
+// are made printable.
+func ofDomain(e entry) (all []prometheus.Metric) {
+	name, uuid := oneLine(e.Name), oneLine(e.UUID)
+	add := func(d *prometheus.Desc, kind prometheus.ValueType, v float64, labels ...string) {
+		all = append(all, prometheus.MustNewConstMetric(d, kind, v, append([]string{name, uuid}, labels...)...))
+	}
+	for _, state := range statesShown {
+		add(descState, prometheus.GaugeValue, truth(e.State == state), string(state))
+	}
+	add(descBad, prometheus.GaugeValue, truth(e.bad()))
+	if e.mute {
+		return all
+	}
+	add(descInfo, prometheus.GaugeValue, 1, oneLine(string(e.Mode)), oneLine(e.Method), oneLine(e.Version))
+	for _, c := range []struct {
+		decision string
+		n        uint64
+	}{{"dropped", e.Dropped}, {"anchored", e.Anchored}, {"held", e.Held}, {"passed", e.Passed}} {
+		add(descCount, prometheus.CounterValue, float64(c.n), c.decision)
+	}
+	for _, m := range metrics {
+		if v, known := m.value(&e.Status); known {
+			add(m.desc, m.kind, v)
+		}
+	}
+	return all
+}

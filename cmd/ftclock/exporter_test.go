@@ -1,0 +1,295 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"ftclock/control"
+)
+
+// servedStatus is a status with another value in each of its figures.
+func servedStatus() control.Status {
+	return control.Status{
+		Name: "web\x1b[2J", UUID: "11111111-1111-4111-8111-111111111111", Version: "fake 1", Mode: control.Relay, State: control.Correcting,
+		Method: "ptrace", Workers: 3, Since: time.Unix(1_700_000_000, 0),
+		Pauses: 1000, Dropped: 980, Anchored: 10, Held: 7, Passed: 3, OverLimit: 2, Reanchored: 1, Orders: 990, StaleOrders: 4, Busy: 5,
+		CaughtUp: 5_010_000_001, HeldTime: 2_000_000, WorstResidual: 240, WorstCost: 9000, Disagreements: 0,
+		Anchor:  control.Anchor{Valid: true, Error: 40},
+		Records: []control.Record{{Number: 1000, ResidualStop: -3, ContReal: 1_714_979_289_110_000_000}},
+		Kept:    &control.RecordStatus{Pauses: 988, Missed: 12},
+	}
+}
+
+func shimsIn(t *testing.T, all ...control.Status) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "shims") // short: a socket's path has 108 bytes
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	for _, s := range all {
+		f, err := startFakeShim(dir, s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(f.stop)
+	}
+	return dir
+}
+
+func TestExporterValues(t *testing.T) {
+	dir := shimsIn(t, servedStatus())
+	if _, err := makeShimDir(dir, control.Info{Name: "lost", UUID: "55555555-5555-4555-8555-555555555555", Mode: control.Relay}); err != nil {
+		t.Fatal(err)
+	}
+	old := shims
+	shims = dir
+	defer func() { shims = old }()
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(&collector{dir: dir})
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, f := range families {
+		for _, m := range f.Metric {
+			var labels []string
+			for _, l := range m.Label {
+				labels = append(labels, l.GetName()+"="+l.GetValue())
+			}
+			v := m.GetGauge().GetValue()
+			if m.Counter != nil {
+				v = m.GetCounter().GetValue()
+			}
+			got[f.GetName()+"{"+strings.Join(labels, ",")+"}"] = v
+		}
+	}
+	const web = "domain=web [2J,uuid=11111111-1111-4111-8111-111111111111"
+	const lost = "domain=lost,uuid=55555555-5555-4555-8555-555555555555"
+	for name, want := range map[string]float64{
+		"ftclock_pauses_total{decision=dropped," + web + "}":  980,
+		"ftclock_pauses_total{decision=anchored," + web + "}": 10,
+		"ftclock_pauses_total{decision=held," + web + "}":     7,
+		"ftclock_pauses_total{decision=passed," + web + "}":   3,
+		"ftclock_caught_up_seconds_total{" + web + "}":        5.010000001,
+		"ftclock_held_seconds_total{" + web + "}":             0.002,
+		"ftclock_over_limit_pauses_total{" + web + "}":        2,
+		"ftclock_reanchored_total{" + web + "}":               1,
+		"ftclock_orders_total{" + web + "}":                   990,
+		"ftclock_stale_orders_total{" + web + "}":             4,
+		"ftclock_unseen_calls_total{" + web + "}":             5,
+		"ftclock_disagreements_total{" + web + "}":            0,
+		"ftclock_shim_workers_total{" + web + "}":             3,
+		"ftclock_last_residual_seconds{" + web + "}":          -3e-9,
+		"ftclock_last_pause_timestamp_seconds{" + web + "}":   1_714_979_289.11,
+		"ftclock_worst_residual_seconds{" + web + "}":         240e-9,
+		"ftclock_worst_cost_seconds{" + web + "}":             9e-6,
+		"ftclock_anchor_error_seconds{" + web + "}":           40e-9,
+		"ftclock_served_since_timestamp_seconds{" + web + "}": 1_700_000_000,
+		"ftclock_recorded_pauses_total{" + web + "}":          988,
+		"ftclock_missed_pauses_total{" + web + "}":            12,
+		"ftclock_record_writable{" + web + "}":                1,
+		"ftclock_domain_uncorrected{" + web + "}":             0,
+		"ftclock_domain_uncorrected{" + lost + "}":            1,
+		"ftclock_shims{}":          2,
+		"ftclock_shims_readable{}": 1,
+		"ftclock_build_info{version=" + programVersion() + "}":                                                                  1,
+		"ftclock_domain_info{domain=web [2J,method=ptrace,mode=relay,uuid=11111111-1111-4111-8111-111111111111,version=fake 1}": 1,
+	} {
+		v, found := got[name]
+		if !found || math.Abs(v-want) > 1e-12*math.Abs(want) {
+			t.Errorf("%s is %v (%t), want %v", name, v, found, want)
+		}
+	}
+	for state, want := range map[string]float64{"correcting": 1, "watching": 0, "gone": 0} {
+		name := "ftclock_domain_state{domain=web [2J,state=" + state + ",uuid=11111111-1111-4111-8111-111111111111}"
+		if v, found := got[name]; !found || v != want {
+			t.Errorf("%s is %v (%t)", name, v, found)
+		}
+	}
+	if v := got["ftclock_domain_state{domain=lost,state=gone,uuid=55555555-5555-4555-8555-555555555555}"]; v != 1 {
+		t.Errorf("the dead shim isn't gone: %v", v)
+	}
+	problems, err := testutil.GatherAndLint(registry)
+	if err != nil || len(problems) > 0 {
+		t.Errorf("names: %v, %v", problems, err)
+	}
+}
+
+// The whole command, scraped over HTTP, and looked at by promtool.
+func TestExporterServes(t *testing.T) {
+	dir := shimsIn(t, servedStatus())
+	old := shims
+	shims = dir
+	defer func() { shims = old }()
+	page := scrape(t)
+	for _, want := range []string{"# TYPE ftclock_pauses_total counter", "ftclock_host_clock_synchronised ", "go_goroutines"} {
+		if !strings.Contains(page, want) {
+			t.Errorf("no %q in\n%s", want, page)
+		}
+	}
+	promtool(t, strings.NewReader(page), "check", "metrics")
+}
+
+// scrape starts the exporter on a free port, gets its page, and ends it.
+func scrape(t *testing.T) string {
+	t.Helper()
+	out := &firstLine{line: make(chan string, 1)}
+	u := newUI(out, io.Discard)
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	done := make(chan error, 1)
+	go func() { done <- (&exporterCmd{Listen: "127.0.0.1:0"}).Run(&program{ui: u, ctx: ctx}) }()
+	var line string
+	select {
+	case line = <-out.line:
+	case err := <-done:
+		t.Fatal(err)
+	}
+	url := regexp.MustCompile(`http://\S+`).FindString(line)
+	answer, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(answer.Body)
+	answer.Body.Close()
+	http.DefaultClient.CloseIdleConnections()
+	if err != nil || answer.StatusCode != http.StatusOK {
+		t.Fatal(answer.Status, err)
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	return string(text)
+}
+
+// firstLine gives the first line that is written to it.
+type firstLine struct {
+	line chan string
+	done bool
+}
+
+func (f *firstLine) Write(b []byte) (int, error) {
+	if !f.done {
+		f.done = true
+		f.line <- string(b)
+	}
+	return len(b), nil
+}
+
+// promtool runs Prometheus' own checks.
+func promtool(t *testing.T, in io.Reader, args ...string) {
+	t.Helper()
+	if _, err := exec.LookPath("promtool"); err != nil {
+		missing(t, "promtool; fix: apt-get install prometheus")
+	}
+	cmd := exec.Command("promtool", args...)
+	cmd.Stdin = in
+	if out, err := cmd.CombinedOutput(); err != nil || bytes.Contains(out, []byte("ftclock_")) && args[1] == "metrics" {
+		t.Errorf("promtool %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+}
+
+// missing skips a test for what isn't installed; where everything must be, it fails.
+func missing(t *testing.T, what string) {
+	t.Helper()
+	if os.Getenv("FTCLOCK_REQUIRE") != "" {
+		t.Fatal("missing: " + what)
+	}
+	t.Skip("missing: " + what)
+}
+
+func TestExporterRefuses(t *testing.T) {
+	_, stderr, code := told("exporter", "--listen", "127.0.0.1:99999")
+	if code != exitError || !strings.Contains(stderr, "listening for Prometheus") || !strings.Contains(stderr, "--listen") {
+		t.Error(code, stderr)
+	}
+}
+
+const packaging = "../../packaging"
+
+func TestAlertRules(t *testing.T) {
+	promtool(t, nil, "check", "rules", filepath.Join(packaging, "prometheus/ftclock.rules.yml"))
+	promtool(t, nil, "test", "rules", filepath.Join(packaging, "prometheus/ftclock.rules.test.yml"))
+}
+
+// What dashboard and rules ask for must be what the exporter has.
+func TestDashboardAndRulesNameOurMetrics(t *testing.T) {
+	dashboard, err := os.ReadFile(filepath.Join(packaging, "grafana/ftclock.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var parsed struct {
+		Title  string
+		Panels []struct {
+			Title   string
+			Targets []struct{ Expr string }
+		}
+	}
+	if err := json.Unmarshal(dashboard, &parsed); err != nil || parsed.Title == "" || len(parsed.Panels) < 4 {
+		t.Fatalf("%v: %+v", err, parsed)
+	}
+	for _, p := range parsed.Panels {
+		if p.Title == "" || len(p.Targets) == 0 {
+			t.Errorf("a panel without title or query: %+v", p)
+		}
+		for _, q := range p.Targets {
+			promtool(t, nil, "check", "rules", asRule(t, q.Expr))
+		}
+	}
+	rules, err := os.ReadFile(filepath.Join(packaging, "prometheus/ftclock.rules.yml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	descs := make(chan *prometheus.Desc, 100)
+	(&collector{}).Describe(descs)
+	close(descs)
+	known := map[string]bool{}
+	for d := range descs {
+		known[regexp.MustCompile(`fqName: "([^"]+)"`).FindStringSubmatch(d.String())[1]] = true
+	}
+	for _, name := range regexp.MustCompile(`ftclock_[a-z_]+`).FindAllString(string(dashboard)+string(rules), -1) {
+		if !known[name] {
+			t.Errorf("there is no metric %s", name)
+		}
+	}
+	// And every one of them is documented.
+	doc, err := os.ReadFile("../../docs/record.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name := range known {
+		if !strings.Contains(string(doc), "`"+name+"`") {
+			t.Errorf("docs/record.md doesn't tell of %s", name)
+		}
+	}
+}
+
+// asRule makes a rule file of a query, for promtool to parse it.
+func asRule(t *testing.T, expr string) string {
+	t.Helper()
+	expr = strings.NewReplacer("$__rate_interval", "5m", "$domain", ".*").Replace(expr)
+	name := filepath.Join(t.TempDir(), "rule.yml")
+	text := fmt.Sprintf("groups: [{name: g, rules: [{record: 'a:b:c', expr: %q}]}]\n", expr)
+	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}

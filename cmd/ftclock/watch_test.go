@@ -1,0 +1,349 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"ftclock/control"
+)
+
+// terminal is a tmux with one pane.
+type terminal struct {
+	*testing.T
+	socket string
+}
+
+// openTerminal runs a command line in a terminal of that size. The tmux is the test's own and ends with it.
+func openTerminal(t *testing.T, dir string, width, height int, locale, command string) *terminal {
+	t.Helper()
+	if _, err := exec.LookPath("tmux"); err != nil {
+		t.Fatal("no tmux: apt-get install tmux")
+	}
+	term := &terminal{t, filepath.Join(dir, "tmux")}
+	env := []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "TERM=screen", "TZ=UTC", "LC_ALL=" + locale, shimsVariable + "=" + dir, "NO_COLOR=" + os.Getenv("NO_COLOR")}
+	start := exec.Command("tmux", "-u", "-S", term.socket, "-f", "/dev/null", "new-session", "-d", "-x", fmt.Sprint(width), "-y", fmt.Sprint(height),
+		command+"; echo ended with $?; exec cat")
+	start.Env = env
+	if out, err := start.CombinedOutput(); err != nil {
+		t.Fatalf("starting tmux: %v: %s", err, out)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the screen:\n%s", term.screen())
+		}
+		term.tmux("kill-server")
+	})
+	return term
+}
+
+func (t *terminal) tmux(args ...string) string {
+	t.Helper()
+	out, err := exec.Command("tmux", append([]string{"-u", "-S", t.socket}, args...)...).CombinedOutput()
+	if err != nil {
+		t.Errorf("tmux %s: %v: %s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+func (t *terminal) screen() string { return t.tmux("capture-pane", "-p") }
+
+func (t *terminal) keys(keys ...string) { t.tmux(append([]string{"send-keys"}, keys...)...) }
+
+// until waits for a screen on which all patterns are found.
+func (t *terminal) until(patterns ...string) string {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		screen := t.screen()
+		missing := slices.IndexFunc(patterns, func(p string) bool { return !regexp.MustCompile(`(?m)` + p).MatchString(screen) })
+		if missing < 0 {
+			return screen
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("no %q on the screen", patterns[missing])
+		}
+	}
+}
+
+// pausedStatus is a domain with a record for each of the last seconds.
+func pausedStatus(name, uuid string, now time.Time) control.Status {
+	s := control.Status{Name: name, UUID: uuid, Version: "fake 1", Mode: control.Relay, State: control.Correcting, Method: "ptrace", QEMU: 4711, Shim: 4712,
+		Since: now.Add(-time.Hour), Clock: `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`, Pauses: 1000, Dropped: 1000, CaughtUp: 5_010_000_000,
+		WorstResidual: 240, Anchor: control.Anchor{Valid: true, Epoch: 1, Error: 40}}
+	for i := range 256 {
+		at := now.Add(time.Duration(i-256) * time.Second)
+		s.Records = append(s.Records, control.Record{Number: uint64(745 + i), Event: "checkpoint", Decision: "dropped", Reason: "the kernel's clock was right",
+			Ordered: true, Lost: 5_010_000, ResidualStop: -12, Cost: 590, ContReal: uint64(at.UnixNano())})
+	}
+	return s
+}
+
+// say changes what a fake shim answers.
+func (f *fakeShim) say(change func(*control.Status)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change(&f.status)
+}
+
+const noLibvirt = "ftclock -c test:///nowhere/at/all watch"
+
+func TestWatch(t *testing.T) {
+	now := time.Now()
+	dir := shimsIn(t, pausedStatus("web1", "11111111-1111-4111-8111-111111111111", now))
+	lost, err := startFakeShim(dir, pausedStatus("lost", "22222222-2222-4222-8222-222222222222", now))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lost.stop()
+	evil := pausedStatus("zzz\x1b[2J\x1b[31m", "33333333-3333-4333-8333-333333333333", now)
+	evil.State, evil.Why = control.Uncorrected, "the module\x1b[31m couldn't be loaded"
+	evil.Records = nil
+	last, err := startFakeShim(dir, evil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer last.stop()
+	term := openTerminal(t, dir, 80, 24, "C.UTF-8", noLibvirt)
+
+	screen := term.until(`^ftclock watch   3 domains, 1 with a problem +\d\d:\d\d:\d\d UTC$`, `^▸ lost +correcting +0.0 +-12 ns +240 ns  ▁{10,}`,
+		`^  web1 +correcting`, `^  zzz \[2J \[31m +uncorrected`, `^q quit +↑↓ select +enter details$`, `libvirt can't be asked, only domains with a shim`)
+	lines := strings.Split(strings.TrimRight(screen, "\n"), "\n")
+	if len(lines) > 24 || slices.ContainsFunc(lines, func(l string) bool { return utf8.RuneCountInString(l) > 80 }) {
+		t.Errorf("it doesn't fit 80x24:\n%s", screen)
+	}
+
+	// Pauses come, and one of them is bad.
+	lost.say(func(s *control.Status) {
+		s.Pauses += 40
+		r := s.Records[len(s.Records)-1]
+		r.Number, r.ResidualStop, r.ContReal = s.Pauses, 500_000, uint64(time.Now().UnixNano())
+		s.Records = append(s.Records[len(s.Records)-200:], r)
+		s.WorstResidual = 500_000
+	})
+	// Of the 40 pauses one record is there: what became of the others isn't known.
+	term.until(`^▸ lost +correcting +[1-9][0-9.]* +\+500 µs +500 µs +[▁ ]*[·▁ ]*█`)
+
+	// The selection moves, and says what is wrong.
+	term.keys("Down", "Down")
+	term.until(`^▸ zzz`, `^zzz \[2J \[31m: the module \[31m couldn't be loaded$`)
+	term.keys("k")
+	term.until(`^▸ web1`)
+
+	// Details, to the last line and back.
+	term.keys("Enter")
+	term.until(`^domain +web1$`, `^pauses +1000: 1000 dropped$`, `^q quit +↑↓ scroll +esc back +\(\d+ lines below\)$`)
+	term.keys("G")
+	term.until(`^ +745  \d\d:\d\d:\d\d\.\d\d\d  checkpoint +\+5\.01 ms  dropped   order +-12 ns  590 ns$`, `^q quit +↑↓ scroll +esc back$`)
+	term.keys("Escape")
+	term.until(`^▸ web1`)
+
+	// A shim that is killed leaves its directory; the others go on.
+	lost.listener.Close()
+	lost.group.Wait()
+	term.until(`^  lost +gone `, `2 with a problem`, `^▸ web1 +correcting`)
+	// One that ends takes it along.
+	if err := os.RemoveAll(lost.path); err != nil {
+		t.Fatal(err)
+	}
+	term.until(`^  lost +ended `, `1 with a problem`)
+	// And the domain's next start.
+	again, err := startFakeShim(dir, pausedStatus("lost", "22222222-2222-4222-8222-222222222222", time.Now()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.stop()
+	term.until(`^  lost +correcting .*▁`)
+
+	// Smaller and larger.
+	term.tmux("resize-window", "-x", "60", "-y", "10")
+	term.until(`^q quit +↑↓ select +enter details$`, `^▸ web1 +correcting`)
+	if screen := term.screen(); strings.Count(strings.TrimRight(screen, "\n"), "\n") > 9 {
+		t.Errorf("it doesn't fit 60x10:\n%s", screen)
+	}
+	term.tmux("resize-window", "-x", "140", "-y", "30")
+	term.until(`^▸ web1 +correcting .*▁{70,}`)
+
+	term.keys("q")
+	term.until(`^ended with 0$`)
+}
+
+// Without colour, in a terminal that has no more than ASCII.
+func TestWatchPlain(t *testing.T) {
+	t.Setenv("NO_COLOR", "1")
+	dir := shimsIn(t, pausedStatus("web1", "11111111-1111-4111-8111-111111111111", time.Now()))
+	term := openTerminal(t, dir, 80, 24, "C", noLibvirt)
+	screen := term.until(`^> web1 +correcting +0\.0 +-12 ns +240 ns  _{10,}`, `^q quit   up/down select`)
+	if i := strings.IndexFunc(screen, func(r rune) bool { return r > 126 }); i >= 0 {
+		t.Errorf("not ASCII: %q", screen[i:min(i+20, len(screen))])
+	}
+	if escapes := term.tmux("capture-pane", "-p", "-e"); regexp.MustCompile(`\x1b\[[0-9;]*3[0-7]`).MatchString(escapes) {
+		t.Errorf("coloured: %q", escapes)
+	}
+	term.keys("C-c")
+	term.until(`^ended with 0$`)
+}
+
+// With libvirt, also the domains that have no shim. No domain at all is said, too.
+func TestWatchLibvirt(t *testing.T) {
+	dir := shimsIn(t)
+	config, err := filepath.Abs(filepath.Join(dir, "host.xml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	node := `<node><domain type="test"><name>idle</name><memory>1024</memory><os><type>hvm</type></os>` +
+		`<metadata><ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/></metadata></domain></node>`
+	if err := os.WriteFile(config, []byte(node), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	term := openTerminal(t, dir, 80, 24, "C.UTF-8", "ftclock -c test://"+config+" watch")
+	term.until(`^▸ idle +(off|unmanaged) +- +- +-$`)
+	term.keys("q")
+	term.until(`^ended with 0$`)
+
+	term = openTerminal(t, t.TempDir(), 80, 24, "C.UTF-8", noLibvirt)
+	term.until(`no domain is enabled`)
+	term.keys("q")
+	term.until(`^ended with 0$`)
+}
+
+func TestWatchNeedsATerminal(t *testing.T) {
+	_, stderr, code := told("watch")
+	if code != exitError || stderr != "ftclock: error: watch draws on a terminal, and there is none\nftclock: hint: `ftclock status` prints the same once\n" {
+		t.Errorf("code %d, %s", code, stderr)
+	}
+}
+
+// engine pauses a fake shim's guest every period until the test ends.
+func (f *fakeShim) engine(t *testing.T, period time.Duration, residual func(n uint64) int64) {
+	done := make(chan struct{})
+	var group sync.WaitGroup
+	group.Go(func() {
+		tick := time.NewTicker(period)
+		defer tick.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+			}
+			f.say(func(s *control.Status) {
+				s.Pauses++
+				s.Dropped++
+				s.CaughtUp += 5_010_000
+				r := s.Records[len(s.Records)-1]
+				r.Number, r.ContReal, r.ResidualStop = s.Pauses, uint64(time.Now().UnixNano()), residual(s.Pauses)
+				s.Records = append(slices.Clone(s.Records[1:]), r)
+				s.WorstResidual = max(s.WorstResidual, magnitude(r.ResidualStop))
+			})
+		}
+	})
+	t.Cleanup(func() { close(done); group.Wait() })
+}
+
+// What a terminal of 80x24 shows of some domains under checkpoints. With FTCLOCK_PICTURES it is kept there.
+func TestWatchUnderCheckpoints(t *testing.T) {
+	dir := shimsIn(t)
+	now := time.Now()
+	keep := func(name, text string) {
+		if to := os.Getenv("FTCLOCK_PICTURES"); to != "" {
+			if err := os.WriteFile(filepath.Join(to, name), []byte(strings.TrimRight(text, "\n ")+"\n"), 0o644); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	for i, domain := range []struct {
+		name   string
+		period time.Duration
+		state  control.State
+		why    string
+	}{
+		{"db1", 50 * time.Millisecond, control.Correcting, ""},
+		{"mail", time.Second, control.Correcting, ""},
+		{"queue1", 10 * time.Millisecond, control.Correcting, ""},
+		{"test3", 100 * time.Millisecond, control.Watching, ""},
+		{"web1", 50 * time.Millisecond, control.Correcting, ""},
+		{"web2", 0, control.Uncorrected, "reaching into QEMU: not permitted to trace: this process lacks CAP_SYS_PTRACE"},
+	} {
+		s := pausedStatus(domain.name, fmt.Sprintf("%d1111111-1111-4111-8111-111111111111", i), now)
+		s.State, s.Why = domain.state, domain.why
+		if domain.period == 0 {
+			s.Records, s.Pauses, s.Dropped, s.CaughtUp, s.WorstResidual, s.Method = nil, 0, 0, 0, 0, ""
+		}
+		f, err := startFakeShim(dir, s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(f.stop)
+		if domain.period > 0 {
+			f.engine(t, domain.period, func(n uint64) int64 {
+				if n%130 == 0 && domain.name == "mail" || n%317 == 0 {
+					return 2_400
+				}
+				return int64(n*n*31%171) - 40
+			})
+		}
+	}
+	term := openTerminal(t, dir, 80, 24, "C.UTF-8", noLibvirt)
+	screen := term.until(`6 domains, 1 with a problem`, `^▸ db1 +correcting +[1-9]\d?\.\d .*[▁▂]{4}`, `^  queue1 +correcting +[1-9]\d?\d\.\d `)
+	keep("watch.txt", screen)
+	term.keys("Enter")
+	keep("watch-details.txt", term.until(`^domain +db1$`, `^pauses a second +[1-9]`))
+	term.keys("q")
+	term.until(`^ended with 0$`)
+
+	term = openTerminal(t, t.TempDir(), 100, 24, "C.UTF-8", "SHIMS="+dir+" ftclock -c test:///default status 2>/dev/null")
+	keep("status.txt", strings.ReplaceAll(term.until(`^DOMAIN +STATE`, `^ended with 1$`), "ended with 1", ""))
+}
+
+// Seconds of which not all pauses are known are drawn as that; seconds without a pause are empty.
+func TestWatchedKnowsWhatItDoesNot(t *testing.T) {
+	t0 := time.Unix(1_800_000_000, 0)
+	status := func(pauses uint64, at ...time.Duration) control.Status {
+		s := control.Status{Pauses: pauses, Since: t0.Add(-time.Hour)}
+		for i, after := range at {
+			s.Records = append(s.Records, control.Record{Number: pauses - uint64(len(at)-1-i), ResidualStop: 150, ContReal: uint64(t0.Add(after).UnixNano())})
+		}
+		return s
+	}
+	d := &watched{}
+	d.forget()
+	tell := func(after time.Duration, s control.Status) {
+		d.answered(shimAnswered{entry: entry{Status: s}, at: t0.Add(after)})
+	}
+	line := func(after time.Duration, seconds int, want string) {
+		t.Helper()
+		if got := d.sparkline(t0.Add(after), seconds); got != want {
+			t.Errorf("after %v: %q, want %q", after, got, want)
+		}
+	}
+	const s = time.Second
+	tell(0, status(5, -4*s, -2*s, -1*s)) // of the first two nothing is known
+	line(0, 6, "·▂ ▂▂ ")
+	tell(1*s, status(6, -2*s, -1*s, 1*s))
+	tell(2*s, status(6, -2*s, -1*s, 1*s))
+	line(2*s, 6, " ▂▂ ▂ ")
+	// It is silent for six seconds, and the ring has gone round.
+	tell(8*s, status(500, 6*s, 7*s, 8*s))
+	line(8*s, 8, "▂ ···▂▂▂")
+	// A new QEMU counts anew.
+	tell(9*s, status(1, 9*s))
+	line(9*s, 3, "  ▂")
+	if d.rate() != "-" {
+		t.Errorf("the rate is %s after one answer", d.rate())
+	}
+	tell(11*s, status(41, 9*s, 10*s))
+	if d.rate() != "20.0" {
+		t.Errorf("the rate is %s", d.rate())
+	}
+	// One that can't be asked isn't known to have had no pause.
+	d.answered(shimAnswered{entry: entry{mute: true, Status: control.Status{State: gone}}, at: t0.Add(12 * s)})
+	line(13*s, 3, " · ")
+}
