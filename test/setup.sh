@@ -4,7 +4,9 @@
 set -eu
 
 packages="gcc libc6-dev make pkg-config clang-format libvirt-dev libvirt-daemon-system libvirt-clients
- qemu-system-x86 qemu-utils dbus libxml2-utils xz-utils iproute2 strace socat"
+ qemu-system-x86 qemu-utils dbus libxml2-utils xz-utils iproute2 strace socat valgrind prometheus debootstrap systemd-container
+ tmux chromium poppler-utils lintian rpmlint rpm mandoc man-db groff shellcheck zsh fish apparmor checkpolicy semodule-utils setools dpkg-dev
+ virt-manager virtinst xvfb imagemagick at-spi2-core gir1.2-atspi-2.0 dconf-gsettings-backend adwaita-icon-theme fonts-dejavu-core"
 
 missing=""
 for package in $packages; do

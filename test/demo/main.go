@@ -22,7 +22,7 @@ func main() {
 
 // run happens three times, as privatelibvirt.Main says; only one of them comes to demonstrate.
 func run(stdout, stderr *os.File) int {
-	if why := missing(); why != "" {
+	if why := privatelibvirt.MissingFor("demo"); why != "" {
 		fmt.Fprintln(stderr, "demo: error:", why)
 		return 1
 	}
@@ -36,17 +36,6 @@ func run(stdout, stderr *os.File) int {
 		announce(stdout)
 		return privatelibvirt.Install(".")
 	}})
-}
-
-// missing says in one line why this can't be shown here, with the fix, or is empty.
-func missing() string {
-	if os.Geteuid() != 0 {
-		return "not root; fix: sudo -E make demo"
-	}
-	if _, err := os.Stat("test/demo"); err != nil {
-		return "not in the root of ftclock's repository; fix: run make demo there"
-	}
-	return strings.Join(privatelibvirt.Missing(), "; ")
 }
 
 func announce(w io.Writer) {
@@ -78,7 +67,7 @@ func demonstrate(stdout, stderr *os.File) (err error) {
 	if err := compareCosts(subjects...); err != nil {
 		return err
 	}
-	stock, kept, host := &subjects[0].course, &subjects[1].course, l.host()
+	stock, kept, host := &subjects[0].course, &subjects[1].course, strings.Join(privatelibvirt.Versions(l.conn), ", ")
 	fmt.Fprintf(stdout, "\n%s\n%s\n\n", table(stock, kept), host)
 	if err := writePicture(svgPath, pngPath, stock, kept, host); err != nil {
 		return err

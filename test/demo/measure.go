@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -14,7 +13,6 @@ import (
 	"ftclock/test/guest"
 	"ftclock/test/privatelibvirt"
 
-	"golang.org/x/sys/unix"
 	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
 )
@@ -81,25 +79,6 @@ func open() (*laboratory, error) {
 }
 
 func (l *laboratory) close() { _, _ = l.conn.Close() }
-
-// host says in a line what was measured. It leaves out what it can't know.
-func (l *laboratory) host() string {
-	var parts []string
-	version := func(name string, v uint32, err error) {
-		if err == nil {
-			parts = append(parts, fmt.Sprintf("%s %d.%d.%d", name, v/1_000_000, v/1000%1000, v%1000))
-		}
-	}
-	v, err := l.conn.GetLibVersion()
-	version("libvirt", v, err)
-	v, err = l.conn.GetVersion()
-	version("QEMU", v, err)
-	var name unix.Utsname
-	if err := unix.Uname(&name); err == nil {
-		parts = append(parts, "Linux "+unix.ByteSliceToString(name.Release[:]))
-	}
-	return strings.Join(parts, ", ")
-}
 
 // subject is a running domain that is measured.
 type subject struct {

@@ -2,11 +2,13 @@ package guest
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -49,16 +51,16 @@ type record struct {
 	PvclockFlags    uint32
 	PvclockVersion  uint32
 	PvclockUpdates  uint32
-	Pad             uint32
+	Published       uint32
 }
 
 // Reading is one consistent copy of what the guest wrote. The statistics
 // cover every reading of the guest before this one, since its boot.
 type Reading struct {
 	Sequence        uint32
-	Clock           int64 // kvmclock in ns
-	TSC             uint64
-	Largest         int64 // the largest clock ever seen, ns
+	Clock           int64  // kvmclock in ns
+	TSC             uint64 // of the same instant, or a little later
+	Largest         int64  // the largest clock ever seen, ns
 	Backsteps       uint64
 	LargestBackstep int64  // ns
 	LargestGap      int64  // the largest forward step between two readings, ns
@@ -80,7 +82,7 @@ type Clock struct {
 // -file, share=on). Opening works as soon as QEMU runs; whether the guest
 // does is told by WaitMoving.
 func Open(qemuPID int) (*Clock, error) {
-	page, err := mapMemory(qemuPID, recordAddress, os.Getpagesize())
+	page, err := mapMemory(qemuPID, recordAddress, os.Getpagesize(), unix.PROT_READ)
 	if err != nil {
 		return nil, fmt.Errorf("opening clock of guest in process %d: %w", qemuPID, err)
 	}
@@ -96,12 +98,12 @@ func View(memory []byte) *Clock {
 // MapMemory maps the whole memory of the guest in the QEMU process with that
 // pid, read-only. The caller unmaps it.
 func MapMemory(qemuPID int) ([]byte, error) {
-	return mapMemory(qemuPID, 0, 0)
+	return mapMemory(qemuPID, 0, 0, unix.PROT_READ)
 }
 
-// mapMemory maps length bytes at offset of the guest's memory; length 0 means
-// all of it.
-func mapMemory(qemuPID int, offset int64, length int) ([]byte, error) {
+// mapMemory maps length bytes at offset of the guest's memory, with that
+// protection of mmap(2); length 0 means all of it.
+func mapMemory(qemuPID int, offset int64, length, protection int) ([]byte, error) {
 	maps, err := os.Open(fmt.Sprintf("/proc/%d/maps", qemuPID))
 	if err != nil {
 		return nil, err
@@ -121,7 +123,11 @@ func mapMemory(qemuPID int, offset int64, length int) ([]byte, error) {
 			end-start < recordAddress+uint64(os.Getpagesize()) || end-start > math.MaxInt {
 			continue
 		}
-		f, err := os.Open(fmt.Sprintf("/proc/%d/map_files/%x-%x", qemuPID, start, end))
+		access := os.O_RDONLY
+		if protection&unix.PROT_WRITE != 0 {
+			access = os.O_RDWR
+		}
+		f, err := os.OpenFile(fmt.Sprintf("/proc/%d/map_files/%x-%x", qemuPID, start, end), access, 0)
 		if err != nil {
 			return nil, err
 		}
@@ -129,7 +135,7 @@ func mapMemory(qemuPID int, offset int64, length int) ([]byte, error) {
 		if length == 0 {
 			length = int(end - start)
 		}
-		mem, err := unix.Mmap(int(f.Fd()), offset, length, unix.PROT_READ, unix.MAP_SHARED)
+		mem, err := unix.Mmap(int(f.Fd()), offset, length, protection, unix.MAP_SHARED)
 		return mem, os.NewSyscallError("mmap", err)
 	}
 	if err := lines.Err(); err != nil {
@@ -200,13 +206,19 @@ func HasMagic(memory []byte) bool {
 	return len(memory) >= RecordSize && binary.LittleEndian.Uint32(memory) == recordMagic
 }
 
-// Sample waits for the guest's next reading of its clock and returns it with
-// the CLOCK_MONOTONIC_RAW of the moment at which it was seen, both in ns.
-// raw - clock is the guest's offset, plus the time from the guest's rdtsc to
-// the host's look: always too large, never too small.
-func (c *Clock) Sample() (clock, raw int64, err error) {
+// Sample is one of the guest's readings of its clock, and when the host saw it.
+type Sample struct {
+	Clock int64  // ns
+	Raw   int64  // CLOCK_MONOTONIC_RAW when the host saw it, ns
+	TSC   uint64 // the guest's at its reading
+	Late  uint32 // how much later the guest published its reading, in ticks of the TSC, modulo 2^32
+}
+
+// Sample waits for the guest's next reading of its clock. Raw - Clock is the guest's offset, plus Late, plus the time from there to the
+// host's look.
+func (c *Clock) Sample() (s Sample, err error) {
 	if _, err := c.Read(); errors.Is(err, ErrNotRunning) {
-		return 0, 0, err
+		return s, err
 	}
 	first := atomic.LoadUint32(&c.rec.Sequence)
 	for deadline := Raw() + int64(30*time.Second); ; {
@@ -215,35 +227,86 @@ func (c *Clock) Sample() (clock, raw int64, err error) {
 			if seq == first || seq&1 != 0 {
 				continue
 			}
-			clock = int64(atomic.LoadUint64(&c.rec.Clock))
+			s.Clock = int64(atomic.LoadUint64(&c.rec.Clock))
+			s.TSC = atomic.LoadUint64(&c.rec.TSC)
+			s.Late = atomic.LoadUint32(&c.rec.Published) - uint32(s.TSC)
 			if atomic.LoadUint32(&c.rec.Sequence) == seq {
-				return clock, Raw(), nil
+				s.Raw = Raw()
+				return s, nil
 			}
 			first = seq
 		}
 		if Raw() > deadline {
-			return 0, 0, errors.New("guest's clock does not move")
+			return s, errors.New("guest's clock does not move")
 		}
 	}
 }
 
 // Offset samples for that long and returns the smallest
 // CLOCK_MONOTONIC_RAW - clock in ns, and how many samples it is the smallest
-// of. On a busy machine it takes longer, for enough of them. A guest that falls behind has a growing offset; the difference of two
-// offsets is how much it lost in between.
+// of. What the guest took to publish a sample is accounted for; it is never too small, but the host's look is late where the machine is
+// busy, or its own host is: then it takes longer, until there are enough samples and some of them are alike. A guest that falls behind
+// has a growing offset; the difference of two offsets is how much it lost in between.
 func (c *Clock) Offset(d time.Duration) (offset int64, samples int, err error) {
-	offset = math.MaxInt64
-	const enough, patience = 1000, 20
-	for start := Raw(); ; samples++ {
-		if spent := Raw() - start; spent > int64(d) && samples >= enough || spent > patience*int64(d) && samples > 0 {
-			return offset, samples, nil
-		}
-		clock, raw, err := c.Sample()
+	const enough, patience = 300, 20
+	const some, alike = 10, 1000 // samples; ns
+	var all []Sample
+	next := 0 // how many samples there are at the next evaluation
+	for start := Raw(); ; {
+		s, err := c.Sample()
 		if err != nil {
-			return 0, samples, err
+			return 0, len(all), err
 		}
-		offset = min(offset, raw-clock)
+		all = append(all, s)
+		spent := s.Raw - start
+		late := spent > patience*int64(d)
+		if spent <= int64(d) || len(all) < max(enough, next) && !late {
+			continue
+		}
+		if least := offsets(all); least[min(some, len(least))-1]-least[0] < alike || late {
+			return least[0], len(all), nil
+		}
+		next = len(all) + len(all)/4
 	}
+}
+
+// offsets are those of the samples, ascending, in ns. A sample that the guest was kept from publishing, as by a pause, counts with all of
+// its lateness: that it is too large is better than too small.
+func offsets(all []Sample) (ascending []int64) {
+	const kept = 1e6 // ns
+	tick := ticks(all)
+	for _, s := range all {
+		offset := s.Raw - s.Clock
+		if late := float64(s.Late) * tick; late < kept {
+			offset -= int64(late)
+		}
+		ascending = append(ascending, offset)
+	}
+	slices.Sort(ascending)
+	return ascending
+}
+
+// ticks is how long a tick of the TSC is in ns: from the sample of the first half that was seen soonest to that of the second. 0 where
+// there is nothing to tell it by, or the TSC was set back meanwhile, as by a loaded state.
+func ticks(all []Sample) float64 {
+	between := func(a, b Sample) float64 {
+		return float64(b.Raw-a.Raw) / (float64(b.TSC-a.TSC) + float64(b.Late) - float64(a.Late))
+	}
+	if len(all) < 2 {
+		return 0
+	}
+	for i := range all[1:] {
+		if all[i+1].TSC <= all[i].TSC {
+			return 0
+		}
+	}
+	roughly := between(all[0], all[len(all)-1])
+	soonest := func(of []Sample) Sample {
+		return slices.MinFunc(of, func(a, b Sample) int {
+			return cmp.Compare(float64(a.Raw-a.Clock)-float64(a.Late)*roughly, float64(b.Raw-b.Clock)-float64(b.Late)*roughly)
+		})
+	}
+	return between(soonest(all[:len(all)/2]), soonest(all[len(all)/2:]))
 }
 
 // Backsteps returns how often the guest saw its clock go back, and the
@@ -263,7 +326,7 @@ func (c *Clock) WaitMoving(timeout time.Duration) error {
 			last = err
 			continue
 		}
-		if _, _, err := c.Sample(); err != nil {
+		if _, err := c.Sample(); err != nil {
 			last = err
 			continue
 		}

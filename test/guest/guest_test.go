@@ -50,14 +50,62 @@ func TestRecordLayout(t *testing.T) {
 		"largest_gap": unsafe.Offsetof(r.LargestGap), "largest_gap_at": unsafe.Offsetof(r.LargestGapAt),
 		"loops": unsafe.Offsetof(r.Loops), "pvclock_flags": unsafe.Offsetof(r.PvclockFlags),
 		"pvclock_version": unsafe.Offsetof(r.PvclockVersion), "pvclock_updates": unsafe.Offsetof(r.PvclockUpdates),
-		"pad": unsafe.Offsetof(r.Pad),
+		"published": unsafe.Offsetof(r.Published),
 	} {
 		asserts += fmt.Sprintf("_Static_assert(offsetof(struct record, %s) == %d, %q);\n", field, offset, field)
 	}
+	var q request
+	asserts += fmt.Sprintf("_Static_assert(sizeof(struct request) == %d && offsetof(struct request, what) == %d && offsetof(struct request, port) == %d &&"+
+		" offsetof(struct request, value) == %d && offsetof(struct request, times) == %d && offsetof(struct request, done) == %d, \"request\");\n",
+		unsafe.Sizeof(q), unsafe.Offsetof(q.What), unsafe.Offsetof(q.Port), unsafe.Offsetof(q.Value), unsafe.Offsetof(q.Times), unsafe.Offsetof(q.Done))
+	asserts += fmt.Sprintf("_Static_assert(REQUEST_ADDRESS == %d && REQUEST_OUT8 == %d && REQUEST_OUT16 == %d && REQUEST_IN8 == %d &&"+
+		" REQUEST_TRIPLE_FAULT == %d, \"requests\");\n", requestAddress, out8, out16, in8, tripleFault)
 	asserts += fmt.Sprintf("_Static_assert(RECORD_ADDRESS == %d && RECORD_MAGIC == %d, \"constants\");\n", recordAddress, recordMagic)
 	gcc := exec.Command("gcc", append(cflags, "-fsyntax-only", "-Isrc", "-x", "c", "-")...)
 	gcc.Stdin = strings.NewReader(asserts)
 	if out, err := gcc.CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+func TestOffsets(t *testing.T) {
+	const offset, tick = 1_000_000, 0.4 // ns, ns
+	// sample is one at that time, in ns, published and seen so much later.
+	sample := func(at, published, seen int64) Sample {
+		return Sample{Clock: at - offset, Raw: at + published + seen, TSC: uint64(float64(at) / tick), Late: uint32(int64(float64(published) / tick))}
+	}
+	var steady, lastLate, firstLate, back []Sample
+	for i := range int64(100) {
+		steady = append(steady, sample(i*2_000_000, 50_000, 300+i))
+	}
+	lastLate = append(append(lastLate, steady[:99]...), sample(99*2_000_000, 50_000, 40_000_000))
+	firstLate = append(append(firstLate, sample(0, 50_000, 40_000_000)), steady[1:]...)
+	for i, s := range steady {
+		if i >= 50 { // a state was loaded, and the TSC with it
+			s.TSC -= steady[50].TSC
+		}
+		back = append(back, s)
+	}
+	for _, c := range []struct {
+		name    string
+		all     []Sample
+		most    int64
+		samples int
+	}{
+		{"steady", steady, 310, 100},
+		{"the last look is late", lastLate, 310, 100},
+		{"the first look is late", firstLate, 310, 100},
+		{"the TSC goes back", back, 60_000, 100},
+		{"one", steady[:1], 50_400, 1},
+		{"published after a pause", []Sample{steady[0], sample(2_000_000, 5_000_000, 300), steady[2]}, 400, 3},
+	} {
+		got := offsets(c.all)
+		if len(got) != c.samples || got[0] < offset || got[0] > offset+c.most {
+			t.Errorf("%s: %d of %d samples is the least, want %d to %d", c.name, got[0], len(got), offset, offset+c.most)
+		}
+	}
+	wrapped := sample(0, 5_000_000_000, 300) // more than the word holds
+	if got := offsets([]Sample{wrapped, steady[99]}); got[len(got)-1] < offset+300 {
+		t.Errorf("a word that wrapped gives %d", got[len(got)-1])
 	}
 }

@@ -97,7 +97,7 @@ func Build(dir string) (*Image, error) {
 	if err := os.WriteFile(image.Kernel, packed, 0o644); err != nil {
 		return nil, fmt.Errorf("building Linux guest: %w", err)
 	}
-	init, err := buildInit(dir)
+	init, err := BuildInit(dir)
 	if err != nil {
 		return nil, fmt.Errorf("building Linux guest: %w", err)
 	}
@@ -107,7 +107,8 @@ func Build(dir string) (*Image, error) {
 	return image, nil
 }
 
-func buildInit(dir string) ([]byte, error) {
+// BuildInit compiles the init alone. It also runs as any process of another Linux guest.
+func BuildInit(dir string) ([]byte, error) {
 	src, err := os.MkdirTemp(dir, "init-source-")
 	if err != nil {
 		return nil, err

@@ -14,6 +14,7 @@ import (
 	"ftclock/test/guest"
 	"ftclock/test/qmp"
 
+	"golang.org/x/sys/unix"
 	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
 )
@@ -24,6 +25,41 @@ func Connect() (*libvirt.Connect, error) {
 		return nil, errors.New("connecting to libvirt: not inside the private libvirt")
 	}
 	return libvirt.NewConnect(URI)
+}
+
+// Versions are those of libvirt, QEMU and the kernel. What can't be known is left out.
+func Versions(conn *libvirt.Connect) (all []string) {
+	add := func(name string, v uint32, err error) {
+		if err == nil {
+			all = append(all, fmt.Sprintf("%s %d.%d.%d", name, v/1_000_000, v/1000%1000, v%1000))
+		}
+	}
+	v, err := conn.GetLibVersion()
+	add("libvirt", v, err)
+	v, err = conn.GetVersion()
+	add("QEMU", v, err)
+	var name unix.Utsname
+	if err := unix.Uname(&name); err == nil {
+		release, _, _ := strings.Cut(unix.ByteSliceToString(name.Release[:]), "-") // what follows is the builder's
+		all = append(all, "Linux "+release)
+	}
+	return all
+}
+
+// WithGuest is run for Main with what tests of domains need: the kvmclock guest,
+// built into *elf, and a connection in *conn, which is closed afterwards.
+func WithGuest(conn **libvirt.Connect, elf *string, run func() int) func() int {
+	return func() int {
+		var err error
+		if *elf, err = guest.Build(Dir); err != nil {
+			panic(err)
+		}
+		if *conn, err = Connect(); err != nil {
+			panic(err)
+		}
+		defer func(first *libvirt.Connect) { _, _ = first.Close() }(*conn)
+		return run()
+	}
 }
 
 // GuestXML is a domain with the kvmclock guest: KVM, one CPU of the default
@@ -117,7 +153,7 @@ func (d *Domain) Remove() error {
 			return fmt.Errorf("removing %s: %w", d.Name, err)
 		}
 	}
-	if err := d.UndefineFlags(libvirt.DOMAIN_UNDEFINE_MANAGED_SAVE); err != nil {
+	if err := d.UndefineFlags(libvirt.DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.DOMAIN_UNDEFINE_SNAPSHOTS_METADATA); err != nil {
 		return fmt.Errorf("removing %s: %w", d.Name, err)
 	}
 	return d.Free()

@@ -200,6 +200,12 @@ func Install(repo string, variables ...string) error {
 	return nil
 }
 
+// Installed are the Options of a Main in whose private libvirt the whole of
+// ftclock is installed from repo.
+func Installed(repo string) Options {
+	return Options{Prepare: func() error { return Install(repo) }}
+}
+
 // Virsh runs virsh as a person would and returns what it printed, both
 // streams, with the error where it failed.
 func Virsh(args ...string) (string, error) {

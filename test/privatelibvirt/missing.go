@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"os/user"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -41,6 +42,19 @@ func Missing() []string {
 		missing = append(missing, "no group kvm; fix: apt-get install qemu-system-x86 (or groupadd --system kvm)")
 	}
 	return missing
+}
+
+// MissingFor says in one line why a program that `make NAME` runs from the
+// repository's root can't run here, with the fix, or is empty. The program is
+// in test/NAME.
+func MissingFor(name string) string {
+	if os.Geteuid() != 0 {
+		return "not root; fix: sudo -E make " + name
+	}
+	if _, err := os.Stat("test/" + name); err != nil {
+		return "not in the root of ftclock's repository; fix: run make " + name + " there"
+	}
+	return strings.Join(Missing(), "; ")
 }
 
 // Required tells whether a test that can't run must fail: FTCLOCK_REQUIRE=1

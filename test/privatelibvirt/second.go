@@ -6,6 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -13,14 +15,29 @@ import (
 	"libvirt.org/go/libvirt"
 )
 
-// secondUUID tells libvirt that it is on another host.
+// secondUUID tells libvirt that it is on another host, and everybody that it is another boot.
 const secondUUID = "0a1b2c3d-4e5f-4061-8273-8495a6b7c8d9"
+
+// bootID is where the kernel tells its boots apart.
+const bootID = "/proc/sys/kernel/random/boot_id"
 
 // second are the directories that the second host has of its own. All exist on the first one.
 var second = []string{"/etc/libvirt", "/run/libvirt", "/run/ftclock", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt"}
 
-// Second is a second libvirt with a host's name, a network and directories of
-// its own, to migrate to. Its processes are in this process's namespace of
+// first is where the second host finds the first one's sockets.
+const first = Dir + "/first"
+
+// FirstURI is where the second libvirt finds the first one.
+const FirstURI = "qemu+unix:///system?socket=" + first + "/libvirt-sock"
+
+// The hosts' addresses on the network between them.
+const (
+	FirstAddress  = "192.0.2.1"
+	SecondAddress = "192.0.2.2"
+)
+
+// Second is a second libvirt with a host's name, a boot's id, a network and
+// directories of its own, to migrate to. Its processes are in this process's namespace of
 // processes; its sockets are reached below Dir.
 type Second struct {
 	Dir string // its /run is Dir/run, and so on for the other directories of its own
@@ -28,15 +45,19 @@ type Second struct {
 	d   *daemon
 }
 
-// StartSecond starts the second libvirt, with the hooks of the first one, and
-// waits until it answers. The caller ends it by Stop, without domains.
-func StartSecond() (*Second, error) {
+// StartSecond starts the second libvirt, with the hooks of the first one and
+// further lines for its qemu.conf, and waits until it answers. The caller ends
+// it by Stop, without domains.
+func StartSecond(qemuConf ...string) (*Second, error) {
 	if !Inside() {
 		return nil, errors.New("starting a second libvirtd: not inside the private libvirt")
 	}
 	s := &Second{Dir: filepath.Join(Dir, "second")}
 	s.URI = "qemu+unix:///system?socket=" + s.Dir + "/run/libvirt/libvirt-sock"
-	script := "set -e\necho second >/proc/sys/kernel/hostname\n"
+	script := "set -e\necho second >/proc/sys/kernel/hostname\nmount --bind /run/libvirt '" + first + "'\n"
+	if err := os.MkdirAll(first, 0o755); err != nil {
+		return nil, fmt.Errorf("starting a second libvirtd: %w", err)
+	}
 	for _, dir := range second {
 		for _, d := range []string{dir, s.Dir + dir} {
 			if err := os.MkdirAll(d, 0o755); err != nil {
@@ -45,12 +66,17 @@ func StartSecond() (*Second, error) {
 		}
 		script += "mount --bind '" + s.Dir + dir + "' '" + dir + "'\n"
 	}
+	boot := s.Dir + "/boot_id"
+	if err := os.WriteFile(boot, []byte(secondUUID+"\n"), 0o644); err != nil {
+		return nil, fmt.Errorf("starting a second libvirtd: %w", err)
+	}
+	script += "mount --bind '" + boot + "' " + bootID + "\n"
 	if out, err := exec.Command("cp", "-a", "/etc/libvirt/.", s.Dir+"/etc/libvirt").CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("starting a second libvirtd: copying its configuration: %w: %s", err, out)
 	}
 	for name, lines := range map[string]string{
 		"libvirtd.conf": "host_uuid = \"" + secondUUID + "\"\n",
-		"qemu.conf":     "stdio_handler = \"file\"\n", // virtlogd is the first one's
+		"qemu.conf":     strings.Join(append(qemuConf, "stdio_handler = \"file\"\n"), "\n"), // virtlogd is the first one's
 	} {
 		path := s.Dir + "/etc/libvirt/" + name
 		text, err := os.ReadFile(path)
@@ -80,6 +106,10 @@ func StartSecond() (*Second, error) {
 		_ = s.d.cmd.Wait()
 		close(s.d.dead)
 	}()
+	if err := s.network(); err != nil {
+		_ = s.Stop()
+		return nil, fmt.Errorf("starting a second libvirtd: %w", err)
+	}
 	for end := time.Now().Add(startTimeout); ; time.Sleep(50 * time.Millisecond) {
 		conn, err := s.Connect()
 		if err == nil {
@@ -98,6 +128,33 @@ func StartSecond() (*Second, error) {
 		own, _ := os.ReadFile(out.Name())
 		return nil, fmt.Errorf("starting a second libvirtd: %w\n%s%s", err, tail(log, 20), tail(own, 20))
 	}
+}
+
+// Command is a command on the second host, in which qemu:///system is its libvirt.
+func (s *Second) Command(name string, args ...string) *exec.Cmd {
+	pid := strconv.Itoa(s.d.cmd.Process.Pid)
+	return exec.Command("nsenter", append([]string{"-t", pid, "-m", "-u", "-n", "--", name}, args...)...)
+}
+
+// network lays a cable between the hosts. It goes with the second one's
+// network.
+func (s *Second) network() error {
+	pid := strconv.Itoa(s.d.cmd.Process.Pid)
+	// The kernel takes down the network of one that has ended when it comes to it.
+	_ = exec.Command("ip", "link", "delete", "to-second").Run()
+	for _, args := range [][]string{
+		{"ip", "link", "add", "to-second", "type", "veth", "peer", "name", "to-first", "netns", pid},
+		{"ip", "address", "add", FirstAddress + "/24", "dev", "to-second"},
+		{"ip", "link", "set", "to-second", "up"},
+		{"nsenter", "-t", pid, "-n", "ip", "address", "add", SecondAddress + "/24", "dev", "to-first"},
+		{"nsenter", "-t", pid, "-n", "ip", "link", "set", "to-first", "up"},
+		{"nsenter", "-t", pid, "-n", "ip", "link", "set", "lo", "up"},
+	} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			return fmt.Errorf("connecting it: %s: %w: %s", strings.Join(args, " "), err, out)
+		}
+	}
+	return nil
 }
 
 // Connect connects to the second libvirt.

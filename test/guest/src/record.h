@@ -5,7 +5,9 @@
  *
  * What is published is read as late as possible: the statistics of a reading
  * go out with the next one, so that little lies between the reading and the
- * word that the host waits for.
+ * word that the host waits for. How long that little took is published, too:
+ * where each instruction is emulated it is tens of microseconds, and as many
+ * more or less as the machine is slower or faster at the moment.
  */
 #ifndef FTCLOCK_TEST_RECORD_H
 #define FTCLOCK_TEST_RECORD_H
@@ -18,7 +20,7 @@ struct record {
     uint32_t magic;
     uint32_t sequence; /* odd: being written */
     uint64_t clock;    /* ns */
-    uint64_t tsc;      /* of about the same instant */
+    uint64_t tsc;      /* of the same instant, or a little later */
     uint64_t largest;  /* ns, the largest clock ever seen */
     uint64_t backsteps;
     uint64_t largest_backstep; /* ns */
@@ -28,7 +30,7 @@ struct record {
     uint32_t pvclock_flags; /* these three: only where the guest reads pvclock itself */
     uint32_t pvclock_version;
     uint32_t pvclock_updates; /* changes of the version that were seen */
-    uint32_t pad;
+    uint32_t published;       /* the TSC's lower half just before the record was published */
 };
 
 /* The guest's own copy of what it publishes with its next reading. */
@@ -59,11 +61,16 @@ static inline void record_begin(volatile struct record *r, struct history *h) {
 }
 
 static inline void record_end(volatile struct record *r, struct history *h, uint64_t clock, uint64_t tsc) {
+    uint32_t sequence;
+
     r->clock = clock;
     r->tsc = tsc;
     r->magic = RECORD_MAGIC;
+    sequence = ++h->sequence;
     barrier();
-    r->sequence = ++h->sequence;
+    r->published = (uint32_t)rdtsc();
+    barrier();
+    r->sequence = sequence;
 
     if (h->loops > 0 && clock < h->previous) {
         h->backsteps++;

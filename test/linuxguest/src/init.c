@@ -132,8 +132,11 @@ static uint64_t now(int clock) {
 }
 
 static void publish(volatile struct record *r, struct history *h, int clock) {
+    uint64_t ns;
+
     record_begin(r, h);
-    record_end(r, h, now(clock), rdtsc());
+    ns = now(clock);
+    record_end(r, h, ns, rdtsc());
     record_rest();
 }
 

@@ -1,0 +1,189 @@
+// Package packaging has tests alone: of what makes the packages, and of what goes into them.
+package packaging
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"ftclock/test/packages"
+	"ftclock/test/privatelibvirt"
+)
+
+// long asks for what make test-packages does and make test leaves to it: minutes.
+var long = os.Getenv("FTCLOCK_LONG") == "1"
+
+// need finds a program of a Debian package's.
+func need(t *testing.T, program, debian string) string {
+	t.Helper()
+	for _, name := range []string{program, "/usr/sbin/" + program} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	privatelibvirt.LeaveOut(t, "no "+program+": apt-get install "+debian)
+	return ""
+}
+
+// run runs a command in a directory, with further environment, and fails the test with its output.
+func run(t *testing.T, dir string, env []string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), env...)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// build makes the packages of a checkout, with further environment.
+func build(t *testing.T, name string, env ...string) packages.Files {
+	t.Helper()
+	need(t, "dpkg-shlibdeps", "dpkg-dev")
+	need(t, "checkmodule", "checkpolicy")
+	files, err := packages.Build("..", filepath.Join(t.TempDir(), name), "v1.2.3", env...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
+
+// Two builds of one commit are the same bytes, wherever and whenever they are made, and the distributions' own checkers
+// find no error in them. In the long form the second build compiles everything anew.
+func TestPackages(t *testing.T) {
+	first := build(t, "here")
+	env := []string{"TZ=Asia/Taipei", "LC_ALL=C.UTF-8"}
+	if long {
+		env = append(env, "GOCACHE="+t.TempDir())
+	}
+	second := build(t, "somewhere-else", env...)
+	for kind, path := range first {
+		a, err := os.ReadFile(path)
+		b, err2 := os.ReadFile(second[kind])
+		if err := errors.Join(err, err2); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(a, b) {
+			t.Errorf("two builds of the %s differ: %s\n%s", kind, path, second[kind])
+		}
+		t.Logf("%s: %d bytes", kind, len(a))
+	}
+
+	out, err := exec.Command(need(t, "lintian", "lintian"), "--allow-root", "--fail-on", "error,warning", first["deb"]).CombinedOutput()
+	if err != nil {
+		t.Errorf("lintian: %v\n%s", err, out)
+	}
+	// rpmlint unpacks with a plain cpio, which would put nfpm's absolute names into the machine's own /etc and /usr.
+	dir := t.TempDir()
+	cpio := "#!/bin/sh\nexec " + need(t, "cpio", "cpio") + ` --no-absolute-filenames "$@"` + "\n"
+	if err := os.WriteFile(filepath.Join(dir, "cpio"), []byte(cpio), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	lint := exec.Command(need(t, "rpmlint", "rpmlint"), "--strict", "-c", "rpmlint.toml", first["rpm"])
+	lint.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"))
+	out, err = lint.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "packages: 1") {
+		t.Errorf("rpmlint: %v\n%s", err, out)
+	}
+
+	// The command line is the only one that needs libraries, and Debian 12's are enough.
+	depends := strings.TrimSpace(run(t, ".", nil, "dpkg-deb", "-f", first["deb"], "Depends"))
+	if !strings.Contains(depends, "libc6 (>= ") || !strings.Contains(depends, "libvirt0 (>= ") {
+		t.Errorf("the .deb depends on %q", depends)
+	}
+	requires := run(t, ".", nil, "rpm", "-qp", "--requires", first["rpm"])
+	if !strings.Contains(requires, "libvirt.so.0()(64bit)\n") || !strings.Contains(requires, "libc.so.6()(64bit)\n") {
+		t.Errorf("the .rpm requires:\n%s", requires)
+	}
+
+	// What an operator has changed isn't overwritten.
+	const logrotate = "/etc/logrotate.d/ftclock\n"
+	if files := run(t, ".", nil, "dpkg-deb", "-I", first["deb"], "conffiles"); !strings.Contains(files, logrotate) {
+		t.Errorf("the .deb's configuration files:\n%s", files)
+	}
+	if files := run(t, ".", nil, "rpm", "-qp", "--configfiles", first["rpm"]); !strings.Contains(files, logrotate) {
+		t.Errorf("the .rpm's configuration files:\n%s", files)
+	}
+
+	// Both families have the same files, but for what only one of them knows.
+	only := map[string]string{
+		"/usr/share/doc/ftclock/changelog.Debian.gz": "deb", "/usr/share/doc/ftclock/copyright": "deb",
+		"/usr/share/doc/ftclock/third-party-licenses.gz": "deb", "/usr/share/licenses/ftclock/third-party-licenses.gz": "rpm",
+		"/usr/share/licenses/ftclock/LICENSE": "rpm", "/usr/share/lintian/overrides/ftclock": "deb",
+		"/etc/apparmor.d/abstractions/libvirt-qemu.d/ftclock": "deb", "/usr/share/selinux/packages/ftclock.pp": "rpm",
+		"/usr/share/zsh/vendor-completions/_ftclock": "deb", "/usr/share/zsh/site-functions/_ftclock": "rpm",
+	}
+	in := map[string]map[string]bool{"deb": {}, "rpm": {}}
+	for _, line := range strings.Split(run(t, ".", nil, "dpkg-deb", "-c", first["deb"]), "\n") {
+		if fields := strings.Fields(line); len(fields) > 5 && !strings.HasSuffix(fields[5], "/") {
+			in["deb"][strings.TrimPrefix(fields[5], ".")] = true
+		}
+	}
+	for _, line := range strings.Split(run(t, ".", nil, "rpm", "-qp", "--qf", "[%{FILEMODES:perms} %{FILENAMES}\n]", first["rpm"]), "\n") {
+		if fields := strings.Fields(line); len(fields) == 2 && fields[0][0] != 'd' {
+			in["rpm"][fields[1]] = true
+		}
+	}
+	other := map[string]string{"deb": "rpm", "rpm": "deb"}
+	for kind, files := range in {
+		if len(files) < 20 {
+			t.Errorf("the %s has only %d files", kind, len(files))
+		}
+		for path := range files {
+			if only[path] == "" && !in[other[kind]][path] {
+				t.Errorf("%s is in the %s alone", path, kind)
+			}
+		}
+	}
+	for path, kind := range only {
+		if !in[kind][path] || in[other[kind]][path] {
+			t.Errorf("%s should be in the %s alone", path, kind)
+		}
+	}
+}
+
+func TestManPages(t *testing.T) {
+	mandoc := need(t, "mandoc", "mandoc")
+	pages, err := filepath.Glob("man/*.[158]")
+	if err != nil || len(pages) != 4 {
+		t.Fatal(pages, err)
+	}
+	for _, page := range pages {
+		if out, err := exec.Command(mandoc, "-Tlint", "-Wwarning", page).CombinedOutput(); err != nil {
+			t.Errorf("mandoc: %v\n%s", err, out)
+		}
+		cmd := exec.Command(need(t, "man", "man-db"), "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z", page)
+		cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "MANROFFSEQ=")
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		if err := cmd.Run(); err != nil || stderr.Len() > 0 {
+			t.Errorf("man: %v\n%s", err, stderr.String())
+		}
+	}
+}
+
+// The maintainers' scripts are the shell's of any distribution, and do nothing for the calls that are none of theirs.
+func TestMaintainerScripts(t *testing.T) {
+	for _, script := range []string{"scripts/postinst", "scripts/prerm", "scripts/postrm", "build"} {
+		if out, err := exec.Command(need(t, "shellcheck", "shellcheck"), "--shell=sh", script).CombinedOutput(); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+	}
+	for script, calls := range map[string][]string{
+		"postinst": {"abort-upgrade", "abort-remove", "abort-deconfigure", "triggered"},
+		"prerm":    {"upgrade", "failed-upgrade", "deconfigure", "1"},
+		"postrm":   {"upgrade", "failed-upgrade", "abort-install", "abort-upgrade", "disappear", "1"},
+	} {
+		for _, call := range calls {
+			if out, err := exec.Command("sh", "scripts/"+script, call, "1.2.3-1").CombinedOutput(); err != nil || len(out) > 0 {
+				t.Errorf("%s %s: %v\n%s", script, call, err, out)
+			}
+		}
+	}
+}

@@ -1,0 +1,62 @@
+package container
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"ftclock/test/privatelibvirt"
+)
+
+func TestKVMContainerBoots(t *testing.T) {
+	if missing := Missing(); len(missing) > 0 {
+		privatelibvirt.LeaveOut(t, strings.Join(missing, "; "))
+	}
+	c, err := Start(Debian12, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if out, err := c.Run("virsh", "-c", "qemu:///system", "capabilities"); err != nil || !strings.Contains(out, "<domain type='kvm'") {
+		t.Errorf("libvirt in it: %v\n%s", err, out)
+	}
+	if err := os.WriteFile(c.Path("/etc/written"), []byte("by the test"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := c.Run("cat", "/etc/written"); err != nil || out != "by the test" {
+		t.Errorf("%v: %s", err, out)
+	}
+	image, err := Image(Debian12)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(image + "/etc/written"); err == nil {
+		t.Error("the container writes to its image")
+	}
+	other, err := Start(Debian12, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	for _, in := range []*Container{c, other} {
+		if out, err := in.Run("cat", "/sys/fs/cgroup/system.slice/libvirtd.service/cgroup.procs"); err != nil || strings.Contains("\n"+out, "\n0\n") {
+			t.Errorf("its control groups aren't its own: %v\n%s", err, out)
+		}
+	}
+	if got := c.Outside(1); got != c.Leader {
+		t.Errorf("process 1 is %d, not %d", got, c.Leader)
+	}
+	if err := c.PowerOff(bootWait); err != nil {
+		t.Error(err)
+	}
+	c.Close()
+	other.Close()
+	for _, ended := range []*Container{c, other} {
+		if _, err := os.Stat(ended.Path("/")); err == nil {
+			t.Errorf("process %d lives on", ended.Leader)
+		}
+		if _, err := os.Stat(ended.group); err == nil {
+			t.Errorf("%s is left", ended.group)
+		}
+	}
+}

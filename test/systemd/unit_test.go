@@ -1,0 +1,211 @@
+package systemd
+
+import (
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+
+	"ftclock/control"
+	"ftclock/spawn"
+	"ftclock/test/container"
+)
+
+func TestKVMTheShimHasItsUnit(t *testing.T) {
+	h := boot(t, clockElement, container.Options{})
+	h.must("virsh", "start", name)
+	first := h.inUnit()
+	if first.State != control.Correcting || first.Mode != control.Relay {
+		t.Errorf("status: %+v", first)
+	}
+	if group := h.group(h.qemu()); !strings.Contains(group, "machine.slice") {
+		t.Errorf("QEMU is in %s: the container isn't like a host", group)
+	}
+	qemu, clock := h.qemu(), h.clock()
+	h.kept("200 checkpoints", clock, func() { h.checkpoints(200)() })
+	// What the unit may not do shows here: asking for the host's clock, and writing the record.
+	if s := h.inUnit(); s.Kept == nil || s.Kept.Host.Samples == 0 || s.Kept.Pauses < 200 || s.Kept.Problem != "" {
+		t.Errorf("the record: %+v", s.Kept)
+	}
+	if out := h.must("journalctl", "-u", unit, "-p", "warning", "--no-pager", "-q", "-o", "cat"); out != "" {
+		t.Errorf("warnings: %s", out)
+	}
+	h.readOnly(strconv.Itoa(first.Shim), "/run", "/var/lib", "/etc", "/usr")
+	t.Logf("%s", h.must("sh", "-c", "systemd-analyze security --no-pager "+unit+" | tail -n 1"))
+	t.Logf("%s", h.must("systemctl", "status", "--no-pager", unit))
+
+	same := func(after string) {
+		t.Helper()
+		h.must("virsh", "domstate", name)
+		if s := h.inUnit(); s.Shim != first.Shim || s.Keeper != first.Keeper || h.qemu() != qemu {
+			t.Errorf("after %s the pair is %d and %d, was %d and %d; QEMU %d, was %d", after, s.Shim, s.Keeper, first.Shim, first.Keeper, h.qemu(), qemu)
+		}
+		h.checkpoints(20)()
+	}
+	before := h.offset(clock)
+	h.must("systemctl", "restart", "libvirtd")
+	same("libvirtd's restart")
+	h.must("systemctl", "kill", "-s", "KILL", "--kill-who=main", "libvirtd")
+	h.eventually("libvirtd", func() bool { _, err := h.Run("virsh", "version"); return err == nil })
+	same("libvirtd's death")
+	h.must("systemctl", "daemon-reexec")
+	same("systemd's own upgrade")
+
+	for _, verb := range []string{"stop", "restart"} {
+		if out, err := h.Run("systemctl", verb, unit); err == nil || !strings.Contains(out, "refused") {
+			t.Errorf("systemctl %s: %v: %s", verb, err, out)
+		}
+	}
+	same("the refused stop")
+
+	wait := h.checkpoints(100)
+	h.install("another")
+	h.must("systemctl", "reload", unit)
+	if s := h.inUnit(); s.Version != "another" || s.Shim == first.Shim || s.Keeper != first.Keeper {
+		t.Errorf("upgraded: %+v; was %+v", s, first)
+	}
+	wait()
+	if err := os.WriteFile(h.Path("/usr/sbin/ftclock-shim.new"), []byte("#!/bin/sh\nexit 3\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	h.must("cp", "-p", "/usr/sbin/ftclock-shim", "/usr/sbin/ftclock-shim.good")
+	h.must("mv", "/usr/sbin/ftclock-shim.new", "/usr/sbin/ftclock-shim")
+	if _, err := h.Run("systemctl", "reload", unit); err == nil {
+		t.Error("a reload with a broken program succeeds")
+	}
+	h.must("mv", "/usr/sbin/ftclock-shim.good", "/usr/sbin/ftclock-shim")
+	h.inUnit()
+
+	for range 3 {
+		s := h.inUnit()
+		h.kill(s.Shim)
+		h.eventually("another worker", func() bool { return h.pair().Shim != s.Shim })
+		s = h.inUnit()
+		h.kill(s.Keeper)
+		h.eventually("another keeper", func() bool { return h.pair().Keeper != s.Keeper })
+	}
+	h.inUnit()
+	h.must("systemctl", "reload", unit) // of a keeper that a worker started
+	h.checkpoints(20)()
+	drift := h.offset(clock) - before
+	t.Logf("drift of %d ns after all that", drift)
+	if drift > maxDrift || drift < -maxDrift {
+		t.Errorf("drift of %d ns after all that", drift)
+	}
+	if back, _, err := clock.Backsteps(); err != nil || back != 0 {
+		t.Errorf("the guest saw time go back %d times: %v", back, err)
+	}
+
+	h.must("virsh", "destroy", name)
+	h.nothingLeft()
+	for range 3 { // at once, and again
+		h.must("virsh", "start", name)
+		h.inUnit()
+		h.must("virsh", "destroy", name)
+	}
+	h.nothingLeft()
+}
+
+func TestKVMALiveDomainHasItsUnit(t *testing.T) {
+	h := boot(t, "", container.Options{})
+	h.must("virsh", "start", name)
+	clock := h.clock()
+	h.must("ftclock", "enable", name, "--live")
+	if s := h.inUnit(); s.State != control.Correcting || s.Mode != control.Watch {
+		t.Errorf("status: %+v", s)
+	}
+	h.kept("20 checkpoints", clock, func() { h.checkpoints(20)() })
+	h.must("ftclock", "disable", name, "--live")
+	h.nothingRunsButQEMU()
+	// Another name, the same QEMU: as one that libvirt didn't start.
+	pid := strings.TrimSpace(h.must("cat", "/run/libvirt/qemu/"+name+".pid"))
+	h.must("ftclock", "attach", pid)
+	if out := h.must("systemctl", "list-units", "--no-legend", "--plain", "ftclock-shim@*"); !strings.Contains(out, "ftclock-shim@pid-"+pid+"-") {
+		t.Errorf("units:\n%s", out)
+	}
+	h.kept("20 checkpoints of a process", clock, func() { h.checkpoints(20)() })
+	h.must("ftclock", "detach", pid)
+	h.nothingRunsButQEMU()
+	h.must("virsh", "destroy", name)
+	h.nothingLeft()
+}
+
+func (h *host) nothingRunsButQEMU() {
+	h.t.Helper()
+	h.eventually("the pair's end", func() bool { return len(h.shims()) == 0 })
+	h.eventually("the unit's end", func() bool {
+		out := h.must("systemctl", "list-units", "--no-legend", "--plain", "ftclock-shim@*")
+		return strings.TrimSpace(out) == ""
+	})
+}
+
+func TestKVMAUnitThatFails(t *testing.T) {
+	h := boot(t, clockElement, container.Options{})
+	const module, logrotate = "/usr/lib/ftclock/libftclock-qemu.so", "/etc/logrotate.d/ftclock"
+	h.must("mv", module, module+".away")
+	out, err := h.Run("virsh", "start", name)
+	if err == nil || !strings.Contains(out, "libftclock-qemu.so") || !strings.Contains(out, "journalctl -u "+unit) {
+		t.Errorf("without the module: %v", err)
+	}
+	t.Log(strings.TrimSpace(out))
+	h.nothingRuns()
+	if state := h.must("virsh", "domstate", name); !strings.Contains(state, "shut off") {
+		t.Errorf("the domain is %s", state)
+	}
+	h.must("mv", module+".away", module)
+	h.must("virsh", "start", name) // no limit on starts, no failed unit in the way
+	h.inUnit()
+	h.must("virsh", "destroy", name)
+	h.nothingLeft()
+
+	// systemd can't make the sandbox: the domain starts all the same, and the log says so.
+	h.dropIn("[Service]\nReadWritePaths=/nonexistent\n")
+	h.must("virsh", "start", name)
+	s := h.pair()
+	if group := h.group(s.Keeper); strings.Contains(group, "ftclock-shim@") {
+		t.Errorf("the keeper is in %s", group)
+	}
+	log, err := os.ReadFile(h.Path(spawn.LogDir + "/" + name + ".log"))
+	if err != nil || !strings.Contains(string(log), "starting the shim without "+unit) {
+		t.Errorf("noted: %v\n%s", err, log)
+	}
+	if pids := h.shims(); len(pids) != 2 {
+		t.Errorf("processes of the shim: %v", pids)
+	}
+	// The log is cut under the shim, which goes on at its beginning.
+	h.must("logrotate", "-d", logrotate)
+	h.must("logrotate", "-f", logrotate)
+	h.must("virsh", "destroy", name)
+	h.nothingRuns()
+	if kept := h.must("zcat", spawn.LogDir+"/"+name+".log.1.gz"); !strings.Contains(kept, "starting the shim without "+unit) {
+		t.Errorf("the log that was kept:\n%s", kept)
+	}
+	log, err = os.ReadFile(h.Path(spawn.LogDir + "/" + name + ".log"))
+	if err != nil || !strings.HasPrefix(string(log), "{") || !strings.Contains(string(log), "QEMU has ended") || strings.Contains(string(log), "starting") {
+		t.Errorf("the log that goes on: %v\n%q", err, log)
+	}
+
+	// A shim that never gets ready is ended before libvirt hears of it.
+	h.dropIn("[Service]\nExecStart=\nExecStart=/bin/sh -c 'rm /run/ftclock/%i.start; sleep 1000'\n")
+	out, err = h.Run("virsh", "start", name)
+	if err == nil || !strings.Contains(out, "journalctl -u "+unit) {
+		t.Errorf("a start that never ends: %v", err)
+	}
+	if state := h.property("ActiveState"); state != "failed" {
+		t.Errorf("the unit is %s", state)
+	}
+	h.nothingRuns()
+}
+
+// dropIn changes the template.
+func (h *host) dropIn(text string) {
+	h.t.Helper()
+	dir := h.Path("/etc/systemd/system/ftclock-shim@.service.d")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		h.t.Fatal(err)
+	}
+	if err := os.WriteFile(dir+"/test.conf", []byte(text), 0o644); err != nil {
+		h.t.Fatal(err)
+	}
+	h.must("systemctl", "daemon-reload")
+}
