@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -266,7 +267,11 @@ func TestKVMChaosUpgradesInPlace(t *testing.T) {
 			t.Fatal(err)
 		}
 		next := installedShim + ".next"
-		if err := os.WriteFile(next, text, 0o755); err != nil {
+		// A virsh that is started meanwhile would have the file open for writing until it is virsh, and a program that is can't be run.
+		syscall.ForkLock.RLock()
+		err = os.WriteFile(next, text, 0o755)
+		syscall.ForkLock.RUnlock()
+		if err != nil {
 			t.Fatal(err)
 		}
 		if err := os.Rename(next, installedShim); err != nil {

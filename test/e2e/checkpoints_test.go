@@ -211,59 +211,6 @@ func TestKVMCheckpointsOfAnAttachedQEMU(t *testing.T) {
 	}
 }
 
-// QEMU's own checkpointing engine, COLO, pauses its guest from inside: no cont comes over any monitor.
-func TestKVMCOLOPrimaryKeepsItsTime(t *testing.T) {
-	t.Cleanup(func() { nothingLeft(t) })
-	secondary, toSecondary := bareQEMU(t, "colo-secondary", "-incoming", "tcp:127.0.0.1:7465")
-	primary, toPrimary := bareQEMU(t, "colo-primary")
-	clock := clockOf(t, primary)
-	ftclock(t, "attach", strconv.Itoa(primary.Process.Pid))
-	ftclock(t, "attach", strconv.Itoa(secondary.Process.Pid))
-	execute := func(c *qmp.Conn, command string, arguments any) {
-		t.Helper()
-		if _, err := c.Execute(command, arguments); err != nil {
-			t.Fatal(err)
-		}
-	}
-	colo := map[string]any{"capabilities": []map[string]any{{"capability": "x-colo", "state": true}}}
-	execute(toSecondary, "migrate-set-capabilities", colo)
-	execute(toPrimary, "migrate-set-capabilities", colo)
-	execute(toPrimary, "migrate-set-parameters", map[string]any{"x-checkpoint-delay": 100})
-	// One pause before it all, for the anchor.
-	execute(toPrimary, "stop", nil)
-	execute(toPrimary, "cont", nil)
-	before := offset(t, clock)
-	execute(toPrimary, "migrate", map[string]any{"uri": "tcp:127.0.0.1:7465"})
-	time.Sleep(20 * time.Second)
-	drift := offset(t, clock) - before
-	var s control.Status
-	infos, err := control.List(control.Dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, info := range infos {
-		answer, err := control.Ask(control.Dir, info.UUID, control.Request{Do: "status", Records: 3})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if info.Name == "colo-primary" {
-			s = *answer.Status
-		}
-		t.Logf("%s: %d pauses, %d dropped, %d anchored, %d passed, worst residual %d ns; %+v", info.Name, answer.Status.Pauses,
-			answer.Status.Dropped, answer.Status.Anchored, answer.Status.Passed, answer.Status.WorstResidual, answer.Status.Records)
-	}
-	t.Logf("drift of %d ns after %d checkpoints", drift, s.Pauses)
-	if s.Pauses < 50 {
-		t.Errorf("only %d checkpoints: COLO doesn't run", s.Pauses)
-	}
-	if drift > maxDrift || drift < -maxDrift {
-		t.Errorf("drift of %d ns", drift)
-	}
-	if count, largest, err := clock.Backsteps(); err != nil || count != 0 {
-		t.Errorf("the guest saw time go back %d times, by up to %d ns: %v", count, largest, err)
-	}
-}
-
 func TestKVMCheckpointsOverASecondMonitor(t *testing.T) {
 	x := managed("second", clockElement)
 	if _, err := privatelibvirt.AddMonitor(x); err != nil {

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -24,23 +25,7 @@ var (
 
 // The whole of ftclock is installed in the private libvirt, as an operator would.
 func TestMain(m *testing.M) {
-	os.Exit(privatelibvirt.Main(func() int {
-		var err error
-		if elf, err = guest.Build(privatelibvirt.Dir); err != nil {
-			panic(err)
-		}
-		if conn, err = privatelibvirt.Connect(); err != nil {
-			panic(err)
-		}
-		defer conn.Close()
-		return m.Run()
-	}, privatelibvirt.Options{Prepare: func() error {
-		repo, err := filepath.Abs("../..")
-		if err != nil {
-			return err
-		}
-		return privatelibvirt.Install(repo)
-	}}))
+	os.Exit(privatelibvirt.Main(privatelibvirt.WithGuest(&conn, &elf, m.Run), privatelibvirt.Installed("../..")))
 }
 
 const clockElement = `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`
@@ -139,16 +124,24 @@ func status(t *testing.T, d *privatelibvirt.Domain) *control.Status {
 	return answer.Status
 }
 
-// offset is the guest's offset against CLOCK_MONOTONIC_RAW in ns; it grows by
-// what the guest loses.
+// offset is the guest's offset against CLOCK_MONOTONIC_RAW in ns; it grows by what the guest loses. A reading is never too small,
+// but where the machine is busy, or its host is, it may be too large: the smallest counts when another one confirms it.
 func offset(t *testing.T, c *guest.Clock) int64 {
 	t.Helper()
-	o, n, err := c.Offset(time.Second)
-	if err != nil {
-		t.Fatal(err)
+	const alike = maxDrift / 4
+	best := int64(math.MaxInt64)
+	for range 12 {
+		o, _, err := c.Offset(200 * time.Millisecond)
+		if err != nil {
+			t.Fatal(err)
+		}
+		confirmed := best != math.MaxInt64 && o-best < alike && best-o < alike
+		best = min(best, o)
+		if confirmed {
+			break
+		}
 	}
-	t.Logf("offset %d ns, the smallest of %d", o, n)
-	return o
+	return best
 }
 
 // virsh runs virsh and gives what it prints, and whether it succeeded.

@@ -18,20 +18,7 @@ import (
 
 // Live migrations between two hosts, in more than one way, with the same results as without the shim; the clock is kept on both.
 func TestKVMMigration(t *testing.T) {
-	second, err := privatelibvirt.StartSecond()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := second.Stop(); err != nil {
-			t.Error(err)
-		}
-	}()
-	there, err := second.Connect()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer there.Close()
+	second, there := secondHost(t)
 
 	var without []string
 	t.Run("without", func(t *testing.T) { without = migrate(t, second, there, "") })
@@ -60,12 +47,7 @@ func migrate(t *testing.T, second *privatelibvirt.Second, there *libvirt.Connect
 	}
 	d, clock := start(t, x)
 	// It ends there. This goes first: what is left is looked for when the domain is removed here.
-	t.Cleanup(func() {
-		if d, err := there.LookupDomainByName("migrated"); err == nil {
-			_ = d.Destroy()
-			_ = d.Free()
-		}
-	})
+	endsThere(t, there, "migrated")
 	uuid, err := d.GetUUIDString()
 	if err != nil {
 		t.Fatal(err)
@@ -89,6 +71,9 @@ func migrate(t *testing.T, second *privatelibvirt.Second, there *libvirt.Connect
 		{privatelibvirt.URI, second.URI, []string{"--p2p", "--tunnelled"}, there, second.Dir},
 	} {
 		before := offset(t, clock)
+		if metadata != "" {
+			publish(t, second, leg.from)
+		}
 		out, err := virsh(append([]string{"-c", leg.from, "migrate", "migrated", leg.to, "--live"}, leg.options...)...)
 		if err != nil {
 			t.Fatalf("%v\n%s", err, out)
@@ -101,10 +86,27 @@ func migrate(t *testing.T, second *privatelibvirt.Second, there *libvirt.Connect
 		defer func() { _ = found.Free() }()
 		moved := &privatelibvirt.Domain{Domain: found, Name: d.Name}
 		clock = clockOn(t, leg.root)
-		t.Logf("the migration cost the guest's clock %d ns", offset(t, clock)-before)
+		lost := offset(t, clock) - before
+		t.Logf("the migration cost the guest's clock %d ns", lost)
+		if metadata != "" && (lost > maxFailover || lost < -maxFailover) {
+			t.Errorf("migrated from %s to %s: it cost the guest's clock %d ns", leg.from, leg.to, lost)
+		}
+		if metadata == "" && lost < int64(time.Millisecond) {
+			t.Errorf("without ftclock it cost only %d ns, which isn't its downtime", lost)
+		}
 		checkOn(t, moved, clock, leg.root+control.Dir, uuid, metadata != "")
 	}
 	return outputs
+}
+
+// publish has the anchors of the running domains travel with them, as the timer does, on the host whose libvirt is at uri.
+func publish(t *testing.T, second *privatelibvirt.Second, uri string) {
+	t.Helper()
+	if uri != second.URI {
+		ftclock(t, "anchor", "publish")
+	} else if out, err := second.Command(privatelibvirt.Prefix+"/bin/ftclock", "anchor", "publish").CombinedOutput(); err != nil {
+		t.Fatalf("publishing on the second host: %v\n%s", err, out)
+	}
 }
 
 // clockOn opens the clock of the migrated guest on the host whose files are below root.
@@ -154,7 +156,7 @@ func checkOn(t *testing.T, d *privatelibvirt.Domain, clock *guest.Clock, state, 
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s := answer.Status; s.State != control.Correcting || s.Disagreements != 0 || len(s.Warnings) != 0 || s.Dropped+s.Anchored < 20 {
+	if s := answer.Status; s.State != control.Correcting || s.Disagreements != 0 || (len(s.Warnings) != 0 && !unsynchronised()) || s.Dropped+s.Anchored < 20 {
 		t.Errorf("status: %+v", s)
 	}
 }

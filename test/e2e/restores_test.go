@@ -1,0 +1,283 @@
+package e2e
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"ftclock/clockpage"
+	"ftclock/control"
+	"ftclock/record"
+	"ftclock/test/guest"
+	"ftclock/test/privatelibvirt"
+
+	"libvirt.org/go/libvirt"
+	"libvirt.org/go/libvirtxml"
+)
+
+// restoreRules are what the metadata can say of a loaded state.
+var restoreRules = []struct{ name, clock string }{
+	{"default", clockElement},
+	{"catch-up", clockWith(`<ftclock:on event="restore" do="catch-up"/>`)},
+	{"past its limit", clockWith(`<ftclock:on event="restore" do="catch-up" limit="200ms"/>`)},
+}
+
+// asRecorded checks that the guest's clock went on from the record's value at the record's time, and wasn't moved since.
+func asRecorded(t *testing.T, clock *guest.Clock, r control.Record) {
+	t.Helper()
+	least := int64(r.ContRaw) - int64(r.WentOn) - maxDrift
+	most := least + int64(r.Cost) + 2*maxDrift
+	o := offset(t, clock)
+	if o < least || o > most {
+		t.Errorf("the guest's offset is %d ns, by the record it should be %d to %d", o, least, most)
+	}
+}
+
+// restored gives the record of the state that was loaded last, after some checkpoints that change nothing about it.
+func restored(t *testing.T, d *privatelibvirt.Domain, clock *guest.Clock) control.Record {
+	t.Helper()
+	for range 5 {
+		pause(t, d, 5*time.Millisecond)
+	}
+	s := status(t, d)
+	if s.State != control.Correcting || s.Disagreements != 0 || s.Reanchored != 0 || !s.Anchor.Valid {
+		t.Errorf("status: %+v", withoutRecords(s))
+	}
+	r := s.Records[len(s.Records)-6]
+	t.Logf("%s, %s: %s; %v lost", r.Event, r.Decision, r.Reason, time.Duration(r.Lost))
+	if r.Event != clockpage.Restore.String() && r.Reason != clockpage.First.String() {
+		t.Errorf("a loaded state is taken for something else: %+v", r)
+	}
+	asRecorded(t, clock, r)
+	noBacksteps(t, clock)
+	return r
+}
+
+// checkRestored checks what became of a state that was loaded under the rule of that name.
+func checkRestored(t *testing.T, r control.Record, rule string, how clockpage.Reason) {
+	t.Helper()
+	switch rule {
+	case "catch-up":
+		if r.Decision != clockpage.Anchored.String() || r.Reason != how.String() || r.WentOn < r.Saved+uint64(rulePause) {
+			t.Errorf("record: %+v", r)
+		}
+	case "past its limit":
+		if r.Decision != clockpage.Held.String() || r.Reason != clockpage.OverLimit.String() || r.WentOn != r.Saved {
+			t.Errorf("record: %+v", r)
+		}
+	default: // held if it is known for what it is, and else passed
+		if r.Decision != clockpage.Passed.String() && r.Decision != clockpage.Held.String() || r.WentOn != r.Saved {
+			t.Errorf("record: %+v", r)
+		}
+	}
+}
+
+// reopened is the clock of a domain that has a new QEMU.
+func reopened(t *testing.T, d *privatelibvirt.Domain) *guest.Clock {
+	t.Helper()
+	clock, err := d.Clock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = clock.Close() })
+	return clock
+}
+
+// mustVirsh runs virsh, which must succeed.
+func mustVirsh(t *testing.T, args ...string) {
+	t.Helper()
+	if out, err := virsh(args...); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+// withSnapshots is a domain whose disk holds snapshots.
+func withSnapshots(t *testing.T, name, clock string) *libvirtxml.Domain {
+	t.Helper()
+	dir, err := privatelibvirt.QEMUDir("snapshots")
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk := filepath.Join(dir, name)
+	if out, err := exec.Command("qemu-img", "create", "-f", "qcow2", disk, "4M").CombinedOutput(); err != nil {
+		t.Fatalf("qemu-img: %v\n%s", err, out)
+	}
+	x := managed(name, clock)
+	x.Devices.Disks = []libvirtxml.DomainDisk{qcow2(disk)}
+	return x
+}
+
+// A state that is loaded into the QEMU that saved it.
+func TestKVMALoadedState(t *testing.T) {
+	d, clock := start(t, withSnapshots(t, "loaded", clockElement))
+	pause(t, d, 5*time.Millisecond) // takes the anchor
+	for _, c := range restoreRules {
+		t.Run(c.name, func(t *testing.T) {
+			setPolicy(t, d, c.clock)
+			before := offset(t, clock)
+			human(t, d, "savevm one")
+			lostAsRecorded(t, clock, before, nil) // a pause like any other
+			time.Sleep(rulePause)
+			human(t, d, "loadvm one")
+			r := restored(t, d, clock)
+			checkRestored(t, r, c.name, clockpage.FromAnchor)
+			lost := offset(t, clock) - before
+			if caughtUp := lost < int64(rulePause); caughtUp != (c.name == "catch-up") {
+				t.Errorf("the guest lost %v since the state was saved", time.Duration(lost))
+			}
+			if c.name == "catch-up" {
+				lostAsRecorded(t, clock, before, nil)
+			}
+		})
+	}
+}
+
+// libvirt's internal snapshots. It reverts to one by a new QEMU.
+func TestKVMInternalSnapshots(t *testing.T) {
+	for _, c := range restoreRules[:2] {
+		t.Run(c.name, func(t *testing.T) {
+			d, clock := start(t, withSnapshots(t, "snapshots", c.clock))
+			pause(t, d, 5*time.Millisecond)
+			before := offset(t, clock)
+			if c.name == "catch-up" {
+				ftclock(t, "anchor", "publish") // as the timer does: the snapshot's metadata has it then
+			}
+			mustVirsh(t, "snapshot-create-as", "snapshots", "one")
+			lostAsRecorded(t, clock, before, nil)
+			clock.Close()
+			time.Sleep(rulePause)
+
+			// While it runs, and while it is shut off. What its clock read before the snapshot was made is in its metadata.
+			mustVirsh(t, "snapshot-revert", "snapshots", "one")
+			clock = reopened(t, d)
+			running := restored(t, d, clock)
+			clock.Close()
+			if err := d.Destroy(); err != nil {
+				t.Fatal(err)
+			}
+			nothingLeft(t)
+			mustVirsh(t, "snapshot-revert", "snapshots", "one", "--running")
+			clock = reopened(t, d)
+			off := restored(t, d, clock)
+			clock.Close()
+			if running.Saved != off.Saved {
+				t.Errorf("one snapshot, two clocks: %d and %d ns", running.Saved, off.Saved)
+			}
+			checkRestored(t, running, c.name, clockpage.FromImport)
+			checkRestored(t, off, c.name, clockpage.FromImport)
+
+			// One with which the domain ended.
+			mustVirsh(t, "snapshot-create-as", "snapshots", "two", "--halt")
+			nothingLeft(t)
+			time.Sleep(rulePause)
+			mustVirsh(t, "snapshot-revert", "snapshots", "two", "--running")
+			clock = reopened(t, d)
+			checkRestored(t, restored(t, d, clock), c.name, clockpage.FromImport)
+		})
+	}
+}
+
+// External snapshots of the memory. libvirt 9.0 doesn't revert to them itself, but restores their file as a saved state.
+func TestKVMExternalMemorySnapshots(t *testing.T) {
+	dir, err := privatelibvirt.QEMUDir("snapshots")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "memory")
+	for _, c := range restoreRules[:2] {
+		t.Run(c.name, func(t *testing.T) {
+			d, clock := start(t, managed("external", c.clock))
+			pause(t, d, 5*time.Millisecond)
+			if c.name == "catch-up" {
+				ftclock(t, "anchor", "publish")
+			}
+			for _, options := range [][]string{nil, {"--live"}} {
+				before, s0 := offset(t, clock), status(t, d)
+				mustVirsh(t, append([]string{"snapshot-create-as", "external", "running", "--no-metadata",
+					"--memspec", "file=" + file + ",snapshot=external"}, options...)...)
+				lostAsRecorded(t, clock, before, nil)
+				if s := status(t, d); s.Dropped+s.Anchored != s0.Dropped+s0.Anchored+1 || s.Held != 0 || s.Disagreements != 0 {
+					t.Errorf("status: %+v", withoutRecords(s))
+				}
+			}
+			clock.Close()
+			if err := d.Destroy(); err != nil {
+				t.Fatal(err)
+			}
+			nothingLeft(t)
+			mustVirsh(t, "restore", file)
+			clock = reopened(t, d)
+			checkRestored(t, restored(t, d, clock), c.name, clockpage.FromImport)
+			if c.name == "default" {
+				return
+			}
+			clock.Close()
+			mustVirsh(t, "snapshot-create-as", "external", "halted", "--no-metadata", "--halt",
+				"--memspec", "file="+file+",snapshot=external")
+			awaitState(t, d, libvirt.DOMAIN_SHUTOFF)
+			nothingLeft(t)
+			time.Sleep(rulePause)
+			mustVirsh(t, "restore", file)
+			clock = reopened(t, d)
+			checkRestored(t, restored(t, d, clock), c.name, clockpage.FromImport)
+		})
+	}
+}
+
+// A saved state that is restored on another host, which knows nothing of its stop, is caught up from the anchor that came with it.
+func TestKVMARestoreOnAnotherHost(t *testing.T) {
+	second, there := secondHost(t)
+	dir, err := privatelibvirt.QEMUDir("save")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "elsewhere.state")
+	for _, c := range restoreRules {
+		t.Run(c.name, func(t *testing.T) {
+			d, clock := start(t, managed("elsewhere", c.clock))
+			uuid, err := d.GetUUIDString()
+			if err != nil {
+				t.Fatal(err)
+			}
+			endsThere(t, there, "elsewhere")
+			pause(t, d, 5*time.Millisecond)
+			ftclock(t, "anchor", "publish")
+			before := offset(t, clock)
+			clock.Close()
+			mustVirsh(t, "save", "elsewhere", file)
+			nothingLeft(t)
+			if err := os.Remove(filepath.Join(record.Dir, uuid+".json")); err != nil { // the two have this directory in common
+				t.Fatal(err)
+			}
+			time.Sleep(rulePause)
+			mustVirsh(t, "-c", second.URI, "restore", file)
+			found, err := there.LookupDomainByName("elsewhere")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = found.Free() }()
+			clock = clockOfPID(t, pidOn(t, second.Dir, "elsewhere"))
+			for range 5 {
+				pause(t, &privatelibvirt.Domain{Domain: found, Name: d.Name}, 5*time.Millisecond)
+			}
+			answer, err := control.Ask(second.Dir+control.Dir, uuid, control.Request{Do: "status", Records: 256})
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := answer.Status
+			r := s.Records[0]
+			t.Logf("%s, %s: %s; %v lost; warnings %q", r.Event, r.Decision, r.Reason, time.Duration(r.Lost), s.Warnings)
+			checkRestored(t, r, c.name, clockpage.FromImport)
+			if r.Event != clockpage.Restore.String() {
+				t.Errorf("a restored state is taken for something else: %+v", r)
+			}
+			asRecorded(t, clock, r)
+			if lost := offset(t, clock) - before; c.name == "catch-up" && (lost > maxFailover || lost < -maxFailover) {
+				t.Errorf("the guest lost %d ns while it was saved", lost)
+			}
+			noBacksteps(t, clock)
+		})
+	}
+}

@@ -1,0 +1,134 @@
+package e2e
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"ftclock/control"
+	"ftclock/test/privatelibvirt"
+	metadata "ftclock/xml-templates"
+
+	"libvirt.org/go/libvirtxml"
+)
+
+// managedByXPath is what docs/install.md gives virt-install and virt-xml to make a domain managed.
+const managedByXPath = "./metadata/clock/@xmlns=urn:ftclock:domain:1"
+
+// tool runs a program of virtinst's, or leaves the test out where it is missing.
+func tool(t *testing.T, name, debian string, args ...string) string {
+	t.Helper()
+	if _, err := exec.LookPath(name); err != nil {
+		privatelibvirt.LeaveOut(t, "no "+name+": apt-get install "+debian)
+	}
+	cmd := exec.Command(name, args...)
+	cmd.Env = append(os.Environ(), "HOME="+t.TempDir())
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", name, err, out)
+	}
+	return string(out)
+}
+
+// corrected makes a checkpoint of a running domain and checks that it was caught up.
+func corrected(t *testing.T, d *privatelibvirt.Domain) {
+	t.Helper()
+	clock, err := d.Clock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer clock.Close()
+	before := offset(t, clock)
+	for range 20 {
+		pause(t, d, 5*time.Millisecond)
+	}
+	if drift := offset(t, clock) - before; drift > maxDrift || drift < -maxDrift {
+		t.Errorf("drift of %d ns", drift)
+	}
+	if s := status(t, d); s.State != control.Correcting || s.Dropped+s.Anchored != 20 {
+		t.Errorf("status: %+v", s)
+	}
+}
+
+func TestKVMVirtInstallMakesAManagedDomain(t *testing.T) {
+	tool(t, "virt-install", "virtinst", "--connect", privatelibvirt.URI, "--name", "installed", "--memory", "32", "--machine", "pc",
+		"--cpu", "qemu64,check=none", "--memorybacking", "source.type=memfd,access.mode=shared", "--disk", "none", "--network", "none",
+		"--osinfo", "generic", "--graphics", "none", "--controller", "usb,model=none", "--boot", "kernel="+elf, "--import",
+		"--noautoconsole", "--xml", managedByXPath)
+	found, err := conn.LookupDomainByName("installed")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &privatelibvirt.Domain{Domain: found, Name: "installed"}
+	defer func() {
+		if err := d.Remove(); err != nil {
+			t.Error(err)
+		}
+		nothingLeft(t)
+	}()
+	corrected(t, d)
+}
+
+func TestKVMVirtXMLMakesADomainManaged(t *testing.T) {
+	x := privatelibvirt.GuestXML("edited", elf)
+	x.Metadata = &libvirtxml.DomainMetadata{XML: `<other xmlns="urn:somebody.else">kept</other>`}
+	d := define(t, x)
+	tool(t, "virt-xml", "virtinst", "--connect", privatelibvirt.URI, "edited", "--edit", "--xml", managedByXPath)
+	if text, err := d.GetXMLDesc(0); err != nil || !strings.Contains(text, ">kept</other>") {
+		t.Errorf("what was in the metadata is gone: %v\n%s", err, text)
+	}
+	if err := d.Create(); err != nil {
+		t.Fatal(err)
+	}
+	corrected(t, d)
+}
+
+// libvirt's own schema takes every snippet within a domain, and what ftclock makes of one.
+func TestKVMDomainsStayValid(t *testing.T) {
+	dir := t.TempDir()
+	validate := func(name, text string) {
+		t.Helper()
+		file := filepath.Join(dir, name+".xml")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		tool(t, "virt-xml-validate", "libvirt-clients", file, "domain")
+	}
+	for _, name := range metadata.Snippets() {
+		snippet, err := metadata.Snippet(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := privatelibvirt.GuestXML("valid", elf).Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name == "preload" {
+			text = strings.Replace(text, "</domain>", string(snippet)+"</domain>", 1)
+		} else {
+			text = strings.Replace(text, "<memory ", "<metadata>"+string(snippet)+"</metadata><memory ", 1)
+		}
+		validate(name, text) // as it was pasted
+		d, err := conn.DomainDefineXML(text)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if name == "preload" {
+			ftclock(t, "enable", "valid", "--preload")
+		}
+		text, err = d.GetXMLDesc(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(text, "urn:ftclock:domain:1") {
+			t.Errorf("%s: the element is gone:\n%s", name, text)
+		}
+		validate(name+"-defined", text) // as libvirt gives it
+		if err := d.Undefine(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

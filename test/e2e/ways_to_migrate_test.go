@@ -1,0 +1,250 @@
+package e2e
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"ftclock/control"
+	"ftclock/test/guest"
+	"ftclock/test/privatelibvirt"
+
+	"golang.org/x/sys/unix"
+	"libvirt.org/go/libvirt"
+	"libvirt.org/go/libvirtxml"
+)
+
+// Live migrations over TCP, in all the ways that libvirt has, have the same results with the shim as without: the guest
+// lives on at the other end, or where it was when they fail. Its clock is what it would be had it stayed.
+func TestKVMWaysToMigrate(t *testing.T) {
+	// The destination of a post-copy migration needs userfaultfd(2), which the kernel gives to no unprivileged user.
+	second, there := secondHost(t, `user = "root"`, `group = "root"`, `clear_emulator_capabilities = 0`,
+		`dynamic_ownership = 0`)
+	var without []string
+	t.Run("without", func(t *testing.T) { without = waysToMigrate(t, second, there, "") })
+	if t.Failed() {
+		return
+	}
+	t.Run("with", func(t *testing.T) {
+		for i, output := range waysToMigrate(t, second, there, clockElement) {
+			t.Logf("without: %q, with: %q", without[i], output)
+			if output != without[i] {
+				t.Error("that is different")
+			}
+		}
+	})
+}
+
+// waysToMigrate migrates a domain there and back and there again, and gives what virsh printed.
+func waysToMigrate(t *testing.T, second *privatelibvirt.Second, there *libvirt.Connect, metadata string) (outputs []string) {
+	x := privatelibvirt.GuestXML("moving", elf)
+	if metadata != "" {
+		x.Metadata = &libvirtxml.DomainMetadata{XML: metadata}
+	}
+	// Something that takes its time: 2 MiB that aren't zero, at 1 MiB/s.
+	x.OS.Initrd = filepath.Join(privatelibvirt.Dir, "ballast")
+	ballast := make([]byte, 2<<20)
+	for i := range ballast {
+		ballast[i] = byte(i/4096) | 1
+	}
+	if err := os.WriteFile(x.OS.Initrd, ballast, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	d, clock := start(t, x)
+	endsThere(t, there, "moving")
+	uuid, err := d.GetUUIDString()
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole := t // the clock of one migration is compared with the next one's
+	events := watchEvents(t, "event", "--all", "--loop")
+	thither := []string{"migrate", "moving", second.URI, "--live", "--migrateuri", "tcp://" + privatelibvirt.SecondAddress}
+	hither := func(uri string) []string {
+		return []string{"-c", second.URI, "migrate", "moving", uri, "--live", "--migrateuri", "tcp://" + privatelibvirt.FirstAddress}
+	}
+
+	// Two that fail after they have begun: the guest stays, and was never paused.
+	for _, way := range []struct {
+		name  string
+		spoil func()
+	}{
+		{"cancelled", func() { mustVirsh(t, "domjobabort", "moving") }},
+		{"the other QEMU dies", func() {
+			if err := unix.Kill(pidOn(t, second.Dir, "moving"), unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	} {
+		t.Run(way.name, func(t *testing.T) {
+			before, seen := offset(t, clock), pausesOf(t, uuid, metadata)
+			out, err := midMigration(t, append(thither, "--bandwidth", "1"), way.spoil)
+			if err == nil {
+				t.Errorf("it succeeded:\n%s", out)
+			}
+			t.Log(out)
+			said, _, _ := strings.Cut(out, "failed:") // on which of its sockets QEMU noticed differs
+			outputs = append(outputs, said)
+			awaitState(t, d, libvirt.DOMAIN_RUNNING)
+			if pauses := pausesOf(t, uuid, metadata) - seen; pauses != 0 {
+				t.Errorf("it was paused %d times", pauses)
+			}
+			lostAsRecorded(t, clock, before, nil)
+			livesOn(t, d, clock, control.Dir, uuid, metadata != "")
+			if _, err := there.LookupDomainByName("moving"); err == nil {
+				t.Error("it is on the other host, too")
+			}
+		})
+	}
+	for _, way := range []struct {
+		name string
+		args []string
+		conn *libvirt.Connect
+		root string // where the files of the host that it comes to are
+	}{
+		{"plain", thither, there, second.Dir},
+		{"p2p", append(hither(privatelibvirt.FirstURI), "--p2p"), conn, ""},
+		{"post-copy", append(thither, "--postcopy", "--bandwidth", "1"), there, second.Dir},
+		{"back again", hither(privatelibvirt.URI), conn, ""},
+		{"p2p, post-copy", append(thither, "--p2p", "--postcopy", "--bandwidth", "1"), there, second.Dir},
+	} {
+		t.Run(way.name, func(t *testing.T) {
+			postcopy := strings.Contains(way.name, "post-copy")
+			from := privatelibvirt.URI
+			if way.root == "" {
+				from = second.URI
+			}
+			if metadata != "" {
+				publish(t, second, from)
+			}
+			before := offset(t, clock)
+			if !postcopy {
+				out, err := virsh(way.args...)
+				if err != nil {
+					t.Fatalf("%v\n%s", err, out)
+				}
+				outputs = append(outputs, out)
+			} else {
+				seen := strings.Count(events.text(), "Suspended Post-copy")
+				out, err := midMigration(t, way.args, func() { mustVirsh(t, "migrate-postcopy", "moving") })
+				if err != nil {
+					t.Fatalf("%v\n%s", err, out)
+				}
+				outputs = append(outputs, out)
+				if strings.Count(events.text(), "Suspended Post-copy") != seen+1 {
+					t.Errorf("it was no post-copy migration:\n%s", events.text())
+				}
+			}
+			found, err := way.conn.LookupDomainByName("moving")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = found.Free() }()
+			clock = clockOfPID(whole, pidOn(t, way.root, "moving"))
+			livesOn(t, &privatelibvirt.Domain{Domain: found, Name: d.Name}, clock, way.root+control.Dir, uuid, metadata != "")
+			lost := offset(t, clock) - before
+			t.Logf("the migration cost the guest's clock %d ns", lost)
+			if metadata != "" && (lost > maxMigration || lost < -maxMigration) {
+				t.Errorf("the migration cost the guest's clock %d ns", lost)
+			}
+			if metadata == "" && lost < int64(time.Millisecond) {
+				t.Errorf("without ftclock it cost only %d ns, which isn't its downtime", lost)
+			}
+		})
+		if t.Failed() {
+			return outputs
+		}
+	}
+	return outputs
+}
+
+// pausesOf is how many pauses the domain's module has seen; 0 without one.
+func pausesOf(t *testing.T, uuid, metadata string) uint64 {
+	t.Helper()
+	if metadata == "" {
+		return 0
+	}
+	answer, err := control.Ask(control.Dir, uuid, control.Request{Do: "status"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer.Status.Pauses
+}
+
+// midMigration begins a migration, calls do in its middle, and gives what virsh says in the end.
+func midMigration(t *testing.T, args []string, do func()) (string, error) {
+	t.Helper()
+	var out strings.Builder
+	cmd := exec.Command("virsh", append([]string{"-c", privatelibvirt.URI}, args...)...)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if info, _ := virsh("domjobinfo", args[1]); strings.Contains(info, "Data processed") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the migration doesn't begin")
+		}
+	}
+	do()
+	err := cmd.Wait()
+	return strings.TrimSpace(out.String()), err
+}
+
+// livesOn checks that the guest can be used where it is, and that its clock is kept there if it is to be.
+func livesOn(t *testing.T, d *privatelibvirt.Domain, clock *guest.Clock, state, uuid string, kept bool) {
+	t.Helper()
+	pause(t, d, sweepPause) // takes the anchor
+	if _, err := clock.Sample(); err != nil {
+		t.Error(err)
+	}
+	if !kept {
+		return
+	}
+	before := offset(t, clock)
+	for range 20 {
+		pause(t, d, sweepPause)
+	}
+	lostAsRecorded(t, clock, before, nil)
+	noBacksteps(t, clock)
+	answer, err := control.Ask(state, uuid, control.Request{Do: "status"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := answer.Status; s.State != control.Correcting || s.Disagreements != 0 || len(s.Warnings) != 0 && !unsynchronised() || s.Dropped+s.Anchored < 20 {
+		t.Errorf("status: %+v", s)
+	}
+}
+
+// pidOn is the domain's QEMU on the host whose files are below root.
+func pidOn(t *testing.T, root, name string) int {
+	t.Helper()
+	text, err := os.ReadFile(root + "/run/libvirt/qemu/" + name + ".pid")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
+// clockOfPID opens the clock of the guest in that QEMU. It goes with the test.
+func clockOfPID(t *testing.T, pid int) *guest.Clock {
+	t.Helper()
+	clock, err := guest.Open(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = clock.Close() })
+	if err := clock.WaitMoving(time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	return clock
+}
