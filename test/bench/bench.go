@@ -1,0 +1,248 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"ftclock/test/guest"
+	"ftclock/test/privatelibvirt"
+
+	"golang.org/x/sys/unix"
+	"libvirt.org/go/libvirt"
+	"libvirt.org/go/libvirtxml"
+)
+
+// clockElement lets a guest wait for its turn for as long as others are measured: that isn't to be taken for a suspend.
+const clockElement = `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"><ftclock:on event="checkpoint" do="catch-up" limit="15m"/></ftclock:clock>`
+
+type options struct {
+	quick                       bool
+	only, page, pictures, guest string
+	longest                     time.Duration // 0: as long as it takes
+}
+
+// late tells whether a section that began then has measured for long enough.
+func (o *options) late(begin time.Time) bool { return o.longest > 0 && time.Since(begin) > o.longest }
+
+// bench is a run.
+type bench struct {
+	options
+	conn     *libvirt.Connect
+	elf      string // the kvmclock guest
+	booted   string // the state of one that has booted; empty: not yet
+	progress io.Writer
+	wrong    []string // what the clocks, or the measuring of them, did wrong
+}
+
+// unavailable is why a row can't be had on this machine. It is no failure: the page says it.
+type unavailable string
+
+func (u unavailable) Error() string { return string(u) }
+
+// section is one part of the page. It gives Markdown.
+type section struct {
+	name, title string
+	measure     func(*bench) (string, error)
+}
+
+var sections = []section{
+	{"drift", "Drift left after pauses", (*bench).drift},
+	{"agent", "An agent and NTP in the guest", (*bench).agent},
+	{"cont", "What a cont takes", (*bench).cont},
+	{"start", "virsh start", (*bench).start},
+	{"rates", "Checkpoints, 5 to 200 a second", (*bench).rates},
+	{"work", "Work done in the guest", (*bench).work},
+	{"many", "Many domains", (*bench).many},
+	{"go", "Go benchmarks", (*bench).goBenchmarks},
+	{"module", "The module in instructions", (*bench).instructions},
+}
+
+func run(o options, stdout, stderr io.Writer) error {
+	b := &bench{options: o, progress: stderr}
+	var err error
+	if b.elf, err = guest.Build(privatelibvirt.Dir); err != nil {
+		return err
+	}
+	if b.conn, err = privatelibvirt.Connect(); err != nil {
+		return err
+	}
+	defer b.conn.Close()
+
+	versions := b.versions()
+	for _, s := range sections {
+		if !b.wanted(s.name) {
+			continue
+		}
+		begin, load, wrongBefore := time.Now(), loads(), len(b.wrong)
+		fmt.Fprintf(stderr, "bench: %s\n", s.title)
+		body, err := s.measure(b)
+		var why unavailable
+		if errors.As(err, &why) {
+			body, err = "Not measured in this run: "+string(why)+".\n", nil
+		}
+		if err != nil {
+			b.wrong = append(b.wrong, fmt.Sprintf("%s: %v", s.name, err))
+		}
+		took := time.Since(begin).Round(time.Second)
+		fmt.Fprintf(stderr, "bench: %s took %v\n", s.title, took)
+		text := fmt.Sprintf("## %s\n\n%s\n\n", s.title, strings.TrimSpace(body))
+		if wrong := b.wrong[wrongBefore:]; len(wrong) > 0 {
+			text += "**Wrong in this run:** " + strings.Join(wrong, "; ") + ".\n\n"
+		}
+		text += fmt.Sprintf("<sub>Measured %s in %v, load average %s before and %s after; %s.</sub>\n",
+			begin.UTC().Format("2006-01-02 15:04"), took, load, loads(), versions)
+		if b.page == "-" {
+			fmt.Fprintln(stdout, text)
+		} else if err := replace(b.page, s.name, text); err != nil {
+			return err
+		}
+	}
+	if len(b.wrong) > 0 {
+		return errors.New(strings.Join(b.wrong, "; "))
+	}
+	return nil
+}
+
+func (b *bench) wanted(name string) bool {
+	if b.only == "" {
+		return true
+	}
+	for _, prefix := range strings.Split(b.only, ",") {
+		if strings.HasPrefix(name, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+// check notes a claim that doesn't hold.
+func (b *bench) check(ok bool, format string, args ...any) {
+	if !ok {
+		b.wrong = append(b.wrong, fmt.Sprintf(format, args...))
+	}
+}
+
+// pick is how much a quick run does of what a full one does.
+func pick[T any](b *bench, full, quick T) T {
+	if b.quick {
+		return quick
+	}
+	return full
+}
+
+// versions are those of what was measured.
+func (b *bench) versions() string {
+	all := append([]string{fmt.Sprintf("%d CPUs", cpus())}, privatelibvirt.Versions(b.conn)...)
+	if out, err := exec.Command(privatelibvirt.Prefix+"/bin/ftclock", "version").Output(); err == nil {
+		all = append(all, strings.TrimSpace(strings.SplitN(string(out), "\n", 2)[0]))
+	}
+	return strings.Join(all, ", ")
+}
+
+func loads() string {
+	text, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "?"
+	}
+	return strings.SplitN(string(text), " ", 2)[0]
+}
+
+func cpus() int {
+	var set unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &set); err != nil {
+		return 0
+	}
+	return set.Count()
+}
+
+// marks are those between which a section of the page is the benchmark's.
+func marks(name string) (begin, end string) {
+	return "<!-- measured: " + name + " -->\n", "<!-- end: " + name + " -->\n"
+}
+
+// replace puts text between the marks of a page's section.
+func replace(path, name, text string) error {
+	page, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	begin, end := marks(name)
+	before, rest, ok := strings.Cut(string(page), begin)
+	_, after, ok2 := strings.Cut(rest, end)
+	if !ok || !ok2 {
+		return fmt.Errorf("writing %s: it lacks the marks %q and %q", path, begin, end)
+	}
+	return os.WriteFile(path, []byte(before+begin+text+end+after), 0o644)
+}
+
+// subject is a running domain of the private libvirt that is measured.
+type subject struct {
+	name string
+	*privatelibvirt.Domain
+	clock *guest.Clock
+}
+
+// startSubject starts the guest's domain, waits until its clock moves, and pauses it, so that it leaves the CPUs to the
+// next one; change may change its XML before.
+func (b *bench) startSubject(name string, change func(*libvirtxml.Domain)) (*subject, error) {
+	x := privatelibvirt.GuestXML(name, b.elf)
+	if change != nil {
+		change(x)
+	}
+	d, err := privatelibvirt.Define(b.conn, x)
+	if err != nil {
+		return nil, err
+	}
+	s := &subject{name: name, Domain: d}
+	if err := d.Create(); err != nil {
+		return nil, errors.Join(fmt.Errorf("starting %s: %w", name, err), d.Remove())
+	}
+	if s.clock, err = d.Clock(); err != nil {
+		return nil, errors.Join(err, d.Remove())
+	}
+	if err := s.Suspend(); err != nil {
+		s.end()
+		return nil, err
+	}
+	return s, nil
+}
+
+// steady reads a running guest's record, again where the guest isn't on a CPU and stands within an update.
+func steady(c *guest.Clock) (guest.Reading, error) {
+	for end := time.Now().Add(30 * time.Second); ; {
+		r, err := c.Read()
+		if !errors.Is(err, guest.ErrTorn) || time.Now().After(end) {
+			return r, err
+		}
+	}
+}
+
+func (s *subject) end() {
+	if s.clock != nil {
+		_ = s.clock.Close()
+	}
+	_ = s.Remove()
+}
+
+func managed(x *libvirtxml.Domain) {
+	x.Metadata = &libvirtxml.DomainMetadata{XML: clockElement}
+}
+
+const moduleLibrary = privatelibvirt.Prefix + "/lib/ftclock/libftclock-qemu.so"
+
+// realtimeLibrary compiles the competitor.
+func realtimeLibrary() (string, error) {
+	library := filepath.Join(privatelibvirt.Dir, "realtime.so")
+	out, err := exec.Command("gcc", "-std=c11", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-o", library,
+		"test/bench/testdata/realtime.c", "-ldl").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("building the KVM_CLOCK_REALTIME library: gcc: %w\n%s", err, out)
+	}
+	return library, nil
+}

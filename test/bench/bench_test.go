@@ -1,0 +1,111 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"ftclock/test/privatelibvirt"
+)
+
+func TestMain(m *testing.M) {
+	// As from `make bench`: the program is run in the root of the repository. This comes three times, see Main.
+	if _, err := os.Stat("bench_test.go"); err == nil {
+		if err := os.Chdir("../.."); err != nil {
+			panic(err)
+		}
+	}
+	os.Exit(privatelibvirt.Main(m.Run, privatelibvirt.Installed(".")))
+}
+
+// The quick form of all of it: whatever a row claims of a clock is checked by the program itself, times are nobody's business.
+func TestKVMBenchQuick(t *testing.T) {
+	if why := missing(); why != "" {
+		privatelibvirt.LeaveOut(t, why)
+	}
+	page, pictures := filepath.Join(t.TempDir(), "page.md"), t.TempDir()
+	empty := "# A page\n"
+	for _, s := range sections {
+		begin, end := marks(s.name)
+		empty += begin + "old\n" + end + "between\n"
+	}
+	if err := os.WriteFile(page, []byte(empty), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := run(options{quick: true, page: page, pictures: pictures}, t.Output(), t.Output()); err != nil {
+		t.Error(err)
+	}
+	text, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%s", text)
+	if strings.Contains(string(text), "old") || strings.Count(string(text), "between\n") != len(sections) {
+		t.Error("what isn't the benchmark's was changed, or what is its own wasn't")
+	}
+	for _, s := range sections {
+		_, body, ok := strings.Cut(string(text), "\n## "+s.title+"\n")
+		body, _, _ = strings.Cut(body, "between")
+		if !ok || !strings.Contains(body, "| --- |") && !strings.Contains(body, "Not measured in this run: ") {
+			t.Errorf("%s has neither a table nor a reason: %q", s.title, body)
+		}
+	}
+	for _, name := range []string{"bench-drift.svg", "bench-many.svg"} {
+		if info, err := os.Stat(filepath.Join(pictures, name)); err != nil || info.Size() < 5000 {
+			t.Errorf("%s: %v, %v", name, info, err)
+		}
+	}
+}
+
+// The committed page has the marks.
+func TestThePageCanBeWritten(t *testing.T) {
+	text, err := os.ReadFile("docs/performance.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "page.md")
+	if err := os.WriteFile(path, text, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range sections {
+		if err := replace(path, s.name, "new "+s.name+"\n"); err != nil {
+			t.Fatal(err)
+		}
+		begin, end := marks(s.name)
+		after, err := os.ReadFile(path)
+		if err != nil || !strings.Contains(string(after), begin+"new "+s.name+"\n"+end) {
+			t.Errorf("%v:\n%s", err, after)
+		}
+	}
+	if err := replace(path, "none", "new\n"); err == nil {
+		t.Error("a section without marks was written")
+	}
+}
+
+func TestFigures(t *testing.T) {
+	if median(nil) != 0 || median([]float64{3, 1, 2}) != 2 || quantile([]float64{3, 1, 2}, 0) != 1 || quantile([]float64{3, 1, 2}, 1) != 3 {
+		t.Error("quantiles are wrong")
+	}
+	if d := differences([]float64{5, 6, 7}, []float64{1, 1}); len(d) != 2 || d[0] != 4 || d[1] != 5 {
+		t.Errorf("differences %v", d)
+	}
+	for ns, want := range map[int64]string{-1234: "-1.23 µs", 1_500_000: "1.50 ms", 60_780_000_000: "60.78 s", 0: "0.00 µs"} {
+		if got := drift(ns); got != want {
+			t.Errorf("%d ns are %s, want %s", ns, got, want)
+		}
+	}
+}
+
+// What is wrong makes the run fail, and names itself.
+func TestCheck(t *testing.T) {
+	b := &bench{options: options{only: "drift,m"}}
+	b.check(true, "fine")
+	b.check(false, "%s left %s", "stock", drift(1000))
+	if len(b.wrong) != 1 || b.wrong[0] != "stock left 1.00 µs" {
+		t.Errorf("%q", b.wrong)
+	}
+	if !b.wanted("drift") || !b.wanted("many") || b.wanted("cont") || !(&bench{}).wanted("cont") {
+		t.Error("sections are chosen wrongly")
+	}
+}
