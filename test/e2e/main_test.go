@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -124,24 +123,14 @@ func status(t *testing.T, d *privatelibvirt.Domain) *control.Status {
 	return answer.Status
 }
 
-// offset is the guest's offset against CLOCK_MONOTONIC_RAW in ns; it grows by what the guest loses. A reading is never too small,
-// but where the machine is busy, or its host is, it may be too large: the smallest counts when another one confirms it.
+// offset is the guest's offset against CLOCK_MONOTONIC_RAW in ns; it grows by what the guest loses.
 func offset(t *testing.T, c *guest.Clock) int64 {
 	t.Helper()
-	const alike = maxDrift / 4
-	best := int64(math.MaxInt64)
-	for range 12 {
-		o, _, err := c.Offset(200 * time.Millisecond)
-		if err != nil {
-			t.Fatal(err)
-		}
-		confirmed := best != math.MaxInt64 && o-best < alike && best-o < alike
-		best = min(best, o)
-		if confirmed {
-			break
-		}
+	o, err := c.SettledOffset()
+	if err != nil {
+		t.Fatal(err)
 	}
-	return best
+	return o
 }
 
 // virsh runs virsh and gives what it prints, and whether it succeeded.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -212,6 +213,7 @@ type Sample struct {
 	Raw   int64  // CLOCK_MONOTONIC_RAW when the host saw it, ns
 	TSC   uint64 // the guest's at its reading
 	Late  uint32 // how much later the guest published its reading, in ticks of the TSC, modulo 2^32
+	Blind int64  // the host saw it that much after a look that didn't yet, or less, ns
 }
 
 // Sample waits for the guest's next reading of its clock. Raw - Clock is the guest's offset, plus Late, plus the time from there to the
@@ -221,10 +223,13 @@ func (c *Clock) Sample() (s Sample, err error) {
 		return s, err
 	}
 	first := atomic.LoadUint32(&c.rec.Sequence)
+	last := time.Now()
 	for deadline := Raw() + int64(30*time.Second); ; {
 		for range 1000 {
+			now := time.Now()
 			seq := atomic.LoadUint32(&c.rec.Sequence)
 			if seq == first || seq&1 != 0 {
+				last = now
 				continue
 			}
 			s.Clock = int64(atomic.LoadUint64(&c.rec.Clock))
@@ -232,9 +237,10 @@ func (c *Clock) Sample() (s Sample, err error) {
 			s.Late = atomic.LoadUint32(&c.rec.Published) - uint32(s.TSC)
 			if atomic.LoadUint32(&c.rec.Sequence) == seq {
 				s.Raw = Raw()
+				s.Blind = int64(time.Since(last))
 				return s, nil
 			}
-			first = seq
+			first, last = seq, now
 		}
 		if Raw() > deadline {
 			return s, errors.New("guest's clock does not move")
@@ -242,20 +248,44 @@ func (c *Clock) Sample() (s Sample, err error) {
 	}
 }
 
-// Offset samples for that long and returns the smallest
-// CLOCK_MONOTONIC_RAW - clock in ns, and how many samples it is the smallest
-// of. What the guest took to publish a sample is accounted for; it is never too small, but the host's look is late where the machine is
-// busy, or its own host is: then it takes longer, until there are enough samples and some of them are alike. A guest that falls behind
-// has a growing offset; the difference of two offsets is how much it lost in between.
-func (c *Clock) Offset(d time.Duration) (offset int64, samples int, err error) {
+// SettledOffset is an Offset that another one confirms, for a guest that isn't measured while it is paused. It takes some tenths
+// of a second where the machine is idle, up to a minute where it isn't, and is then the smallest that was to be had.
+func (c *Clock) SettledOffset() (offset int64, err error) {
+	const alike = 2500 // ns
+	best, settled := int64(math.MaxInt64), false
+	for range 12 {
+		o, sure, err := c.Offset(200 * time.Millisecond)
+		if err != nil {
+			return 0, err
+		}
+		confirmed := settled && sure && o-best < alike && best-o < alike
+		best, settled = min(best, o), settled || sure
+		if confirmed {
+			break
+		}
+	}
+	return best, nil
+}
+
+// Offset samples for that long and returns the smallest CLOCK_MONOTONIC_RAW - clock in ns. What the guest took to publish a sample
+// is accounted for; it is never too small, but the host's look is late where the machine is busy, or its own host is: then it
+// takes longer, until there are enough samples and some of them are alike, and isn't settled if that never was so. A guest that
+// falls behind has a growing offset; the difference of two offsets is how much it lost in between.
+func (c *Clock) Offset(d time.Duration) (offset int64, settled bool, err error) {
 	const enough, patience = 300, 20
 	const some, alike = 10, 1000 // samples; ns
+	// Who shares a processor with the guest sees a sample only when that was made to stop, some 20 us late. Such samples don't
+	// count, and all processors have their turn.
+	const blind = 3000 // ns
+	turn, done := takeTurns()
+	defer done()
 	var all []Sample
 	next := 0 // how many samples there are at the next evaluation
 	for start := Raw(); ; {
+		turn(len(all) / 32)
 		s, err := c.Sample()
 		if err != nil {
-			return 0, len(all), err
+			return 0, false, err
 		}
 		all = append(all, s)
 		spent := s.Raw - start
@@ -263,10 +293,47 @@ func (c *Clock) Offset(d time.Duration) (offset int64, samples int, err error) {
 		if spent <= int64(d) || len(all) < max(enough, next) && !late {
 			continue
 		}
-		if least := offsets(all); least[min(some, len(least))-1]-least[0] < alike || late {
-			return least[0], len(all), nil
+		seen := slices.DeleteFunc(slices.Clone(all), func(s Sample) bool { return s.Blind > blind })
+		if len(seen) >= some {
+			least := offsets(seen)
+			settled = least[some-1]-least[0] < alike
+			offset = least[0]
+		} else if late {
+			offset = offsets(all)[0]
+		}
+		if settled || late {
+			return offset, settled, nil
 		}
 		next = len(all) + len(all)/4
+	}
+}
+
+// takeTurns has the calling goroutine stay on one processor after the other, as turn counts up, until done.
+func takeTurns() (turn func(n int), done func()) {
+	runtime.LockOSThread()
+	var allowed unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &allowed); err != nil || allowed.Count() < 2 {
+		return func(int) {}, runtime.UnlockOSThread
+	}
+	var each []int
+	for cpu := 0; len(each) < allowed.Count(); cpu++ {
+		if allowed.IsSet(cpu) {
+			each = append(each, cpu)
+		}
+	}
+	last := -1
+	turn = func(n int) {
+		if n == last {
+			return
+		}
+		last = n
+		var one unix.CPUSet
+		one.Set(each[n%len(each)])
+		_ = unix.SchedSetaffinity(0, &one) // where it can't, it stays where it is
+	}
+	return turn, func() {
+		_ = unix.SchedSetaffinity(0, &allowed)
+		runtime.UnlockOSThread()
 	}
 }
 

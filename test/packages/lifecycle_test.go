@@ -141,7 +141,7 @@ func (h *host) start(name string) *domain {
 
 func (d *domain) offset() int64 {
 	d.Helper()
-	o, _, err := d.clock.Offset(time.Second)
+	o, err := d.clock.SettledOffset()
 	if err != nil {
 		d.Fatal(err)
 	}
@@ -252,6 +252,8 @@ func (h *host) life(older, newer string) {
 		h.Errorf("%v\n%s", err, out)
 	}
 	h.do("logrotate", "-d", "/etc/logrotate.d/ftclock")
+	h.units("after the installation", "enabled active", "disabled inactive")
+	h.do("systemctl", "enable", "--now", exporter)
 	h.do("ftclock", "enable", "web1")
 	d := h.start("web1")
 	d.exercise("checkpoints", nil)
@@ -260,9 +262,13 @@ func (h *host) life(older, newer string) {
 	h.do("systemctl", "restart", "libvirtd")
 	d.exercise("after libvirtd's restart", nil)
 
-	before := d.status()
+	before, exports := d.status(), h.mainPID(exporter)
 	d.exercise("an upgrade among checkpoints", func() { h.apt("install", newer) })
 	d.serves("v1.1.0", before)
+	h.units("after the upgrade", "enabled active", "enabled active")
+	if now := h.mainPID(exporter); now == exports || now == "0" {
+		h.Errorf("after the upgrade the exporter is process %s, before it was %s", now, exports)
+	}
 	before = d.status()
 	d.exercise("a downgrade among checkpoints", func() { h.apt("install", "--allow-downgrades", older) })
 	d.serves("v1.0.0", before)
@@ -274,6 +280,7 @@ func (h *host) life(older, newer string) {
 	if out := h.apt("remove", "ftclock"); !strings.Contains(out, "\n    web1\n") {
 		h.Errorf("a removal says nothing of the domain that runs:\n%q", out)
 	}
+	h.units("after the removal", "inactive", "inactive")
 	d.pauses()
 	d.kept("after the removal")
 	h.do("systemctl", "restart", "libvirtd")
@@ -296,9 +303,28 @@ func (h *host) life(older, newer string) {
 	h.nothingLeft(control.Dir) // of the shim that lived at the purge
 }
 
+const timer, exporter = "ftclock-anchor.timer", "ftclock-exporter.service"
+
+// units checks what systemd says of the timer and the exporter: whether they are enabled, if that is asked, and active.
+func (h *host) units(when, ofTimer, ofExporter string) {
+	h.Helper()
+	for unit, want := range map[string]string{timer: ofTimer, exporter: ofExporter} {
+		out, _ := h.c.Run("sh", "-c", "systemctl is-enabled "+unit+"; systemctl is-active "+unit) // and their exit codes
+		if got := strings.Join(strings.Fields(out), " "); !strings.HasSuffix(" "+got, " "+want) {
+			h.Errorf("%s: %s is %q, not %q", when, unit, got, want)
+		}
+	}
+}
+
+func (h *host) mainPID(unit string) string {
+	h.Helper()
+	return strings.TrimSpace(h.do("systemctl", "show", "--value", "-p", "MainPID", unit))
+}
+
 // after is a second installation, which leaves nothing at all.
 func (h *host) after(deb string) {
 	h.apt("install", deb)
+	h.units("installed again", "enabled active", "disabled inactive") // a purge forgets that the exporter was switched on
 	h.do("systemctl", "restart", "libvirtd")
 	d := h.start("web1")
 	d.exercise("installed again", nil)

@@ -199,7 +199,7 @@ func (h *host) clock() *guest.Clock {
 
 func (h *host) offset(c *guest.Clock) int64 {
 	h.t.Helper()
-	o, _, err := c.Offset(time.Second)
+	o, err := c.SettledOffset()
 	if err != nil {
 		h.t.Fatal(err)
 	}

@@ -244,7 +244,7 @@ func TestKVMVirtManager(t *testing.T) {
 
 func offset(t *testing.T, c *guest.Clock) int64 {
 	t.Helper()
-	o, _, err := c.Offset(time.Second)
+	o, err := c.SettledOffset()
 	if err != nil {
 		t.Fatal(err)
 	}
