@@ -44,6 +44,8 @@ type domain struct {
 	// look has somebody look whether the domain's metadata was changed, and doesn't wait; nil in tests. Set once, before
 	// the relay runs.
 	look func()
+	// carryOn gives the module what a state that is loaded is caught up from; nil in tests. Set once, before the relay runs.
+	carryOn func(*clockpage.Page)
 	// gate is closed (true) until the first cont has gone through; only a gated cont can be refused.
 	gate bool
 	// save keeps what the next worker has to know. Called with mu held.
@@ -141,15 +143,47 @@ func (d *domain) holds() bool {
 }
 
 func (d *domain) command(m message) {
-	if m.execute != "stop" {
-		return
-	}
 	t := now()
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.pause.stopEvent == 0 { // a stop of a guest that is paused already begins nothing
-		d.pause.stopSent, d.pause.stopID = t, m.id
+	switch m.execute {
+	case "stop":
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.pause.stopEvent == 0 { // a stop of a guest that is paused already begins nothing
+			d.pause.stopSent, d.pause.stopID = t, m.id
+		}
+	case "snapshot-load":
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.loadsSnapshot()
 	}
+}
+
+// loadsSnapshot: libvirt 10.10 and later revert to an internal snapshot by a QEMU that is started like any other, and told by
+// the monitor to load it (qemuSnapshotInternalRevert). What the module had been given for a start is given anew then. The
+// first cont waits for it. The caller holds d.mu.
+func (d *domain) loadsSnapshot() {
+	if d.memory.Loads || d.page != nil && d.page.Counts().Pauses > 0 {
+		return // a QEMU that ran has an anchor of its own
+	}
+	d.memory.Loads = true
+	d.remember()
+	if d.page == nil && d.loading == nil {
+		return // the attempt that is still to come will know
+	}
+	before, done := d.loading, make(chan struct{})
+	d.loading = done
+	go func() {
+		defer close(done)
+		if before != nil {
+			<-before
+		}
+		d.mu.Lock()
+		page := d.page
+		d.mu.Unlock()
+		if page != nil && d.carryOn != nil {
+			d.carryOn(page)
+		}
+	}()
 }
 
 // cont waits for the module, and gives it the order for the pause that ends.

@@ -134,6 +134,57 @@ func TestWhenAContIsHeld(t *testing.T) {
 	}
 }
 
+// A snapshot that QEMU is told to load before it ever ran is carried on from what is known of its guest, and the first cont waits
+// for that; also in a worker that finds the module loaded.
+func TestASnapshotIsLoadedAtTheStart(t *testing.T) {
+	for _, taken := range []bool{false, true} {
+		for _, ran := range []bool{false, true} {
+			saved := memory{}
+			d, err := newDomain(zerolog.Nop(), memory{Clock: byDefault}, func(m memory) { saved = m })
+			if err != nil {
+				t.Fatal(err)
+			}
+			f, page := newPage(t, clockpage.Minor)
+			if ran {
+				write(t, f, atCounts, 1)
+			}
+			d.load = func() {
+				d.mu.Lock()
+				d.page = page
+				d.mu.Unlock()
+			}
+			entered, leave := make(chan struct{}, 2), make(chan struct{})
+			d.carryOn = func(*clockpage.Page) {
+				entered <- struct{}{}
+				<-leave
+			}
+			if taken {
+				d.resume(page, true)
+			} else {
+				d.fromQEMU(message{hello: true})
+				<-d.loading
+			}
+			d.command(message{execute: "snapshot-load", id: "1"})
+			d.command(message{execute: "snapshot-load", id: "2"})
+			if ran {
+				if d.holds() || saved.Loads {
+					t.Errorf("taken over %v: a QEMU that ran already is taken for one that begins", taken)
+				}
+				close(leave)
+				continue
+			}
+			<-entered
+			if !d.holds() || !saved.Loads {
+				t.Errorf("taken over %v: held %v, saved %v", taken, d.holds(), saved.Loads)
+			}
+			close(leave)
+			if refusal := d.cont(message{execute: "cont", id: "3"}); refusal != "" || d.holds() || len(entered) > 0 {
+				t.Errorf("taken over %v: refusal %q, held %v, once more %v", taken, refusal, d.holds(), len(entered) > 0)
+			}
+		}
+	}
+}
+
 // A loader that never ends holds a cont for so long and no longer, whatever the policy requires.
 func TestAContWaitsBounded(t *testing.T) {
 	patience := contWait

@@ -117,7 +117,10 @@ func (s *shim) importState(page *clockpage.Page) {
 	var err error
 	stop := s.readLastStop()
 	incoming := s.Incoming
-	if incoming == "" && loadsSnapshot(s.knownQEMU().pid) {
+	s.domain.mu.Lock()
+	told := s.domain.memory.Loads
+	s.domain.mu.Unlock()
+	if incoming == "" && (told || loadsSnapshot(s.knownQEMU().pid)) {
 		incoming = control.Restored // libvirt calls the hook for a start like any other
 	}
 	switch {
@@ -146,7 +149,7 @@ func (s *shim) importState(page *clockpage.Page) {
 	}
 }
 
-// loadsSnapshot says whether QEMU was started to load an internal snapshot (qemu(1), -loadvm).
+// loadsSnapshot says whether QEMU was started to load an internal snapshot (qemu(1), -loadvm), as libvirt before 10.10 does.
 func loadsSnapshot(pid int) bool {
 	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	return err == nil && slices.Contains(strings.Split(string(cmdline), "\x00"), "-loadvm")

@@ -133,6 +133,7 @@ func Run(c Config) error {
 	}
 	s.domain.load = s.load
 	s.domain.look = s.lookBeside
+	s.domain.carryOn = s.importState
 	s.domain.recorder = newRecorder(s.domain, record.Config{
 		Dir: c.LastStops, UUID: c.UUID, Name: c.Name, Shim: c.Version, Worker: s.domain.memory.Workers,
 	})

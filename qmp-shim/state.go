@@ -46,9 +46,10 @@ type memory struct {
 	Gate     bool      `json:"gate"`          // no cont has gone through yet
 	Why      string    `json:"why,omitempty"` // the module wasn't loaded, and isn't to be tried again
 	Method   string    `json:"method,omitempty"`
-	QEMU     int       `json:"qemu,omitempty"` // pid
-	Monitor  uint64    `json:"monitor"`        // the inode of monitor.sock
-	Workers  uint64    `json:"workers"`        // how many there were, this one included
+	QEMU     int       `json:"qemu,omitempty"`  // pid
+	Monitor  uint64    `json:"monitor"`         // the inode of monitor.sock
+	Workers  uint64    `json:"workers"`         // how many there were, this one included
+	Loads    bool      `json:"loads,omitempty"` // a snapshot was loaded before the first cont
 	Problems problems  `json:"problems"`
 }
 

@@ -60,6 +60,7 @@ func (doctorCmd) Run(p *program) error {
 	findings = append(findings, x.checkLibvirt(p.uri)...)
 	findings = append(findings, x.checkHook()...)
 	findings = append(findings, checkInstalled()...)
+	findings = append(findings, x.checkTimer()...)
 	findings = append(findings, x.checkPtrace(), x.checkAppArmor(), x.checkSELinux())
 	findings = append(findings, checkStateDir(shims)...)
 	findings = append(findings, checkSynchronised())
@@ -365,6 +366,23 @@ func modeLetters(want os.FileMode) string {
 		return "rx"
 	}
 	return "r"
+}
+
+// checkTimer looks for the link by which systemd starts the timer, where there is a systemd that could.
+func (x examined) checkTimer() []finding {
+	const timer = "ftclock-anchor.timer"
+	there := func(path string) bool {
+		_, err := os.Lstat(x.path(path))
+		return err == nil
+	}
+	if !there("/run/systemd/system") || !there("/usr/lib/systemd/system/"+timer) && !there("/usr/local/lib/systemd/system/"+timer) {
+		return nil
+	}
+	if there("/etc/systemd/system/timers.target.wants/" + timer) {
+		return []finding{{good, timer + " is enabled: migrations are caught up from what it publishes", ""}}
+	}
+	return []finding{{warn, timer + " isn't enabled: migrations, and restores on another host, are held unless somebody else publishes anchors",
+		"systemctl enable --now " + timer}}
 }
 
 // --- what may forbid the attach ---

@@ -75,6 +75,19 @@ func TestHostChecks(t *testing.T) {
 	wantFinding(t, checkRoot(1000), warn, "not running as root")
 }
 
+func TestTimer(t *testing.T) {
+	const systemd, unit = "/run/systemd/system/x", "/usr/lib/systemd/system/ftclock-anchor.timer"
+	for _, files := range []map[string]string{nil, {systemd: ""}, {unit: ""}} {
+		if found := hostWith(t, files).checkTimer(); len(found) > 0 {
+			t.Errorf("%v: %+v", files, found)
+		}
+	}
+	files := map[string]string{systemd: "", unit: ""}
+	wantFinding(t, hostWith(t, files).checkTimer()[0], warn, "isn't enabled")
+	files["/etc/systemd/system/timers.target.wants/ftclock-anchor.timer"] = ""
+	wantFinding(t, hostWith(t, files).checkTimer()[0], good, "is enabled")
+}
+
 func TestHook(t *testing.T) {
 	x := hostWith(t, map[string]string{"/usr/sbin/ftclock-hook": ""})
 	hook, link := x.path("/usr/sbin/ftclock-hook"), x.path(hookLink)

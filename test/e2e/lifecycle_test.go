@@ -95,7 +95,7 @@ func TestKVMSaveAndRestore(t *testing.T) {
 	if s.State != control.Correcting || s.Disagreements != 0 {
 		t.Errorf("status: %+v", s)
 	}
-	checkRestored(t, s.Records[0], "default", 0)
+	checkRestored(t, s.Records[0], "default", clockpage.FromImport)
 }
 
 // A saved guest that is to be caught up goes on as if it had never been away, over a save file as over a managed save. On one host
