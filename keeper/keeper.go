@@ -106,8 +106,8 @@ func environment(numbers fds, line, peer int) []string {
 }
 
 // start starts this program's file as the other part, with all descriptors and one end of a new line. The other end
-// is returned.
-func start(flag string, held fds, peer int) (line int, pid int, err error) {
+// is returned. With self it is the program that runs here, whatever is in the file now.
+func start(flag string, held fds, peer int, self bool) (line int, pid int, err error) {
 	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, 0, os.NewSyscallError("socketpair", err)
@@ -115,7 +115,7 @@ func start(flag string, held fds, peer int) (line int, pid int, err error) {
 	theirs := os.NewFile(uintptr(ends[1]), "line")
 	defer theirs.Close()
 	cmd := exec.Command(os.Args[0], append([]string{flag}, arguments()...)...)
-	if _, err := os.Stat(cmd.Path); err != nil {
+	if _, err := os.Stat(cmd.Path); err != nil || self {
 		cmd.Path = "/proc/self/exe" // the package was removed, the domain runs on
 	}
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
@@ -176,8 +176,8 @@ func hear(line int) (message string, fd int) {
 	buf, oob := make([]byte, 128), make([]byte, unix.CmsgSpace(4))
 	for {
 		n, oobn, _, _, err := unix.Recvmsg(line, buf, oob, unix.MSG_CMSG_CLOEXEC)
-		if errors.Is(err, unix.EINTR) {
-			continue
+		if errors.Is(err, unix.EINTR) || errors.Is(err, unix.ECONNRESET) {
+			continue // reset: the other died with something unread, and what it said before comes now
 		}
 		if err != nil || n == 0 {
 			return "", -1
@@ -233,6 +233,7 @@ func Open(log func(string)) (*Store, error) {
 // listen waits for messages, and for the keeper's death.
 func (s *Store) listen() {
 	line := s.line
+	begun, quick := time.Now(), 0 // the last keeper, and how many there were that died at once
 	for {
 		message, fd := hear(line)
 		if fd >= 0 {
@@ -244,13 +245,16 @@ func (s *Store) listen() {
 		if message != "" {
 			continue
 		}
+		quick = count(quick, begun)
+		time.Sleep(pause(quick))
 		for wait := 10 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 			s.mu.Lock()
 			if s.line < 0 { // we have finished
 				s.mu.Unlock()
 				return
 			}
-			next, pid, err := start(KeeperFlag, s.held, os.Getpid())
+			begun = time.Now()
+			next, pid, err := start(KeeperFlag, s.held, os.Getpid(), quick%2 == 1)
 			if err == nil {
 				_ = unix.Close(s.line)
 				s.line, s.Keeper, line = next, pid, next
@@ -263,6 +267,23 @@ func (s *Store) listen() {
 			time.Sleep(wait)
 		}
 	}
+}
+
+// count counts those that died within a second after they were begun, one after the other.
+func count(quick int, begun time.Time) int {
+	if time.Since(begun) > time.Second {
+		return 0
+	}
+	return quick + 1
+}
+
+// pause is how long the next one is waited with: who dies again and again must not take a whole processor. Every second try is made with
+// the program that runs here, as the file's may be one that can't do it.
+func pause(quick int) time.Duration {
+	if quick < 2 {
+		return 0
+	}
+	return min(time.Millisecond<<(min(quick, 10)-2), 50*time.Millisecond)
 }
 
 // Get gives a descriptor that was put in, in this life or an earlier one; it stays the store's.
@@ -362,14 +383,13 @@ type keeper struct {
 }
 
 func (k *keeper) keep() error {
-	wait := time.Duration(0)
+	quick := 0 // how many workers died at once
 	for {
 		if k.line < 0 {
-			// A worker that dies again and again must not take a whole processor.
-			time.Sleep(wait)
+			time.Sleep(pause(quick))
 			begun := time.Now()
 			k.mu.Lock()
-			line, pid, err := start(WorkerFlag, k.held, os.Getpid())
+			line, pid, err := start(WorkerFlag, k.held, os.Getpid(), quick%2 == 1)
 			if err == nil {
 				k.line, k.worker = line, pid
 			}
@@ -381,10 +401,7 @@ func (k *keeper) keep() error {
 			} else {
 				k.log("the worker died and is replaced; nothing has to be done, unless it comes again")
 			}
-			wait = min(max(2*wait, time.Millisecond), 50*time.Millisecond)
-			if time.Since(begun) > time.Second {
-				wait = 0
-			}
+			quick = count(quick, begun)
 			continue
 		}
 		if k.serve() {
@@ -437,7 +454,8 @@ func (k *keeper) serve() (finished bool) {
 func (k *keeper) upgrade() {
 	ctx, cancel := context.WithTimeout(context.Background(), versionWait)
 	defer cancel()
-	if out, err := exec.CommandContext(ctx, os.Args[0], "-version").CombinedOutput(); err != nil {
+	// With all that it will be given: another version may not know it.
+	if out, err := exec.CommandContext(ctx, os.Args[0], append(arguments(), "-version")...).CombinedOutput(); err != nil {
 		k.log(fmt.Sprintf("not upgrading: the new program doesn't run: %v: %s", err, out))
 		return
 	}

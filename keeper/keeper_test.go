@@ -415,3 +415,27 @@ func TestABrokenUpgradeIsRefused(t *testing.T) {
 	k.killWorker()
 	k.want("get a", "/memfd:a (deleted)")
 }
+
+// A program's file that can't do it any more ends no pair: each goes on with the program that it runs itself.
+func TestABrokenProgramEndsNothing(t *testing.T) {
+	k := startKept(t)
+	k.want("put a", "ok")
+	if err := os.Remove(k.program); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(k.program, []byte("#!/bin/sh\nexit 3\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		k.killWorker()
+		k.want("get a", "/memfd:a (deleted)")
+		k.killKeeper()
+		k.eventually("a keeper that runs", func() bool {
+			_, keeper := k.pids()
+			exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", keeper))
+			return exe != "" && filepath.Base(exe) != "dash" && filepath.Base(exe) != "sh"
+		})
+	}
+	k.killWorker()
+	k.want("get a", "/memfd:a (deleted)")
+}
