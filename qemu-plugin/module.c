@@ -59,9 +59,10 @@ static uint64_t mono_ns(void) { return clock_ns(CLOCK_MONOTONIC); }
 
 static uint64_t tai_ns(void) { return clock_ns(CLOCK_TAI); }
 
+/* The fence does what RDTSCP would, which older processor models of virtual hosts don't have. */
 static uint64_t host_tsc(void) {
-    unsigned int aux;
-    return __rdtscp(&aux);
+    _mm_lfence();
+    return __rdtsc();
 }
 
 static int clock_ioctl(int fd, unsigned long request, struct kvm_clock_data *data) { return next(fd, request, data); }
