@@ -115,7 +115,7 @@ func (h Host) start(d metadata.Domain) (err error) {
 		return fmt.Errorf("opening the domain's directory %s: %w", dir, err)
 	}
 	defer unix.Close(fd)
-	if err := unix.Renameat2(fd, control.MonitorSocket, fd, control.QEMUSocket, unix.RENAME_NOREPLACE); err != nil {
+	if err := renameNoReplace(fd, control.MonitorSocket, control.QEMUSocket); err != nil {
 		return fmt.Errorf("renaming %s in %s: %w", control.MonitorSocket, dir, err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), startWait)
@@ -142,6 +142,22 @@ func (h Host) start(d metadata.Domain) (err error) {
 		}
 	}
 	return err
+}
+
+// renameNoReplace renames a file in a directory, unless the new name is taken. Not every file system can do that in one step.
+func renameNoReplace(dir int, from, to string) error {
+	err := unix.Renameat2(dir, from, dir, to, unix.RENAME_NOREPLACE)
+	if !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	var st unix.Stat_t
+	switch err := unix.Fstatat(dir, to, &st, unix.AT_SYMLINK_NOFOLLOW); {
+	case err == nil:
+		return unix.EEXIST
+	case !errors.Is(err, unix.ENOENT):
+		return err
+	}
+	return unix.Renameat(dir, from, dir, to)
 }
 
 // domainDir finds the domain's directory. Its name is domain-ID- and a beginning of the domain's name, cut at some

@@ -71,7 +71,11 @@ func Start(ctx context.Context, o Options) error {
 	output, hint := o.Output, ""
 	if output == nil {
 		if output, err = openLog(o.Name); err != nil {
-			return err
+			// No reason not to keep a clock.
+			hint = " (and it has no log: " + err.Error() + ")"
+			if output, err = os.OpenFile(os.DevNull, os.O_WRONLY, 0); err != nil {
+				return fmt.Errorf("starting the shim of domain %s: %w", o.Name, err)
+			}
 		}
 		defer output.Close()
 	}
@@ -100,7 +104,7 @@ func Start(ctx context.Context, o Options) error {
 		if text == "ready" {
 			return cmd.Process.Release()
 		}
-		_ = cmd.Wait()
+		kill(cmd) // it may be about to try again, of which nobody will know any more
 		if text == "" {
 			text = "the shim ended without a word" + hint
 		}

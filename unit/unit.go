@@ -119,7 +119,7 @@ func (h Host) byUnit(ctx context.Context, o spawn.Options) error {
 	defer m.Close()
 	// The unit sees the system read-only, but for directories that have to be there.
 	if err := errors.Join(os.MkdirAll(h.State, 0o711), os.MkdirAll(h.LastStops, 0o700)); err != nil {
-		return fmt.Errorf("making the shims' directories: %w", err)
+		return notStarted{error: fmt.Errorf("making the shims' directories: %w", err)}
 	}
 	order := spawn.Order{Options: o, Wait: time.Minute}
 	if end, ok := ctx.Deadline(); ok {
