@@ -655,8 +655,11 @@ static int restore(struct rule *r, int fd, struct kvm_clock_data *data, struct f
     int64_t away;
     if (!state_away(r, &import, imported, data->clock, &now, &away))
         return pass(r, fd, data, rec, FTCLOCK_REASON_BOUNDS);
-    if (imported)
+    if (imported) {
         r->import_used = import.seq;
+        if (import.error > rec->error) /* to what the guest goes on by, not this host alone */
+            rec->error = import.error < INT64_MAX ? import.error : INT64_MAX;
+    }
     rec->lost = away > 0 ? away : 0;
     uint16_t reason = imported ? FTCLOCK_REASON_FROM_IMPORT : FTCLOCK_REASON_FROM_ANCHOR;
     bool over = (uint64_t)rec->lost > limit;

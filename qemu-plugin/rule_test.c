@@ -1128,6 +1128,7 @@ static void test_migrate(void) {
         if (cases[i].decision != FTCLOCK_ANCHORED)
             continue;
         CHECK(page->anchor.error == 1234, "error %" PRIu64, page->anchor.error);
+        CHECK(record()->error == 1234, "the record's error %" PRIu64, record()->error);
         int64_t clock = guest(), at = sim.now;
         checkpoint(SEC, 5 * MS);
         NOT_BACK();

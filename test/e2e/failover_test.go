@@ -70,6 +70,9 @@ func TestKVMFailover(t *testing.T) {
 			off := offset(t, clock) - p.before
 			t.Logf("the backup's guest is %d ns behind, want %d to %d: %s, %s; lost %d ns; warnings %q; the clock is known to %d ns", off, least, most,
 				r.Decision, r.Reason, r.Lost, s.Warnings, s.Anchor.Error)
+			if c.boot != "" && r.Error < given.HostError {
+				t.Errorf("the record's error bound is %d ns, the primary's host alone had %d", r.Error, given.HostError)
+			}
 			if off < least || off > most {
 				t.Errorf("the backup's guest is %d ns behind, want %d to %d", off, least, most)
 			}
