@@ -131,7 +131,8 @@ func (d *domain) readAnchor() (metadata.Anchor, error) {
 	}
 	switch first, err := page.Record(1); {
 	case module.Valid == 1:
-		a.Clock = module.Clock + (at.raw - module.Raw) + uint64(module.Steer)
+		h, herr := page.Head()
+		a.Clock = readOn(module, herr == nil && h.Minor >= 2, at)
 		a.Error = module.Error + at.error
 	case err == nil && page.Counts().Pauses == 1 && first.Event == clockpage.EventShort(clockpage.Start) && at.raw >= first.ContRaw:
 		// It has never been paused: since QEMU's start it has run from the value that QEMU gave it.
@@ -141,6 +142,16 @@ func (d *domain) readAnchor() (metadata.Anchor, error) {
 		return metadata.Anchor{}, errors.New("its clock hasn't been read yet: the next pause does that, however short")
 	}
 	return a, a.Check()
+}
+
+// readOn is what the guest's clock reads now, by the module's anchor. It counts what the host sleeps, which CLOCK_MONOTONIC_RAW
+// doesn't; older modules don't say what belongs to their anchor.
+func readOn(module clockpage.Anchor, saysSlept bool, at instant) uint64 {
+	clock := module.Clock + (at.raw - module.Raw) + uint64(module.Steer)
+	if saysSlept && at.slept > module.Slept+uint64(sleptSlack) {
+		clock += at.slept - module.Slept
+	}
+	return clock
 }
 
 // importAnchor gives the module the anchor of a state that is going to be loaded, or was given to a QEMU that waits for it.

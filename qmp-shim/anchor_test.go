@@ -95,6 +95,20 @@ func TestAnchorIsReadFromTheModule(t *testing.T) {
 	}
 }
 
+// What the host slept since the module's anchor belongs to the guest's clock.
+func TestAnchorIsReadAfterASleep(t *testing.T) {
+	module := clockpage.Anchor{Valid: 1, Clock: 77e9, Raw: 5e9, Steer: -3, Slept: 100e9}
+	for _, c := range []struct {
+		says  bool
+		slept uint64
+		want  uint64
+	}{{true, 100e9, 79e9 - 3}, {true, 100e9 + 5e6, 79e9 - 3}, {true, 103e9, 82e9 - 3}, {true, 0, 79e9 - 3}, {false, 103e9, 79e9 - 3}} {
+		if got := readOn(module, c.says, instant{raw: 7e9, slept: c.slept}); got != c.want {
+			t.Errorf("the host slept %d, the module says so %v: %d, want %d", c.slept, c.says, got, c.want)
+		}
+	}
+}
+
 func TestAnchorIsImported(t *testing.T) {
 	at := readInstant()
 	host := readDiscipline()
@@ -168,6 +182,8 @@ func TestStateIsImported(t *testing.T) {
 	stale := lastStop{Saved: 20e9, Real: at.real - 50e9, Raw: at.raw - 50e9, Boot: bootID(), Slept: at.slept}
 	rebooted := saved
 	rebooted.Boot = "y"
+	// It ran here before it ran where the anchor is of.
+	earlier := lastStop{Saved: 67e9, Real: there.Real - 10e9, Raw: at.raw - 70e9, Boot: bootID(), Slept: at.slept}
 	const none = ^uint64(0)
 	for name, c := range map[string]struct {
 		clock, incoming string
@@ -187,6 +203,7 @@ func TestStateIsImported(t *testing.T) {
 		"restored here, without an anchor":    {restoring, control.Restored, nil, &saved, saved.Raw, clockpage.Restore, 0, ""},
 		"restored from an older image":        {restoring, control.Restored, &there, &stale, there.Real, clockpage.Restore, 1, ""},
 		"restored from elsewhere":             {restoring, control.Restored, &there, nil, there.Real, clockpage.Restore, 1, ""},
+		"restored from elsewhere, ran here":   {restoring, control.Restored, &there, &earlier, there.Real, clockpage.Restore, 1, ""},
 		"restored from elsewhere, unknown":    {restoring, control.Restored, nil, nil, none, 0, 0, "nothing is known of its stop"},
 		"restored from elsewhere, is held":    {byDefault, control.Restored, nil, nil, none, 0, 0, ""},
 		"migrated":                            {byDefault, control.Migrated, &there, &saved, there.Real, clockpage.Migrate, 1, ""},

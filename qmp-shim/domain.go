@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -115,6 +116,7 @@ func (d *domain) resume(page *clockpage.Page, connected bool) {
 	defer d.mu.Unlock()
 	if page != nil {
 		d.page, d.why = page, ""
+		d.page.SetOrder(clockpage.Order{}) // the last worker may have died within one
 		d.apply()
 	} else if connected && d.loading == nil {
 		d.begin()
@@ -296,6 +298,10 @@ func (d *domain) fromQEMU(m message) {
 		d.pause.stopID = ""
 		d.lookBeside() // not before: the answer that somebody waits for comes right behind the event
 	case m.event == "RESUME":
+		if d.gate { // it runs by another monitor's cont: from now on no cont may be refused
+			d.gate = false
+			d.remember()
+		}
 		// The clock is written after this event; the answer to the cont comes later still. What a second monitor
 		// or QEMU itself resumed has no answer here, and no bounds to check.
 		if d.pause.contCame == 0 {
@@ -357,10 +363,18 @@ func (d *domain) contAnswered(t uint64, failed bool) {
 	switch {
 	case record.Reason == clockpage.OverLimit:
 		d.warn(fmt.Sprintf("the clock was held over a pause longer than the limit of its event, %v: raise the limit in the metadata "+
-			"if such pauses are to be caught up", record.Event))
+			"if such pauses are to be caught up", known(record.Event)))
 	case record.Decision == clockpage.Passed && record.Reason != clockpage.First && record.Event != clockpage.EventShort(clockpage.Start):
-		d.warn(fmt.Sprintf("a pause wasn't caught up: %v; `ftclock status --records 256` shows which", record.Reason))
+		d.warn(fmt.Sprintf("a pause wasn't caught up: %v; `ftclock status --records 256` shows which", known(record.Reason)))
 	}
+}
+
+// known is what an event or a reason is called. Of numbers that have no name there are too many to warn of each.
+func known(what fmt.Stringer) string {
+	if text := what.String(); !strings.HasPrefix(text, "unknown") {
+		return text
+	}
+	return "something that this version doesn't know"
 }
 
 // compare checks a record against the pause that the monitor showed, whose cont was answered at t.

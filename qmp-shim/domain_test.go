@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -181,6 +182,27 @@ func TestASnapshotIsLoadedAtTheStart(t *testing.T) {
 			if refusal := d.cont(message{execute: "cont", id: "3"}); refusal != "" || d.holds() || len(entered) > 0 {
 				t.Errorf("taken over %v: refusal %q, held %v, once more %v", taken, refusal, d.holds(), len(entered) > 0)
 			}
+		}
+	}
+}
+
+// A guest that somebody else resumed runs: a cont of it is never refused, as it is before it ever ran.
+func TestNoContOfARunningGuestIsRefused(t *testing.T) {
+	for _, ran := range []bool{false, true} {
+		saved := memory{Gate: true}
+		d, err := newDomain(zerolog.Nop(), memory{Clock: byDefault, Gate: true}, func(m memory) { saved = m })
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.load = func() { d.loaded(nil, "", errors.New("no module")) }
+		d.fromQEMU(message{hello: true})
+		<-d.loading
+		if ran {
+			d.fromQEMU(message{event: "RESUME"})
+			d.fromQEMU(message{event: "STOP"})
+		}
+		if refusal := d.cont(message{execute: "cont", id: "1"}); (refusal == "") != ran || saved.Gate == ran {
+			t.Errorf("ran %v: refusal %q, gate %v", ran, refusal, saved.Gate)
 		}
 	}
 }

@@ -104,10 +104,11 @@ func (s *shim) readLastStop() *lastStop {
 	return &stop
 }
 
-// of says whether a stop is of the guest that an anchor came with: it is on the anchor's line.
+// of says whether a stop is of the guest that an anchor came with: it is on the anchor's line, and no older. An older one is of a
+// guest that ran elsewhere since.
 func (l lastStop) of(a metadata.Anchor) bool {
 	off := int64(l.Saved-a.Clock) - int64(l.Real-a.Real)
-	return off < int64(time.Second) && off > -int64(time.Second)
+	return off < int64(time.Second) && off > -int64(time.Second) && l.Real >= a.Real
 }
 
 // importState gives the module what a state that this QEMU loads is caught up from. The last stop on this host is the best
@@ -138,7 +139,9 @@ func (s *shim) importState(page *clockpage.Page) {
 		} else {
 			v.Error = readDiscipline().maxError
 		}
+		s.domain.mu.Lock()
 		page.SetImport(v)
+		s.domain.mu.Unlock()
 	case incoming == control.Restored && s.Anchor != nil:
 		err = s.domain.importAnchor(*s.Anchor, clockpage.Restore)
 	case incoming == control.Restored:

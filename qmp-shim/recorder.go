@@ -20,10 +20,12 @@ const (
 // A recorder keeps the domain's record. It has a goroutine of its own, so that neither a message nor a pause ever waits for
 // the disk. The module fills its ring by itself; a message of QEMU's is an occasion to look whether something is new in there.
 // If so, the ring is emptied now, and again after collectEvery until nothing was new. So nothing wakes up while nothing
-// happens. Pauses of which the monitor shows nothing wait in the ring for the next occasion.
+// happens, but once at the end of a minute that had pauses, to write it down. Pauses of which the monitor shows nothing wait in the
+// ring for the next occasion. Where there is no monitor to look at, the recorder looks by itself.
 type recorder struct {
 	domain *domain
 	config record.Config
+	alone  bool // no monitor's messages wake it
 	kick   chan struct{}
 	seen   atomic.Uint64 // pauses that were taken over
 	armed  atomic.Bool   // it will look again by itself
@@ -34,11 +36,17 @@ type recorder struct {
 	ended  bool
 }
 
-func newRecorder(d *domain, c record.Config) *recorder {
+// lookAlone is how often it looks by itself. A ring holds as many pauses as 200 a second make in that time.
+const lookAlone = time.Second
+
+// statusWait bounds how long a status waits for what is being written.
+const statusWait = 2 * time.Second
+
+func newRecorder(d *domain, alone bool, c record.Config) *recorder {
 	c.Problem = func(err error) {
 		d.log.Warn().Err(err).Msg("the record of this clock isn't kept, the clock is all the same; mend the disk, and the record goes on by itself")
 	}
-	return &recorder{domain: d, config: c, kick: make(chan struct{}, 1)}
+	return &recorder{domain: d, config: c, alone: alone, kick: make(chan struct{}, 1)}
 }
 
 // wake has the recorder look, soon. It never waits.
@@ -81,8 +89,22 @@ func (r *recorder) run() {
 		if r.collect() > 0 {
 			r.armed.Store(true)
 			timer.Reset(collectEvery)
+		} else if left := r.settle(); r.alone {
+			timer.Reset(lookAlone)
+		} else if left > 0 {
+			timer.Reset(left)
 		}
 	}
+}
+
+// settle writes down a minute that is over, and gives how long one that isn't takes; 0 without one.
+func (r *recorder) settle() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.writer == nil || r.ended {
+		return 0
+	}
+	return r.writer.Over()
 }
 
 // collect takes over what is new, and gives how many pauses that were.
@@ -113,6 +135,9 @@ func (r *recorder) take() uint64 {
 	if page == nil {
 		return 0
 	}
+	d.mu.Lock()
+	d.checkHost(now()) // pauses that no monitor shows have bounds, too
+	d.mu.Unlock()
 	n := r.writer.Collect(page)
 	r.seen.Store(r.writer.Next() - 1)
 	return n
@@ -123,7 +148,11 @@ func (r *recorder) status() *control.RecordStatus {
 	if r == nil {
 		return nil
 	}
-	r.mu.Lock()
+	for end := time.Now().Add(statusWait); !r.mu.TryLock(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			return &control.RecordStatus{Problem: "its disk doesn't answer"}
+		}
+	}
 	defer r.mu.Unlock()
 	r.take()
 	if r.writer == nil {

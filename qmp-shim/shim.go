@@ -62,6 +62,8 @@ type Config struct {
 	Clock   string // the domain's clock element as XML; "" watches only
 	Module  string // path of libftclock-qemu.so
 	State   string // directory of all shims' states, control.Dir
+	// Later: an earlier worker was ready before. An error leaves all that there is to the next one.
+	Later bool
 	// LastStops is the directory of readings for restored guests; control.LastStops. The records are there, too.
 	LastStops string
 
@@ -101,6 +103,15 @@ var fdPipes = [2][2]string{{"up-out", "up-in"}, {"down-out", "down-in"}}
 // lastWait bounds how long the shim stays after QEMU's end for libvirt to read what QEMU said last.
 const lastWait = 30 * time.Second
 
+// endWait bounds what is written at the end, and how long a domain's next shim waits for the end of the last one.
+const endWait = 10 * time.Second
+
+// connectWait bounds how long a client's connection waits for descriptors or memory that the host is short of.
+const connectWait = 5 * time.Second
+
+// maxRequests bounds the requests that are answered at the same time.
+const maxRequests = 16
+
 type shim struct {
 	Config
 	domain *domain
@@ -120,7 +131,7 @@ type shim struct {
 
 // Run serves the domain until QEMU has ended, or goes on serving it in the place of a worker that died. It returns an
 // error only if the service couldn't begin.
-func Run(c Config) error {
+func Run(c Config) (err error) {
 	s := &shim{
 		Config: c,
 		dir:    filepath.Join(c.State, c.UUID),
@@ -134,7 +145,7 @@ func Run(c Config) error {
 	s.domain.load = s.load
 	s.domain.look = s.lookBeside
 	s.domain.carryOn = s.importState
-	s.domain.recorder = newRecorder(s.domain, record.Config{
+	s.domain.recorder = newRecorder(s.domain, s.mode() == control.Watch, record.Config{
 		Dir: c.LastStops, UUID: c.UUID, Name: c.Name, Shim: c.Version, Worker: s.domain.memory.Workers,
 	})
 	go s.domain.recorder.run()
@@ -145,12 +156,21 @@ func Run(c Config) error {
 	if err != nil {
 		return err
 	}
-	defer s.release()
+	// A later worker that fails leaves all that to the next one.
+	defer func() {
+		if err == nil || !c.Later {
+			s.release()
+		}
+	}()
 	if c.DomainDir != "" {
 		if err := s.bind(); err != nil {
 			return err
 		}
-		defer s.unbind()
+		defer func() {
+			if err == nil || !c.Later {
+				s.unbind()
+			}
+		}()
 	}
 	page, err := s.oldPage()
 	if err != nil {
@@ -168,7 +188,7 @@ func Run(c Config) error {
 			s.relays <- struct{}{} // before QEMU's end can be seen: its last words go on first
 		}
 		go s.serveMonitor(old)
-	} else if err := s.watch(page != nil); err != nil {
+	} else if err := s.watch(page != nil); err != nil && !c.Later {
 		return err
 	}
 	go s.serveControl(requests)
@@ -183,12 +203,14 @@ func Run(c Config) error {
 		select {
 		case <-s.ended:
 			s.finish()
-			s.keepLastStop()
-			s.domain.recorder.end(record.EndQEMU)
+			s.bounded("writing down the guest's last reading and its record", func() {
+				s.keepLastStop()
+				s.domain.recorder.end(record.EndQEMU)
+			})
 			c.Log.Info().Msg("QEMU has ended")
 			return nil
 		case <-s.quit:
-			s.domain.recorder.end(record.EndRequest)
+			s.bounded("writing the record", func() { s.domain.recorder.end(record.EndRequest) })
 			c.Log.Info().Msg("ending on request")
 			return nil
 		case <-terms:
@@ -199,7 +221,7 @@ func Run(c Config) error {
 			c.Log.Warn().Msg("not ending: libvirt would give up the domain; shut the domain down, and the relay ends with it")
 			continue
 		}
-		s.domain.recorder.end(record.EndSignal)
+		s.bounded("writing the record", func() { s.domain.recorder.end(record.EndSignal) })
 		c.Log.Info().Msg("ending on a signal")
 		return nil
 	}
@@ -379,6 +401,20 @@ func (s *shim) keptConn(name string) *net.UnixConn {
 	return conn
 }
 
+// bounded has f done, and doesn't wait for ever: a disk may hang.
+func (s *shim) bounded(what string, f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f()
+	}()
+	select {
+	case <-done:
+	case <-time.After(endWait):
+		s.Log.Warn().Msg(what + " takes too long: ending without; look after the disk of " + s.LastStops)
+	}
+}
+
 // finish lets the connection that is being relayed come to its end.
 func (s *shim) finish() {
 	select {
@@ -456,11 +492,16 @@ func (s *shim) bind() error {
 	if s.socket = s.keptListener(fdMonitor); s.socket != nil {
 		return nil
 	}
-	fd, err := unix.Open(s.DomainDir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("opening the domain's directory %s: %w", s.DomainDir, err)
+	var err error
+	if dir, begun := s.Store.Get(fdDir); !begun {
+		fd, err := unix.Open(s.DomainDir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("opening the domain's directory %s: %w", s.DomainDir, err)
+		}
+		s.Store.Put(fdDir, fd)
+	} else if unix.Faccessat(dir, control.QEMUSocket, unix.F_OK, 0) == nil {
+		_ = unix.Unlinkat(dir, control.MonitorSocket, 0) // of a worker that died between binding and keeping it
 	}
-	s.Store.Put(fdDir, fd)
 	s.socket, err = net.ListenUnix("unix", &net.UnixAddr{Name: s.address(control.MonitorSocket), Net: "unix"})
 	if err != nil {
 		return fmt.Errorf("listening on %s in %s: %w", control.MonitorSocket, s.DomainDir, err)
@@ -511,7 +552,7 @@ func (s *shim) serveMonitor(r *relay) {
 				time.Sleep(100 * time.Millisecond) // out of descriptors or memory: it may pass
 				continue
 			}
-			if r, err = s.newRelay(client); err != nil {
+			if r, err = s.newRelayPatiently(client); err != nil {
 				s.Log.Error().Err(err).Msg("connecting to QEMU's monitor; if the domain runs, restart libvirt's daemon, which connects again")
 				hangUp(client)
 				_ = client.Close()
@@ -530,6 +571,26 @@ func (s *shim) serveMonitor(r *relay) {
 		r = nil
 		s.Log.Info().Err(err).Msg("monitor disconnected")
 	}
+}
+
+// newRelayPatiently is newRelay, tried again while what it lacks may come back: libvirt gives up a domain whose connection ends.
+func (s *shim) newRelayPatiently(client *net.UnixConn) (*relay, error) {
+	for end := time.Now().Add(connectWait); ; time.Sleep(100 * time.Millisecond) {
+		r, err := s.newRelay(client)
+		if err == nil || time.Now().After(end) || !scarce(err) {
+			return r, err
+		}
+	}
+}
+
+// scarce says whether an error is of something that the host is short of: descriptors, memory, room in a socket's backlog.
+func scarce(err error) bool {
+	for _, errno := range []unix.Errno{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS, unix.EAGAIN} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	return false
 }
 
 // newRelay connects to QEMU for a new client. Everything is in the store when it returns.
@@ -553,6 +614,7 @@ func (s *shim) newRelay(client *net.UnixConn) (*relay, error) {
 		return nil, err
 	}
 	if err := s.keep(fdQEMU, qemu); err != nil {
+		_ = qemu.Close()
 		return nil, err
 	}
 	return s.relay(client, qemu), nil
@@ -569,7 +631,7 @@ func (s *shim) oldRelay() *relay {
 		s.dropRelay()
 		return nil
 	case qemu == nil: // it died between the two
-		r, err := s.newRelay(client)
+		r, err := s.newRelayPatiently(client)
 		if err != nil {
 			s.Log.Error().Err(err).Msg("connecting to QEMU's monitor; if the domain runs, restart libvirt's daemon, which connects again")
 			hangUp(client)
@@ -600,6 +662,10 @@ func (s *shim) dropRelay() {
 // claim makes the domain's state directory, and the socket for requests in it.
 func (s *shim) claim() (*net.UnixListener, error) {
 	listener := s.keptListener(fdControl)
+	if _, err := os.Lstat(filepath.Join(s.dir, control.SocketName)); err != nil && listener != nil {
+		_ = listener.Close() // nobody can reach it any more
+		listener = nil
+	}
 	old := listener != nil
 	if !old {
 		var err error
@@ -632,9 +698,15 @@ func (s *shim) listen() (*net.UnixListener, error) {
 		s.Log.Warn().Err(err).Msg("making the directory of readings for restored guests")
 	}
 	path := filepath.Join(s.dir, control.SocketName)
-	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
+	for end := time.Now().Add(endWait); ; time.Sleep(20 * time.Millisecond) {
+		conn, err := net.DialTimeout("unix", path, time.Second)
+		if err != nil {
+			break
+		}
 		_ = conn.Close()
-		return nil, fmt.Errorf("another shim serves domain %s (%s)", s.Name, s.UUID)
+		if time.Now().After(end) { // it isn't that of the domain's last life, still writing its record
+			return nil, fmt.Errorf("another shim serves domain %s (%s)", s.Name, s.UUID)
+		}
 	}
 	if err := os.RemoveAll(s.dir); err != nil {
 		return nil, fmt.Errorf("clearing a dead shim's state: %w", err)
@@ -657,12 +729,24 @@ func (s *shim) release() {
 
 // serveControl answers requests of the command line.
 func (s *shim) serveControl(listener *net.UnixListener) {
+	asked := make(chan struct{}, maxRequests)
 	for {
 		conn, err := listener.Accept()
-		if err != nil {
+		if errors.Is(err, net.ErrClosed) {
 			return
 		}
+		if err != nil {
+			time.Sleep(100 * time.Millisecond) // out of descriptors or memory: it may pass
+			continue
+		}
+		select {
+		case asked <- struct{}{}:
+		default: // the disk of the records hangs, or somebody plays: the monitor's descriptors are worth more
+			_ = conn.Close()
+			continue
+		}
 		go func() {
+			defer func() { <-asked }()
 			defer conn.Close()
 			_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
 			var request control.Request

@@ -1,14 +1,21 @@
 package shim
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"net"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
+
+	"ftclock/control"
+	"ftclock/keeper"
 )
 
 // TestAWorkerGoesOnFromAnyState begins relays with everything that a worker which died may have left: what the pipe
@@ -167,4 +174,93 @@ func TestARefusalComesBetweenMessages(t *testing.T) {
 	qemu.Close()
 	client.Close()
 	<-done
+}
+
+// A worker may die after it has bound the monitor's socket, and before anybody but it has that. The next one binds it anew.
+func TestASocketThatNobodyHasIsBoundAnew(t *testing.T) {
+	for _, renamed := range []bool{true, false} {
+		store, err := keeper.Open(func(what string) { t.Error(what) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir := t.TempDir()
+		files := []string{control.MonitorSocket}
+		if renamed {
+			files = append(files, control.QEMUSocket)
+		}
+		for _, name := range files {
+			l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, name), Net: "unix"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.SetUnlinkOnClose(false)
+			_ = l.Close()
+		}
+		fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		store.Put(fdDir, fd)
+		s := &shim{Config: Config{DomainDir: dir, Store: store, Log: zerolog.Nop()}, domain: testDomain(t, byDefault)}
+		err = s.bind()
+		if (err == nil) != renamed { // without QEMU's socket it may be libvirt's own
+			t.Errorf("QEMU's socket is there %v: %v", renamed, err)
+		}
+		if err == nil {
+			if conn, err := net.Dial("unix", filepath.Join(dir, control.MonitorSocket)); err != nil {
+				t.Error(err)
+			} else {
+				_ = conn.Close()
+			}
+			s.unbind()
+		}
+		store.Drop(fdDir)
+	}
+}
+
+// Requests that can't be answered, as where a disk hangs, don't take the descriptors that the monitor needs.
+func TestRequestsAreBounded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "socket")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &shim{Config: Config{Log: zerolog.Nop()}, domain: testDomain(t, byDefault)}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		s.serveControl(l)
+	}()
+	var held []net.Conn
+	for range maxRequests {
+		conn, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		held = append(held, conn) // and says nothing
+	}
+	hungUp := func() bool {
+		conn, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_ = conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		_, err = conn.Read(make([]byte, 1))
+		return errors.Is(err, io.EOF)
+	}
+	for end := time.Now().Add(20 * time.Second); !hungUp(); {
+		if time.Now().After(end) {
+			t.Fatal("one more is taken")
+		}
+	}
+	_ = held[0].Close()
+	for end := time.Now().Add(20 * time.Second); hungUp(); {
+		if time.Now().After(end) {
+			t.Fatal("none is taken any more")
+		}
+	}
+	_ = l.Close()
+	<-ended
 }

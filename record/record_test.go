@@ -165,6 +165,37 @@ func TestMinutes(t *testing.T) {
 	}
 }
 
+// A minute is written down when it is over, though no other pause comes.
+func TestAMinuteIsWrittenDownWhenItIsOver(t *testing.T) {
+	b := newBench(t)
+	if left := b.write.Over(); left != 0 {
+		t.Errorf("without a pause: %v", left)
+	}
+	b.pauses(3, time.Second)
+	b.write.Collect(b.page)
+	if left := b.write.Over(); left != 57*time.Second {
+		t.Errorf("%v are left", left)
+	}
+	closed := func() bool {
+		text, _ := os.ReadFile(filepath.Join(Path(b.dir, testUUID), timeline+"-000001"+suffix))
+		return strings.Contains(string(text), kindMinute)
+	}
+	if closed() {
+		t.Error("written down before it is over")
+	}
+	b.at = b.at.Add(58 * time.Second)
+	if left := b.write.Over(); left != 0 || !closed() {
+		t.Errorf("%v are left, written down: %v", left, closed())
+	}
+	b.pauses(2, time.Second)
+	b.write.Collect(b.page)
+	if r := b.read(); len(r.Minutes) != 2 || r.Total().Pauses != 5 {
+		t.Errorf("%d minutes, %d pauses", len(r.Minutes), r.Total().Pauses)
+	} else {
+		b.accounted(r)
+	}
+}
+
 // A worker may be killed between any two system calls: the files are then what they were after one of its Collects, with or
 // without its last write. The next worker goes on, and nothing is counted twice.
 func TestKilledAtAnyMoment(t *testing.T) {

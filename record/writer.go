@@ -25,9 +25,9 @@ Theory of operation
 
 The pauses of a minute are added up in memory. Each time that some were added, the minute so far replaces the file
 open, by a rename: a worker that takes over finds there the number of the last pause that was counted, and goes on
-with the next one, which the module's ring still has. When a pause of another minute comes, the minute is appended to the
-timeline and synced. So whatever is killed, no pause is counted twice, since a minute accounts for a range of numbers;
-and what a loss of power can take is the open minute.
+with the next one, which the module's ring still has. When a pause of another minute comes, or its time is over, the minute is
+appended to the timeline and synced. So whatever is killed, no pause is counted twice, since a minute accounts for a range of
+numbers; and what a loss of power can take is the open minute.
 
 A pause that can't be had, because the ring went over it or its record makes no sense, is accounted for by its number,
 as missed. So is a minute that the disk didn't take.
@@ -462,6 +462,20 @@ func (w *Writer) Settle() {
 	w.flush()
 }
 
+// Over appends the open minute if it is over, and says how long it still takes if it isn't; 0 where there is none.
+func (w *Writer) Over() time.Duration {
+	if w.minute.Last == 0 {
+		return 0
+	}
+	now := w.c.Now()
+	if left := w.minute.Start.Add(time.Minute).Sub(now); left > 0 && left <= time.Minute {
+		return left
+	}
+	w.close()
+	w.flush()
+	return 0
+}
+
 // End appends what is open and says why nobody keeps the record any more.
 func (w *Writer) End(why End) {
 	w.owe()
@@ -533,7 +547,8 @@ func (w *Writer) append(kind string, b []byte, sync bool) bool {
 }
 
 func (w *Writer) tryAppend(kind string, b []byte, sync bool) error {
-	if err := os.MkdirAll(w.path, 0o700); err != nil {
+	// The directory of all records was made at the shim's start. If it is gone, ftclock was purged, and nothing may be left.
+	if err := os.Mkdir(w.path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("keeping the record: %w", err)
 	}
 	numbers, err := segments(w.path, kind)

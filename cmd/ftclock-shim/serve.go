@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
 
 	"ftclock/control"
 	"ftclock/keeper"
@@ -17,6 +18,17 @@ import (
 	"ftclock/spawn"
 	metadata "ftclock/xml-templates"
 )
+
+// awaited says whether somebody waits for the shim to be ready, at the other end of a pipe.
+func awaited(store *keeper.Store) bool {
+	fd, ok := store.Get(spawn.Ready)
+	if !ok {
+		return false
+	}
+	p := []unix.PollFd{{Fd: int32(fd)}}
+	_, err := unix.Poll(p, 0)
+	return err == nil && p[0].Revents&unix.POLLERR == 0
+}
 
 // notify says one line to whoever started the shim and waits for it. Later workers have nobody to tell.
 func notify(store *keeper.Store, line string) {
@@ -87,9 +99,10 @@ func work(args []string, log io.Writer) int {
 		return 1
 	}
 	syscall.Umask(0o077)
-	later := shim.Begun(store)
+	// As long as somebody waits for it to be ready, it has not begun: then an error ends it.
+	later := shim.Begun(store) && !awaited(store)
 	if err == nil {
-		config.Store = store
+		config.Store, config.Later = store, later
 		config.Ready = func() { notify(store, "ready") }
 		err = shim.Run(config)
 	}

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -196,6 +197,14 @@ func TestKVMCheckpointsOfAnAttachedQEMU(t *testing.T) {
 	}
 	if out := ftclock(t, "status"); !strings.Contains(out, name) || !strings.Contains(out, "correcting") {
 		t.Errorf("status:\n%s", out)
+	}
+	// No monitor told the shim of them, and the module's ring holds 256.
+	var all []control.Status
+	if err := json.Unmarshal([]byte(ftclock(t, "status", name, "--format", "json")), &all); err != nil || len(all) != 1 {
+		t.Fatal(err, len(all))
+	}
+	if kept := all[0].Kept; kept == nil || kept.Missed != 0 || kept.Pauses < manyTimes {
+		t.Errorf("the record: %+v", kept)
 	}
 	if out := ftclock(t, "detach", pid); !strings.Contains(out, "QEMU's again") {
 		t.Errorf("detach:\n%s", out)
