@@ -182,6 +182,9 @@ func (s *subject) warm() error {
 	return nil
 }
 
+// What is read of a program or a library at most, and of one of its tables. QEMU has some 10 MiB, and tables of 2 MiB.
+const maxELF, maxTable = 512 << 20, 64 << 20
+
 // readELF guards a use of debug/elf, which isn't hardened against hostile files (its package comment), against panics.
 func readELF(r io.ReaderAt, use func(*elf.File) error) (err error) {
 	defer func() {
@@ -189,9 +192,15 @@ func readELF(r io.ReaderAt, use func(*elf.File) error) (err error) {
 			err = fmt.Errorf("bad ELF file: %v", p)
 		}
 	}()
-	f, err := elf.NewFile(r)
+	// A file that a hostile process maps may be of any size, and hold nothing.
+	f, err := elf.NewFile(io.NewSectionReader(r, 0, maxELF))
 	if err != nil {
 		return err
+	}
+	for _, s := range f.Sections {
+		if s.Flags&elf.SHF_ALLOC != 0 && s.Type != elf.SHT_NOBITS && s.Type != elf.SHT_PROGBITS && s.Size > maxTable {
+			return fmt.Errorf("bad ELF file: section %q has %d bytes", s.Name, s.Size)
+		}
 	}
 	return use(f)
 }

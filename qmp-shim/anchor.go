@@ -207,6 +207,6 @@ func (d *domain) cantCarryOn(incoming string, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.catchesUp(event) {
-		d.warn("the time that the guest was away isn't caught up: " + err.Error())
+		d.warn("the time that the guest was away isn't caught up: " + err.Error() + "; what it lost stays lost, `ftclock status --records 256` has it")
 	}
 }

@@ -98,7 +98,7 @@ func (s *shim) readLastStop() *lastStop {
 		err = stop.bad(time.Now())
 	}
 	if err != nil {
-		s.Log.Warn().Err(err).Str("file", s.lastStopPath()).Msg("a restored guest can't be caught up")
+		s.Log.Warn().Err(err).Str("file", s.lastStopPath()).Msg("a restored guest can't be caught up by this reading; it is replaced at the next save")
 		return nil
 	}
 	return &stop

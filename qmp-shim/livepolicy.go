@@ -45,6 +45,7 @@ type liveMetadata struct {
 	file []byte
 	stat unix.Stat_t // of the file that was read last
 	seen []byte      // the metadata element, as it was written
+	err  error       // what was wrong with that file
 }
 
 // read reads the policy of libvirt's running domain with that UUID: nil for none. changed is false where the metadata is
@@ -54,9 +55,10 @@ func (l *liveMetadata) read(path, uuid string) (policy *metadata.Policy, changed
 	if l.stat, err = statQuietly(path); err != nil {
 		return nil, false, err
 	}
-	if l.seen != nil && sameFile(&before, &l.stat) {
-		return nil, false, nil
+	if (l.seen != nil || l.err != nil) && sameFile(&before, &l.stat) {
+		return nil, false, l.err
 	}
+	defer func() { l.err = err }()
 	if l.file, err = readQuietly(l.file[:0], path, maxStatusXML); err != nil {
 		l.stat = unix.Stat_t{}
 		return nil, false, err
@@ -182,7 +184,7 @@ func (s *shim) look() {
 	d := s.domain
 	d.mu.Lock()
 	if err != nil {
-		d.warn("the policy stays as it is: reading the running domain's metadata: " + err.Error())
+		d.warn("the policy stays as it is: reading the running domain's metadata: " + err.Error() + "; write it anew with virsh metadata --live, or `ftclock enable --live`")
 	}
 	changed = changed && clock != d.memory.Metadata
 	if changed {

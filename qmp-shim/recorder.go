@@ -15,6 +15,8 @@ const (
 	// many pauses as 500 a second make in that time; with more, it is sooner.
 	collectEvery = 500 * time.Millisecond
 	collectSoon  = clockpage.RingLen / 2
+	// collectLeast is between two looks: with it a ring holds as many pauses as 5,000 a second make.
+	collectLeast = 50 * time.Millisecond
 )
 
 // A recorder keeps the domain's record. It has a goroutine of its own, so that neither a message nor a pause ever waits for
@@ -74,11 +76,15 @@ func (r *recorder) look(page *clockpage.Page) {
 func (r *recorder) run() {
 	timer := time.NewTimer(collectEvery)
 	timer.Stop()
+	var last time.Time
 	for {
 		select {
 		case <-r.kick:
 		case <-timer.C:
 		}
+		// However often a page says that its ring is full.
+		time.Sleep(collectLeast - time.Since(last))
+		last = time.Now()
 		r.armed.Store(true)
 		if r.collect() > 0 {
 			timer.Reset(collectEvery)

@@ -695,7 +695,7 @@ func (s *shim) listen() (*net.UnixListener, error) {
 	}
 	// Made now, not when there is something to write: ftclock may have been purged under this shim by then.
 	if err := os.MkdirAll(s.LastStops, 0o700); err != nil {
-		s.Log.Warn().Err(err).Msg("making the directory of readings for restored guests")
+		s.Log.Warn().Err(err).Msg("no record is kept, and no reading for a restored guest: mend the directory, and start the domain anew")
 	}
 	path := filepath.Join(s.dir, control.SocketName)
 	for end := time.Now().Add(endWait); ; time.Sleep(20 * time.Millisecond) {

@@ -42,7 +42,7 @@ func (d *domain) checkHost(t uint64) {
 	var x unix.Timex
 	state, err := adjtimex(&x)
 	if err != nil {
-		d.warn("asking how good the host's clock is: " + err.Error())
+		d.warn("asking how good the host's clock is: " + err.Error() + "; the guest follows it all the same: `chronyc tracking` tells")
 		return
 	}
 	kept := disciplined(&x, state)
@@ -54,7 +54,7 @@ func (d *domain) checkHost(t uint64) {
 	d.page.SetHost(host)
 	if f, err := d.page.Follow(); err == nil && f.GivenUp != d.host.givenUp {
 		d.host.givenUp = f.GivenUp
-		d.warn(fmt.Sprintf("the host's clock was set by %v, or the guest was as far off it: the guest doesn't follow, and stays as far off UTC",
+		d.warn(fmt.Sprintf("the host's clock was set by %v, or the guest was as far off it: the guest doesn't follow, and stays as far off UTC: set its clock, or restart it",
 			time.Duration(f.LastGiven)))
 	}
 	if unsynchronised == d.host.unsynchronised {
