@@ -116,7 +116,7 @@ func (b *bench) cont() (string, error) {
 	relay := median(differences(conts[attached.name], conts[past.name]))
 	fmt.Fprintf(t, "\nMedians of %d rounds, each way once in a round, each in a QEMU of its own, the others paused. Of a cont through the shim the module takes "+
 		"**%.1f µs** (median of its own records; 99 %%: %.1f µs), its ioctls and the write that it leaves out included; relay and order together add "+
-		"**%.0f µs**, where socat adds %.0f µs. The order alone is BenchmarkOrder below.\n",
+		"**%.0f µs**, where socat adds %.0f µs. The order alone is BenchmarkOrder below. An agent and NTP do nothing at a cont.\n",
 		len(conts[stock.name]), median(costs), quantile(costs, 0.99), relay,
 		median(differences(conts[through.name], conts[stock.name])))
 	return t.String(), nil

@@ -210,7 +210,7 @@ func (b *bench) drift() (string, error) {
 		}
 	}
 	note := fmt.Sprintf("\nFour guests in turns, in QEMUs without libvirt, ftclock's through its shim: each goes on and is paused again while the others are paused, "+
-		"for %v on average. A reading is the smallest of 300 or more of CLOCK_MONOTONIC_RAW less the guest's kvmclock, the time that the guest took to publish it taken off; negative is ahead.\n",
+		"for %v on average; while another one's clock is read it stands longer, hence what stock loses of the first ten. A reading is the smallest of 300 or more of CLOCK_MONOTONIC_RAW less the guest's kvmclock, the time that the guest took to publish it taken off; negative is ahead.\n",
 		(paused / time.Duration(last)).Round(100*time.Microsecond))
 	if last < 10_000 && !b.quick {
 		note += fmt.Sprintf("\nThe machine was too busy for more than %d pauses in %v; `make bench BENCHFLAGS='-only drift -longest 1h'` makes 10,000.\n", last, b.longest)

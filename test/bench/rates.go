@@ -32,7 +32,8 @@ func (b *bench) rates() (string, error) {
 		return "", err
 	}
 	var pauses time.Duration
-	t := newTable("checkpoints a second", "made in fact", "stop and cont: stock", "ftclock", "difference", "duty cycle lost to ftclock")
+	t := newTable("checkpoints a second", "made in fact", "stop and cont: stock", "ftclock", "difference", "duty cycle lost to ftclock", "drift left")
+	drifted := ours.first
 	for _, rate := range []int{5, 25, 40, 200} {
 		var took [2][]float64
 		var more []float64
@@ -55,8 +56,14 @@ func (b *bench) rates() (string, error) {
 			}
 			more = append(more, middle[1]-middle[0])
 		}
+		offset, _, err := ours.look()
+		if err != nil {
+			return "", err
+		}
+		left := drift(offset - drifted)
+		drifted = offset
 		t.row(fmt.Sprint(rate), fmt.Sprintf("%.1f", float64(made)/spent.Seconds()), fmt.Sprintf("%.0f µs", median(took[0])),
-			fmt.Sprintf("%.0f µs", median(took[1])), fmt.Sprintf("%+.0f µs", median(more)), fmt.Sprintf("%.2f %%", median(more)*float64(rate)/1e4))
+			fmt.Sprintf("%.0f µs", median(took[1])), fmt.Sprintf("%+.0f µs", median(more)), fmt.Sprintf("%.2f %%", median(more)*float64(rate)/1e4), left)
 	}
 	if err := b.kept("at rates", pauses, stock, ours); err != nil {
 		return "", err
