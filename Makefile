@@ -62,22 +62,22 @@ setup:
 test: setup build
 	@$(GO) run ./test/missing
 	$(GO) vet ./...
-	CGO_ENABLED=1 $(GO) test -race -timeout 40m -p 1 $(TESTFLAGS) ./...
+	CGO_ENABLED=1 $(GO) test -race -timeout 3h -p 1 $(TESTFLAGS) ./...
 
 test-packages: setup build
-	FTCLOCK_REQUIRE=1 FTCLOCK_LONG=1 $(GO) test -count=1 -timeout 1h -v ./packaging ./test/packages
+	FTCLOCK_REQUIRE=1 FTCLOCK_LONG=1 $(GO) test -count=1 -timeout 3h -v ./packaging ./test/packages
 
 pictures: setup build
 	mkdir -p docs/pictures
-	FTCLOCK_REQUIRE=1 FTCLOCK_PICTURES=$(CURDIR)/docs/pictures $(GO) test -count=1 ./test/virtmanager
-	FTCLOCK_PICTURES=$(CURDIR)/docs/pictures $(GO) test -count=1 -run 'Browser|Watch' ./report ./cmd/ftclock
+	FTCLOCK_REQUIRE=1 FTCLOCK_PICTURES=$(CURDIR)/docs/pictures $(GO) test -count=1 -timeout 1h ./test/virtmanager
+	FTCLOCK_PICTURES=$(CURDIR)/docs/pictures $(GO) test -count=1 -timeout 1h -run 'Browser|Watch' ./report ./cmd/ftclock
 
 demo: setup build
 	$(GO) run ./test/demo
 
 chaos: setup build
 	FTCLOCK_REQUIRE=1 FTCLOCK_WORKER_KILLS=1000 FTCLOCK_KEEPER_KILLS=200 FTCLOCK_LIBVIRTD_KILLS=100 FTCLOCK_UPGRADES=100 \
-		$(GO) test -count=1 -timeout 2h -v -run 'Chaos|Peers' ./test/e2e ./test/reliability
+		$(GO) test -count=1 -timeout 6h -v -run 'Chaos|Peers' ./test/e2e ./test/reliability
 
 SOAKFLAGS ?= -picture docs/pictures/soak.svg
 soak: setup build
@@ -85,7 +85,7 @@ soak: setup build
 
 # COLO for five minutes at each of three checkpoint delays, then the primary's death.
 colo: setup build
-	FTCLOCK_REQUIRE=1 FTCLOCK_COLO_SECONDS=300 FTCLOCK_PICTURES=$(CURDIR)/docs/pictures $(GO) test -count=1 -timeout 1h -v -run TestKVMCOLO ./test/e2e
+	FTCLOCK_REQUIRE=1 FTCLOCK_COLO_SECONDS=300 FTCLOCK_PICTURES=$(CURDIR)/docs/pictures $(GO) test -count=1 -timeout 3h -v -run TestKVMCOLO ./test/e2e
 
 BENCHFLAGS ?=
 bench: setup build

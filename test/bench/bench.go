@@ -213,16 +213,6 @@ func (b *bench) startSubject(name string, change func(*libvirtxml.Domain)) (*sub
 	return s, nil
 }
 
-// steady reads a running guest's record, again where the guest isn't on a CPU and stands within an update.
-func steady(c *guest.Clock) (guest.Reading, error) {
-	for end := time.Now().Add(30 * time.Second); ; {
-		r, err := c.Read()
-		if !errors.Is(err, guest.ErrTorn) || time.Now().After(end) {
-			return r, err
-		}
-	}
-}
-
 func (s *subject) end() {
 	if s.clock != nil {
 		_ = s.clock.Close()

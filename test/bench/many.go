@@ -219,13 +219,13 @@ func (r *resident) look() (offset int64, backsteps uint64, err error) {
 	if _, err := r.shim.Execute("cont", nil); err != nil {
 		return 0, 0, err
 	}
-	if _, err := steady(r.clock); err != nil {
+	if _, err := r.clock.Steady(); err != nil {
 		return 0, 0, err
 	}
 	if offset, _, err = r.clock.Offset(500 * time.Millisecond); err != nil {
 		return 0, 0, err
 	}
-	reading, err := steady(r.clock)
+	reading, err := r.clock.Steady()
 	if err != nil {
 		return 0, 0, err
 	}

@@ -103,7 +103,7 @@ func behind(s *subject, c *guest.Clock) (int64, error) {
 	if err := s.Resume(); err != nil {
 		return 0, err
 	}
-	if _, err := steady(c); err != nil {
+	if _, err := c.Steady(); err != nil {
 		return 0, err
 	}
 	offset, _, err := c.Offset(300 * time.Millisecond)
@@ -116,7 +116,7 @@ func workFor(s *subject, c *guest.Clock, rate int, length time.Duration) (speed 
 	if err := s.Resume(); err != nil {
 		return 0, 0, err
 	}
-	before, err := steady(c)
+	before, err := c.Steady()
 	if err != nil {
 		return 0, 0, err
 	}
@@ -139,7 +139,7 @@ func workFor(s *subject, c *guest.Clock, rate int, length time.Duration) (speed 
 		}
 		made++
 	}
-	after, err := steady(c)
+	after, err := c.Steady()
 	if err != nil {
 		return 0, 0, err
 	}

@@ -30,7 +30,7 @@ func resettable(name, clock, onCrash string) *libvirtxml.Domain {
 // rebooted has the guest boot again by what do does, and waits until it runs.
 func rebooted(t *testing.T, clock *guest.Clock, do func()) {
 	t.Helper()
-	before, err := clock.Read()
+	before, err := clock.Steady()
 	if err != nil {
 		t.Fatal(err)
 	}

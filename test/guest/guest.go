@@ -376,10 +376,21 @@ func ticks(all []Sample) float64 {
 	return between(soonest(all[:len(all)/2]), soonest(all[len(all)/2:]))
 }
 
+// Steady is a Read that tries again for up to a minute while the record is torn: a busy machine, or an engine that makes
+// checkpoints, may have stopped the guest within an update.
+func (c *Clock) Steady() (Reading, error) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		r, err := c.Read()
+		if !errors.Is(err, ErrTorn) || time.Now().After(end) {
+			return r, err
+		}
+	}
+}
+
 // Backsteps returns how often the guest saw its clock go back, and the
-// largest such step in ns.
+// largest such step in ns. It reads as Steady does.
 func (c *Clock) Backsteps() (count uint64, largest int64, err error) {
-	r, err := c.Read()
+	r, err := c.Steady()
 	return r.Backsteps, r.LargestBackstep, err
 }
 
