@@ -100,15 +100,18 @@ func TestDlopenSaysWhy(t *testing.T) {
 func TestBusy(t *testing.T) {
 	needRoot(t)
 	g := start(t, targetProgram(t), "busy")
-	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
+	s := g.survey(module(t))
+	defer s.close()
+	if err := s.warm(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer cancel()
-	result, err := load(ctx, g.pid, module(t), anyProgram)
+	result, err := s.inject(ctx)
 	if !errors.Is(err, ErrBusy) || !errors.Is(err, context.DeadlineExceeded) || result.Attempts < 2 {
 		t.Fatalf("%+v, %v", result, err)
 	}
 	// Nor is anything done to it when it is stopped anyway, somewhere in the allocator.
-	s := g.survey(module(t))
-	defer s.close()
 	for range 200 {
 		onOwnThread(func() {
 			tr := &tracee{pid: g.pid}

@@ -115,9 +115,14 @@ func unstarted(t testing.TB, o observer) (client, qemu *net.UnixConn, r *relay) 
 func between(t testing.TB, o observer) (client, qemu *net.UnixConn, wait func() error) {
 	t.Helper()
 	client, qemu, r := unstarted(t, o)
+	return client, qemu, running(t, r)
+}
+
+// running runs a relay, and gives a function that waits for its end.
+func running(t testing.TB, r *relay) (wait func() error) {
 	done := make(chan error, 1)
 	go func() { done <- r.run() }()
-	return client, qemu, func() error {
+	return func() error {
 		t.Helper()
 		select {
 		case err := <-done:
@@ -261,7 +266,8 @@ func TestRelayRefusesACont(t *testing.T) {
 }
 
 func TestARefusalWaitsForTheEndOfAMessage(t *testing.T) {
-	client, qemu, wait := between(t, &seen{gate: true, refusal: "no"})
+	client, qemu, r := unstarted(t, &seen{gate: true, refusal: "no"})
+	wait := running(t, r)
 	if _, err := qemu.Write([]byte(`{"return": `)); err != nil {
 		t.Fatal(err)
 	}
@@ -272,7 +278,16 @@ func TestARefusalWaitsForTheEndOfAMessage(t *testing.T) {
 	if _, err := client.Write([]byte(`{"execute":"cont"}`)); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(50 * time.Millisecond) // a wrong relay would answer now
+	queued := func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return len(r.queued) > 0
+	}
+	for end := time.Now().Add(20 * time.Second); !queued(); time.Sleep(time.Millisecond) { // a wrong relay answers at once
+		if time.Now().After(end) {
+			t.Fatal("the refusal isn't queued")
+		}
+	}
 	if _, err := qemu.Write([]byte(`{}}` + "\r\n" + `{"event": "X"}` + "\r\n")); err != nil {
 		t.Fatal(err)
 	}
