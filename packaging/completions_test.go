@@ -32,7 +32,7 @@ func TestCompletions(t *testing.T) {
 		{"bash", []string{"--norc", "--noprofile", "-i"}, "source " + here + "/ftclock.bash"},
 		// compinit reads the first line of what is in fpath, as for a package's file.
 		{"zsh", []string{"-f", "-i"}, "fpath=(" + here + " $fpath); autoload -U compinit; compinit -u -D"},
-		{"fish", []string{"--no-config", "-i"}, "source " + here + "/ftclock.fish"},
+		{"fish", []string{"--no-config", "--private", "-i"}, "source " + here + "/ftclock.fish"},
 	} {
 		t.Run(shell.name, func(t *testing.T) {
 			path := need(t, shell.name, shell.name)
@@ -64,7 +64,7 @@ func typing(t *testing.T, dir, shell string, args []string, setup, line string) 
 	// script(1) gives it a terminal.
 	cmd := exec.Command(need(t, "script", "bsdutils"), "-q", "-e", "-c", shell+" "+strings.Join(args, " "), "/dev/null")
 	cmd.Dir = dir
-	cmd.Env = []string{"PATH=" + dir + ":" + os.Getenv("PATH"), "HOME=" + dir, "TERM=vt100", "LC_ALL=C.UTF-8", "PS1=$ ",
+	cmd.Env = []string{"PATH=" + dir + ":" + os.Getenv("PATH"), "HOME=" + dir, "HISTFILE=/dev/null", "TERM=vt100", "LC_ALL=C.UTF-8", "PS1=$ ",
 		"LIBVIRT_DEFAULT_URI=test:///default"}
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
@@ -75,10 +75,21 @@ func typing(t *testing.T, dir, shell string, args []string, setup, line string) 
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
-		_ = cmd.Process.Kill()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
 		_ = cmd.Wait()
 	}()
+	// A shell that is left alone writes into the directory while that is taken away.
+	end := func() {
+		select {
+		case <-ended:
+		case <-time.After(10 * time.Second):
+			_ = cmd.Process.Kill()
+			<-ended
+		}
+	}
+	defer end()
 	// A shell throws away what was typed before it was ready for it.
 	ready := filepath.Join(dir, "ready")
 	_ = os.Remove(ready)
@@ -91,6 +102,7 @@ func typing(t *testing.T, dir, shell string, args []string, setup, line string) 
 	_, _ = io.WriteString(stdin, "exit\r")
 	text, err := os.ReadFile(given)
 	if err != nil {
+		end()
 		t.Fatalf("%v\n%s", err, output.String())
 	}
 	return string(text)
@@ -100,12 +112,12 @@ func typing(t *testing.T, dir, shell string, args []string, setup, line string) 
 func waitFor(t *testing.T, file string, do func()) {
 	t.Helper()
 	do()
-	for i := 1; i <= 600; i++ {
+	for i := 1; i <= 1200; i++ {
 		if _, err := os.Stat(file); err == nil {
 			return
 		}
 		time.Sleep(50 * time.Millisecond)
-		if i%100 == 0 {
+		if i%200 == 0 {
 			do()
 		}
 	}
