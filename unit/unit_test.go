@@ -65,6 +65,7 @@ func TestTheWay(t *testing.T) {
 		err          string
 		starts       int
 		killed       bool
+		expires      bool // there is no result before the time is up
 	}{
 		"no systemd":               {absent: true, direct: true},
 		"no bus":                   {connect: refused, direct: true, note: true},
@@ -76,8 +77,8 @@ func TestTheWay(t *testing.T) {
 		"a shim that refuses":      {steps: []string{"taken failed"}, refusal: refused, starts: 1, err: "no such luck (in "},
 		"a shim that dies":         {steps: []string{"taken failed"}, starts: 1, err: "couldn't start the shim: failed (in ", killed: true},
 		"a bus that dies":          {steps: []string{"taken error org.freedesktop.DBus.Error.NoReply"}, starts: 1, err: "(in ", killed: true},
-		"a shim that isn't ready":  {steps: []string{"taken"}, starts: 1, err: "wasn't ready in time (in ", killed: true},
-		"a systemd that is silent": {steps: []string{""}, starts: 1, direct: true, note: true},
+		"a shim that isn't ready":  {steps: []string{"taken"}, starts: 1, err: "wasn't ready in time (in ", killed: true, expires: true},
+		"a systemd that is silent": {steps: []string{""}, starts: 1, direct: true, note: true, expires: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -115,7 +116,11 @@ func TestTheWay(t *testing.T) {
 				return nil
 			}
 			h.Note = func(_, warning string) { note += warning }
-			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			length := 10 * time.Second
+			if c.expires {
+				length = time.Second
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), length)
 			defer cancel()
 			err := h.Start(ctx, options)
 			if direct != c.direct || (note != "") != c.note || m.starts != c.starts || (m.kills > 0) != c.killed {

@@ -17,6 +17,7 @@ import (
 type fakePausable struct {
 	paused, pauseFails, resumeFails bool
 	suspends                        int
+	suspended                       func() // called behind each, if there is one
 }
 
 func (f *fakePausable) Suspend() error {
@@ -24,6 +25,9 @@ func (f *fakePausable) Suspend() error {
 	f.paused = true
 	if f.pauseFails {
 		return errors.New("the answer was lost")
+	}
+	if f.suspended != nil {
+		f.suspended()
 	}
 	return nil
 }
@@ -64,9 +68,8 @@ func TestDrive(t *testing.T) {
 }
 
 func TestDriveInterrupted(t *testing.T) {
-	f := &fakePausable{}
 	ctx, cancel := context.WithCancel(t.Context())
-	time.AfterFunc(20*time.Millisecond, cancel) // within the first pause
+	f := &fakePausable{suspended: cancel} // within the first pause
 	c := &exerciseCmd{Rate: 0.001, Pause: 60_000, Count: 10}
 	if err := c.drive(ctx, &engine{domain: f}, func() {}); err != nil {
 		t.Fatal(err)

@@ -106,13 +106,13 @@ func cmdFakeShim(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Defer(f.stop)
 }
 
-// cmdRecord (record NAME UUID) makes a record of half an hour, one pause a second, from 2026-11-23 09:00 UTC on. In the
+// cmdRecord (record NAME UUID) makes a record of half an hour, one pause a second, from 2024-11-23 09:00 UTC on. In the
 // middle nobody looked for ten minutes.
 func cmdRecord(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: record NAME UUID")
 	}
-	h := history.New(filepath.Join(ts.Getenv(shimsVariable), recordsName), args[1], args[0], time.Date(2026, 11, 23, 9, 0, 0, 0, time.UTC), "raw")
+	h := history.New(filepath.Join(ts.Getenv(shimsVariable), recordsName), args[1], args[0], time.Date(2024, 11, 23, 9, 0, 0, 0, time.UTC), "raw")
 	h.Minutes(10, 60)
 	h.Unseen(600, time.Second)
 	h.Look()

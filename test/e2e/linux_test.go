@@ -56,7 +56,7 @@ func TestKVMLinuxGuest(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			clocks, err := linuxguest.Open(pid, 5*time.Minute)
+			clocks, err := linuxguest.Open(pid, 15*time.Minute)
 			if err != nil {
 				console, _ := os.ReadFile(linuxguest.Console(d.Name))
 				t.Fatalf("%v\n%s", err, console)

@@ -45,9 +45,9 @@ func waysToMigrate(t *testing.T, second *privatelibvirt.Second, there *libvirt.C
 	if metadata != "" {
 		x.Metadata = &libvirtxml.DomainMetadata{XML: metadata}
 	}
-	// Something that takes its time: 2 MiB that aren't zero, at 1 MiB/s.
+	// Something that takes its time, in which a few virsh have to start: 12 MiB that aren't zero, at 1 MiB/s.
 	x.OS.Initrd = filepath.Join(privatelibvirt.Dir, "ballast")
-	ballast := make([]byte, 2<<20)
+	ballast := make([]byte, 12<<20)
 	for i := range ballast {
 		ballast[i] = byte(i/4096) | 1
 	}
@@ -134,7 +134,11 @@ func waysToMigrate(t *testing.T, second *privatelibvirt.Second, there *libvirt.C
 					t.Fatalf("%v\n%s", err, out)
 				}
 				outputs = append(outputs, out)
-				if strings.Count(events.text(), "Suspended Post-copy") != seen+1 {
+				ended := func() int { return strings.Count(events.text(), "Suspended Post-copy") - seen }
+				for end := time.Now().Add(10 * time.Second); ended() < 1 && time.Now().Before(end); { // that virsh prints when it gets to it
+					time.Sleep(50 * time.Millisecond)
+				}
+				if ended() != 1 {
 					t.Errorf("it was no post-copy migration:\n%s", events.text())
 				}
 			}

@@ -161,7 +161,7 @@ func TestKilled(t *testing.T) {
 		signal unix.Signal
 		group  bool // as Ctrl-C does
 	}{{unix.SIGKILL, false}, {unix.SIGTERM, false}, {unix.SIGINT, false}, {unix.SIGINT, true}} {
-		before := daemons(t)
+		before := settledDaemons(t)
 		cmd := exec.Command(self)
 		cmd.Env = append(os.Environ(), exitVariable+"=killed")
 		// A process group of its own, as a terminal's foreground job has.
@@ -198,6 +198,22 @@ func daemons(t *testing.T) int {
 			n++
 		}
 	}
+	return n
+}
+
+// settledDaemons counts them when their number stays: those of the test before may not have ended, and a child of one has its name
+// until it is another program.
+func settledDaemons(t *testing.T) (n int) {
+	t.Helper()
+	const looks = 25
+	alike := 0
+	wait(t, "libvirtds that stay", func() bool {
+		now := daemons(t)
+		if alike++; now != n {
+			n, alike = now, 0
+		}
+		return alike >= looks
+	})
 	return n
 }
 
