@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -45,6 +46,10 @@ func Missing() []string {
 	return missing
 }
 
+// kept are the files of those packages that stay in the image's cache, to be installed once more: the mirror drops a version when
+// it has a newer one.
+var kept = []string{"libvirt", "qemu-system-"}
+
 // program finds a system program, also where PATH lacks the sbin directories.
 func program(name string) (string, error) {
 	if path, err := exec.LookPath(name); err == nil {
@@ -65,7 +70,7 @@ func Image(suite string, further ...string) (string, error) {
 		}
 		cache = filepath.Join(user, "ftclock-images")
 	}
-	sum := sha256.Sum256([]byte(strings.Join(packages, " ")))
+	sum := sha256.Sum256([]byte(strings.Join(packages, " ") + ", with the files of " + strings.Join(kept, " ")))
 	image := filepath.Join(cache, suite+"-"+hex.EncodeToString(sum[:4]))
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return "", fmt.Errorf("making the %s image: %w", suite, err)
@@ -125,7 +130,9 @@ func build(suite, dir string, packages []string) error {
 	}
 	debs, _ := filepath.Glob(filepath.Join(dir, "var/cache/apt/archives/*.deb"))
 	for _, deb := range debs {
-		err = errors.Join(err, os.Remove(deb))
+		if !slices.ContainsFunc(kept, func(k string) bool { return strings.HasPrefix(filepath.Base(deb), k) }) {
+			err = errors.Join(err, os.Remove(deb))
+		}
 	}
 	return errors.Join(err, os.Remove(policy))
 }

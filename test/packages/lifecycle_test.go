@@ -365,8 +365,7 @@ func (d *domain) pauses() {
 	d.do("sh", "-c", fmt.Sprintf("for i in $(seq %d); do virsh -q suspend %s && virsh -q resume %[2]s || exit 1; done", checkpoints/4, d.name))
 }
 
-// reinstallHypervisor installs libvirt's and QEMU's packages once more under what runs. The container has no network: apt
-// fetches them with the machine's.
+// reinstallHypervisor installs libvirt's and QEMU's packages once more under what runs, from the files in the image.
 func (h *host) reinstallHypervisor() {
 	h.Helper()
 	installed := h.do("dpkg-query", "-W", "-f", "${Package} ${Status}\n", "libvirt*", "qemu-system-x86*", "qemu-system-common*")
@@ -378,16 +377,6 @@ func (h *host) reinstallHypervisor() {
 	}
 	if len(args) < 6 {
 		h.Fatalf("too few packages: %s", installed)
-	}
-	fetch := h.c.Command(append([]string{"apt-get", "-y", "-q", "--download-only", "-o", "APT::Sandbox::User=root"}, args...)...)
-	for i, arg := range fetch.Args {
-		if arg == "-n" { // nsenter's: the network's namespace
-			fetch.Args = append(fetch.Args[:i:i], fetch.Args[i+1:]...)
-			break
-		}
-	}
-	if out, err := fetch.CombinedOutput(); err != nil {
-		h.Fatalf("fetching: %v\n%s", err, out)
 	}
 	h.apt(args...)
 }
