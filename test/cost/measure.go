@@ -67,7 +67,8 @@ func measure(out io.Writer) (err error) {
 	fmt.Fprintf(out, "processor time of the pair for a checkpoint (stop and cont): %.0f µs, mean of %d\n",
 		float64(after-before)/1e3/checkpoints, checkpoints)
 
-	time.Sleep(time.Second)
+	// At the end of a minute that had pauses it is written into the record, once: idle is what comes after.
+	time.Sleep(time.Until(time.Now().Truncate(time.Minute).Add(time.Minute + time.Second)))
 	first, err := rig.Switches(q.Pair...)
 	if err != nil {
 		return err
