@@ -228,6 +228,19 @@ const packaging = "../../packaging"
 func TestAlertRules(t *testing.T) {
 	promtool(t, nil, "check", "rules", filepath.Join(packaging, "prometheus/ftclock.rules.yml"))
 	promtool(t, nil, "test", "rules", filepath.Join(packaging, "prometheus/ftclock.rules.test.yml"))
+	tests, err := os.ReadFile(filepath.Join(packaging, "prometheus/ftclock.rules.test.yml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rules, err := os.ReadFile(filepath.Join(packaging, "prometheus/ftclock.rules.yml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, alert := range regexp.MustCompile(`- alert: (\w+)`).FindAllStringSubmatch(string(rules), -1) {
+		if !regexp.MustCompile(`alertname: ` + alert[1] + `\n +exp_alerts:\n +- exp_labels`).Match(tests) {
+			t.Errorf("no test has %s go off", alert[1])
+		}
+	}
 }
 
 // What dashboard and rules ask for must be what the exporter has.
