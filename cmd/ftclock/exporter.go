@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"time"
 
@@ -33,6 +34,9 @@ func (c *exporterCmd) Run(p *program) error {
 	}
 	if a, ok := listener.Addr().(*net.TCPAddr); ok && !a.IP.IsLoopback() {
 		p.warn("%s can be reached from elsewhere, and there is no password: see to it that only Prometheus can", a)
+	}
+	if os.Geteuid() != 0 {
+		p.warn("only root may ask the shims, so there will be no domain in the metrics; run it as root")
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(&collector{dir: shims}, collectors.NewGoCollector(),
@@ -168,7 +172,7 @@ func truth(b bool) float64 {
 
 var (
 	descState = desc("domain_state", "1 for the state that the domain's clock is in, 0 for the others.", "state")
-	descBad   = desc("domain_uncorrected", "1: the clock isn't corrected, the shim is gone, or shim and module disagreed.")
+	descBad   = desc("domain_uncorrected", "1: the clock isn't corrected now, whatever the reason, the shim is gone, or shim and module disagreed.")
 	descInfo  = desc("domain_info", "What serves the domain; always 1.", "mode", "method", "version")
 	descCount = desc("pauses_total", "Pauses of the guest, by what was done with QEMU's write of its clock.", "decision")
 

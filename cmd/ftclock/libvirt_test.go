@@ -85,7 +85,7 @@ func TestEnableAndDisable(t *testing.T) {
 	}
 	wantRun(t, "DOMAIN  STATE    METHOD  PAUSES  LOST IN ALL  LAST RESIDUAL  WORST  SINCE\n"+
 		"test    pending  -            -            -              -      -  -\n"+
-		"test: enabled while it ran: its next start is corrected, `ftclock enable --live test` doesn't wait\n", "", 0, "status")
+		"test: enabled while it ran: its next start is corrected, `ftclock enable --live test` doesn't wait\n", "", 1, "status")
 
 	wantRun(t, "test: disabled in its definition\n", "", 0, "disable", mockDomain)
 	wantRun(t, "test: nothing of ftclock in its definition\n", "", 0, "disable", mockDomain)

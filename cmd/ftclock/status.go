@@ -22,8 +22,9 @@ type statusCmd struct {
 }
 
 func (statusCmd) Help() string {
-	return "Exit code 1 says that a running domain's clock isn't corrected, that a shim is gone, or that shim and module " +
-		"disagreed about a pause; 3, that it couldn't be asked."
+	return "Exit code 1 says that the clock of a running domain in the list isn't corrected now, whatever the reason (also one that was " +
+		"switched off with disable --live, or enabled while it ran), that a shim is gone, or that shim and module disagreed about " +
+		"a pause; 3, that it couldn't be asked."
 }
 
 // States that no shim tells of.
@@ -42,10 +43,11 @@ type entry struct {
 	mute bool // no shim said any of this
 }
 
-// bad tells whether the domain is what exit code 1 is for.
+// bad tells whether the domain is what exit code 1 is for. Why it isn't corrected doesn't count, so that report, verify and
+// exporter say the same.
 func (e entry) bad() bool {
 	switch e.State {
-	case control.Uncorrected, gone, unmanaged, unknown:
+	case control.Uncorrected, control.Watching, pending, gone, unmanaged, unknown:
 		return true
 	}
 	return e.Disagreements > 0

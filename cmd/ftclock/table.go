@@ -104,7 +104,7 @@ func stateColour(e entry) string {
 		return red
 	case e.State == control.Correcting:
 		return green
-	case e.State == pending, e.State == control.Starting:
+	case e.State == control.Starting:
 		return yellow
 	}
 	return ""
@@ -134,6 +134,8 @@ func remarks(e entry) []string {
 	var lines []string
 	if e.Why != "" {
 		lines = append(lines, oneLine(e.Why))
+	} else if e.State == control.Watching {
+		lines = append(lines, "its clock is left to QEMU, which loses every pause; see `ftclock enable --live "+shellWord(oneLine(e.Name))+"`")
 	}
 	if e.Disagreements > 0 {
 		line := fmt.Sprintf("shim and module disagreed about %s", count(e.Disagreements, "pause"))

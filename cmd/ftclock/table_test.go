@@ -134,8 +134,8 @@ func TestColour(t *testing.T) {
 
 func TestBad(t *testing.T) {
 	for state, want := range map[control.State]bool{
-		control.Starting: false, control.Correcting: false, control.Watching: false, control.Uncorrected: true,
-		off: false, pending: false, disabled: false, unmanaged: true, gone: true, unknown: true,
+		control.Starting: false, control.Correcting: false, control.Watching: true, control.Uncorrected: true,
+		off: false, pending: true, disabled: false, unmanaged: true, gone: true, unknown: true,
 	} {
 		if got := (entry{Status: control.Status{State: state}}).bad(); got != want {
 			t.Errorf("%s: got %t, want %t", state, got, want)

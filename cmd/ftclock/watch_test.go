@@ -292,7 +292,7 @@ func TestWatchUnderCheckpoints(t *testing.T) {
 		}
 	}
 	term := openTerminal(t, dir, 80, 24, "C.UTF-8", noLibvirt)
-	screen := term.until(`6 domains, 1 with a problem`, `^▸ db1 +correcting +[1-9]\d?\.\d .*[▁▂]{4}`, `^  queue1 +correcting +[1-9]\d?\d\.\d `)
+	screen := term.until(`6 domains, 2 with a problem`, `^▸ db1 +correcting +[1-9]\d?\.\d .*[▁▂]{4}`, `^  queue1 +correcting +[1-9]\d?\d\.\d `)
 	keep("watch.txt", screen)
 	term.keys("Enter")
 	keep("watch-details.txt", term.until(`^domain +db1$`, `^pauses a second +[1-9]`))
