@@ -4,7 +4,8 @@
 #   make test       every test (FTCLOCK_LONG=1: some in a longer form); on a machine with /dev/kvm the end-to-end tests too
 #   make demo       200 checkpoints without and with ftclock, in a private libvirt; a table and a picture
 #   make chaos      kills of worker, keeper and libvirtd and upgrades, many times (about half an hour)
-#   make test-packages  the packages' whole life on Debian 12 and 13, and what takes long of their tests
+#   make test-packages  the packages' whole life on Debian 12 and 13, what takes long of their tests, and the units on 13
+#   make agree      eight domains for two minutes: status, metrics, record, report and the guests' own clocks must say the same
 #   make pictures   docs/pictures, by the tests that drive virt-manager, a browser and a terminal
 #   make soak       a million pauses of one guest, and what is left of its clock (an hour or more)
 #   make colo       QEMU's own checkpoint engine for five minutes at each of three delays
@@ -41,7 +42,7 @@ TESTFLAGS ?=
 FTCLOCK_TEST_KERNEL ?= $(abspath $(firstword $(wildcard ../*/linux-guest/vmlinux.xz)))
 export FTCLOCK_TEST_KERNEL
 
-.PHONY: build test test-packages pictures demo chaos bench bench-quick cost fuzz packages install uninstall lint fmt clean setup
+.PHONY: build test test-packages pictures demo chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup
 
 build: $(BINARIES)
 
@@ -66,6 +67,7 @@ test: setup build
 
 test-packages: setup build
 	FTCLOCK_REQUIRE=1 FTCLOCK_LONG=1 $(GO) test -count=1 -timeout 3h -v ./packaging ./test/packages
+	FTCLOCK_REQUIRE=1 FTCLOCK_SUITE=trixie $(GO) test -count=1 -timeout 3h -v ./test/systemd
 
 pictures: setup build
 	mkdir -p docs/pictures
@@ -78,6 +80,10 @@ demo: setup build
 chaos: setup build
 	FTCLOCK_REQUIRE=1 FTCLOCK_WORKER_KILLS=1000 FTCLOCK_KEEPER_KILLS=200 FTCLOCK_LIBVIRTD_KILLS=100 FTCLOCK_UPGRADES=100 \
 		$(GO) test -count=1 -timeout 6h -v -run 'Chaos|Peers' ./test/e2e ./test/reliability
+
+# Every figure of eight checkpointed domains against every other, each with a guest of its own to be measured.
+agree: setup build
+	FTCLOCK_REQUIRE=1 FTCLOCK_RECORD_TIME=2m $(GO) test -count=1 -timeout 1h -v -run TestKVMStatusExporterAndRecordAgree ./test/e2e
 
 SOAKFLAGS ?= -picture docs/pictures/soak.svg
 soak: setup build
@@ -111,7 +117,7 @@ fuzz:
 packages: setup build
 	VERSION='$(VERSION)' packaging/build
 
-DIRECTORIES = bin sbin lib/ftclock share/ftclock/snippets share/man/man1 share/man/man5 share/man/man8 \
+DIRECTORIES = bin sbin lib/ftclock share/ftclock/snippets share/doc/ftclock share/man/man1 share/man/man5 share/man/man8 \
 	share/bash-completion/completions share/zsh/site-functions share/fish/vendor_completions.d
 UNITS = $(wildcard packaging/systemd/*)
 
@@ -124,6 +130,7 @@ install: build
 	install -m 644 xml-templates/ftclock.rng $(DESTDIR)$(PREFIX)/share/ftclock/
 	install -m 644 xml-templates/snippets/*.xml $(DESTDIR)$(PREFIX)/share/ftclock/snippets/
 	install -m 644 packaging/prometheus/ftclock.rules.yml packaging/grafana/ftclock.json $(DESTDIR)$(PREFIX)/share/ftclock/
+	install -m 644 docs/*.md $(DESTDIR)$(PREFIX)/share/doc/ftclock/
 	for section in 1 5 8; do install -m 644 packaging/man/*.$$section $(DESTDIR)$(PREFIX)/share/man/man$$section/ || exit 1; done
 	install -m 644 packaging/completions/ftclock.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/ftclock
 	install -m 644 packaging/completions/_ftclock $(DESTDIR)$(PREFIX)/share/zsh/site-functions/
@@ -141,7 +148,7 @@ uninstall:
 	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,$(notdir $(UNITS))) $(DESTDIR)$(PREFIX)/share/man/man[158]/ftclock*.[158]
 	rm -f $(DESTDIR)$(PREFIX)/share/bash-completion/completions/ftclock $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_ftclock
 	rm -f $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/ftclock.fish
-	rm -rf $(DESTDIR)$(PREFIX)/lib/ftclock $(DESTDIR)$(PREFIX)/share/ftclock
+	rm -rf $(DESTDIR)$(PREFIX)/lib/ftclock $(DESTDIR)$(PREFIX)/share/ftclock $(DESTDIR)$(PREFIX)/share/doc/ftclock
 
 lint: setup
 	$(GO) vet ./...

@@ -23,8 +23,8 @@ type exporterCmd struct {
 }
 
 func (exporterCmd) Help() string {
-	return "Serves /metrics for Prometheus: what each shim on this host knows of its domain's clock. docs/record.md lists the " +
-		"metrics. It needs no libvirt, and must be root to ask the shims."
+	return "Serves /metrics for Prometheus: what each shim on this host knows of its domain's clock. record.md in share/doc/ftclock " +
+		"lists the metrics. It needs no libvirt, and must be root to ask the shims."
 }
 
 func (c *exporterCmd) Run(p *program) error {

@@ -33,17 +33,21 @@ type host struct {
 	t *testing.T
 }
 
+// suite is the Debian that boots.
+func suite() string {
+	if s := os.Getenv("FTCLOCK_SUITE"); s != "" {
+		return s
+	}
+	return container.Debian12
+}
+
 // boot boots a container that goes with the test.
 func boot(t *testing.T, metadata string, o container.Options) *host {
 	t.Helper()
 	if missing := container.Missing(); len(missing) > 0 {
 		privatelibvirt.LeaveOut(t, strings.Join(missing, "; "))
 	}
-	suite := os.Getenv("FTCLOCK_SUITE")
-	if suite == "" {
-		suite = container.Debian12
-	}
-	c, err := container.Start(suite, o)
+	c, err := container.Start(suite(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
