@@ -13,6 +13,10 @@ guest=$2
 for rate in 0 10 40; do
     for work in 'cd linux && make -s clean && make -s -j"$(nproc)"' \
         'mysqlslap --auto-generate-sql --concurrency=50 --iterations=20 --number-of-queries=1000'; do
+        case $work in
+        *make*) name="kernel build" ;;
+        *) name=mysqlslap ;;
+        esac
         checkpoints=
         if [ "$rate" != 0 ]; then
             # More than the work takes; ended below.
@@ -24,6 +28,6 @@ for rate in 0 10 40; do
         ssh "$guest" "$work" >/dev/null
         end=$(date +%s.%N)
         [ -z "$checkpoints" ] || { kill "$checkpoints" && wait "$checkpoints" || :; }
-        echo "$rate checkpoints a second, ${work%% *} ...: $(echo "$end - $begin" | bc) s"
+        echo "$rate checkpoints a second, $name: $(echo "$end - $begin" | bc) s"
     done
 done

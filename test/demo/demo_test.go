@@ -7,15 +7,61 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
+
+	"ftclock/test/privatelibvirt"
 
 	"libvirt.org/go/libvirt"
 )
 
+func TestMain(m *testing.M) {
+	os.Exit(privatelibvirt.Main(m.Run, privatelibvirt.Installed("../..")))
+}
+
+// What make demo does, with fewer checkpoints: stock loses all of them, ftclock none.
+func TestKVMDemo(t *testing.T) {
+	if missing := privatelibvirt.Missing(); len(missing) > 0 {
+		privatelibvirt.LeaveOut(t, strings.Join(missing, "; "))
+	}
+	defer func(n int) { checkpoints = n }(checkpoints)
+	checkpoints = 40
+	t.Chdir(t.TempDir()) // the pictures go there
+	stdout, err := os.Create("stdout")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stdout.Close()
+	stderr, err := os.Create("stderr")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stderr.Close()
+	failed := demonstrate(stdout, stderr)
+	said, err := os.ReadFile("stdout")
+	if err != nil || failed != nil {
+		t.Fatal(failed, err)
+	}
+	t.Logf("%s", said)
+	lost := regexp.MustCompile(`guest's clock lost +([0-9.]+) ms +0\.0 ms\n`).FindSubmatch(said)
+	if lost == nil {
+		t.Fatal("the table doesn't say that ftclock lost nothing")
+	}
+	if ms, err := strconv.ParseFloat(string(lost[1]), 64); err != nil || ms < 40*5 {
+		t.Errorf("stock lost %v ms of 40 pauses of 5 ms or more: %v", ms, err)
+	}
+	for _, picture := range []string{svgPath, pngPath} {
+		if info, err := os.Stat(picture); err != nil || info.Size() < 1000 {
+			t.Errorf("%s: %v", picture, err)
+		}
+	}
+}
+
 // example is a run that loses so many ns at each checkpoint.
 func example(lost int64) *course {
-	c := &course{paused: checkpoints * 6_000_000, points: []point{{}}}
+	c := &course{paused: int64(checkpoints) * 6_000_000, points: []point{{}}}
 	for n := 1; n <= checkpoints; n++ {
 		c.overheads = append(c.overheads, 500_000+int64(n))
 		if n%every == 0 {

@@ -17,8 +17,10 @@ import (
 	"libvirt.org/go/libvirtxml"
 )
 
+// checkpoints are so many of each domain; its test makes fewer.
+var checkpoints = 200
+
 const (
-	checkpoints = 200
 	pause       = 5 * time.Millisecond
 	between     = 10 * time.Millisecond // the guest runs
 	every       = 10                    // checkpoints from one reading of the drift to the next

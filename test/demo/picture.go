@@ -113,7 +113,7 @@ func newPanels(stock, kept *course) (panels, error) {
 		return panels{}, err
 	}
 	bound := us(maxDrift)
-	band, err := plotter.NewPolygon(plotter.XYs{{X: 0, Y: -bound}, {X: checkpoints, Y: -bound}, {X: checkpoints, Y: bound}, {X: 0, Y: bound}})
+	band, err := plotter.NewPolygon(plotter.XYs{{X: 0, Y: -bound}, {X: float64(checkpoints), Y: -bound}, {X: float64(checkpoints), Y: bound}, {X: 0, Y: bound}})
 	if err != nil {
 		return panels{}, err
 	}
@@ -155,7 +155,7 @@ func curve(c *course, scale func(ns int64) float64, colour color.Color, shape dr
 func newPlot(title, unit string) *plot.Plot {
 	p := plot.New()
 	p.Title.Text, p.X.Label.Text, p.Y.Label.Text = title, "checkpoints", unit
-	p.X.Min, p.X.Max = 0, checkpoints
+	p.X.Min, p.X.Max = 0, float64(checkpoints)
 	p.Title.Padding, p.Legend.Padding, p.Legend.ThumbnailWidth = 8, 3, 26
 	p.Legend.Top, p.Legend.XOffs, p.Legend.YOffs = true, -8, -4
 	p.X.Tick.Marker, p.Y.Tick.Marker = plot.TickerFunc(ticks), plot.TickerFunc(ticks)

@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 
 // elsewhere are the commands that aren't run here, with the reason, and who runs them.
 var elsewhere = map[string]string{
-	"make demo":                  "it makes a private libvirt of its own: test/demo runs the same code",
+	"make demo":                  "it makes a private libvirt of its own: TestKVMDemo runs its code, with fewer checkpoints",
 	"make test":                  "it runs this",
 	"make install":               "the machine's own files: privatelibvirt.Install runs it in here",
 	"make packages":              "packaging's tests build them",
