@@ -246,9 +246,9 @@ func (p *Report) drift() Plot {
 	}
 	c.values(0, max(high/unit, 1), func(v float64) string { return fmt.Sprintf("%g %s", math.Round(v*1000)/1000, name) })
 	c.stretches()
+	c.times() // the axis is what a clock that was never off would be drawn over
 	c.line("without", all, wide, func(b *bin) float64 { return float64(b.lost) / unit })
 	c.line("with", all, wide, func(b *bin) float64 { return (float64(b.behind) + float64(b.m.Residual.Worst())) / unit })
-	c.times()
 	return c.end("How far the guest's clock would be behind by the recorded pauses since its start without ftclock, and how far it was off with it. " +
 		"Lines break where something isn't known or wasn't corrected, and what was missed isn't in them.")
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/csv"
 	"encoding/json"
+	"fmt"
 	"image"
 	"image/png"
 	"os"
@@ -318,18 +319,28 @@ func TestBrowser(t *testing.T) {
 			t.Fatalf("chromium: %v: %s", err, out)
 		}
 	}
+	convert := func(args ...string) {
+		t.Helper()
+		if out, err := exec.Command("convert", args...).CombinedOutput(); err != nil {
+			t.Fatalf("convert (apt-get install imagemagick): %v: %s", err, out)
+		}
+	}
 	brightness := map[string]uint32{}
 	for _, shot := range []struct{ name, page, scheme, size string }{
-		{"report-light", "report", "1", "1000,2500"}, {"report-dark", "report", "0", "1000,2500"},
-		{"report-gaps", "report-gaps", "1", "1000,3500"}, {"report-narrow", "report-gaps", "1", "500,900"},
+		{"report-light", "report", "1", "1000,4000"}, {"report-dark", "report", "0", "1000,4000"},
+		{"report-gaps", "report-gaps", "1", "1000,5000"}, {"report-narrow", "report-gaps", "1", "500,1900"},
 	} {
 		if pictures == dir && shot.page != "report" {
 			continue // for people
 		}
 		file := filepath.Join(pictures, shot.name+".png")
 		browse("--blink-settings=preferredColorScheme="+shot.scheme, "--window-size="+shot.size, "--screenshot="+file, "file://"+dir+"/"+shot.page+".html")
-		r, _, _, _ := decode(t, file).At(2, 2).RGBA()
+		r, g, b, _ := decode(t, file).At(2, 2).RGBA()
 		brightness[shot.name] = r >> 8
+		if pictures != dir { // the window is higher than the page
+			paper := fmt.Sprintf("#%02x%02x%02x", r>>8, g>>8, b>>8)
+			convert(file, "-bordercolor", paper, "-border", "1", "-trim", "+repage", "-border", "24", file)
+		}
 	}
 	if brightness["report-light"] != 255 || brightness["report-dark"] > 60 {
 		t.Errorf("the paper's brightness: %v", brightness)
@@ -366,9 +377,7 @@ func TestBrowser(t *testing.T) {
 	}
 	shots, _ := filepath.Glob(filepath.Join(pictures, "report-*.png"))
 	for _, shot := range shots {
-		if out, err := exec.Command("convert", shot, "-resize", "1400x>", "+dither", "-colors", "64", "-strip", "PNG8:"+shot).CombinedOutput(); err != nil {
-			t.Fatalf("convert (apt-get install imagemagick): %v: %s", err, out)
-		}
+		convert(shot, "-resize", "1400x>", "+dither", "-colors", "64", "-strip", "PNG8:"+shot)
 	}
 }
 

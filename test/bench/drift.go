@@ -3,8 +3,10 @@ package main
 import (
 	"fmt"
 	"image/color"
+	"math"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"time"
 
 	"gonum.org/v1/plot"
@@ -231,8 +233,7 @@ func drawDrift(path string, subjects []*kept, counts []int, drifts map[int][]int
 	p.Title.Text = "Drift left over the number of pauses"
 	p.X.Label.Text, p.Y.Label.Text = "pauses", "µs, magnitude"
 	p.X.Scale, p.Y.Scale = plot.LogScale{}, plot.LogScale{}
-	p.X.Tick.Marker, p.Y.Tick.Marker = plot.LogTicks{Prec: -1}, plot.LogTicks{Prec: -1}
-	p.Legend.Top, p.Legend.Left, p.Legend.XOffs, p.Legend.YOffs = true, true, vg.Points(8), vg.Points(-4)
+	p.X.Tick.Marker, p.Y.Tick.Marker = plot.LogTicks{Prec: -1}, decades(2)
 	p.Add(plotter.NewGrid())
 	shapes := []draw.GlyphDrawer{draw.CircleGlyph{}, draw.TriangleGlyph{}, draw.SquareGlyph{}, draw.CrossGlyph{}}
 	for i, s := range subjects {
@@ -251,5 +252,23 @@ func drawDrift(path string, subjects []*kept, counts []int, drifts map[int][]int
 		p.Legend.Add(s.name, line, dots)
 	}
 	p.Y.Min, p.Y.Max = 0.01, p.Y.Max*10
+	// Beside the lines, where room is made for it; its words may get longer in another font.
+	p.Legend.Top, p.Legend.Left, p.Legend.Padding = true, true, vg.Points(3)
+	p.Legend.XOffs, p.Legend.YOffs = vg.Points(405), vg.Points(-70)
+	p.X.Max *= 30
 	return picture.Write(path, p)
+}
+
+// decades marks each power of ten, and labels each n-th.
+type decades int
+
+func (n decades) Ticks(low, high float64) (all []plot.Tick) {
+	for e := int(math.Ceil(math.Log10(low) - 1e-9)); float64(e) <= math.Log10(high); e++ {
+		tick := plot.Tick{Value: math.Pow10(e)}
+		if e%int(n) == 0 {
+			tick.Label = strconv.FormatFloat(tick.Value, 'g', -1, 64)
+		}
+		all = append(all, tick)
+	}
+	return all
 }
