@@ -205,7 +205,7 @@ func (c *anchorPublishCmd) Run(p *program) error {
 	if len(names) == 0 {
 		infos, err := control.List(shims)
 		if err != nil {
-			p.warn("%v", err)
+			p.warn("%v; %s", err, noState)
 		}
 		for _, i := range infos {
 			if isUUID(i.UUID) { // libvirt doesn't know the others
@@ -232,7 +232,11 @@ func (c *anchorPublishCmd) Run(p *program) error {
 			if len(c.Domains) == 0 && errors.As(err, &later) {
 				continue
 			}
-			p.warn("%v", err)
+			p.warn("%s", sayError(err))
+			var h *hintedError
+			if errors.As(err, &h) {
+				p.hint("%s", h.hint)
+			}
 			bad = true
 		}
 	}

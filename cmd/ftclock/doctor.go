@@ -109,7 +109,7 @@ func (x examined) checkKVM() finding {
 func (x examined) checkKernel() finding {
 	release, err := x.read("/proc/sys/kernel/osrelease")
 	if err != nil {
-		return finding{warn, sayError(err), ""}
+		return finding{warn, sayError(err), "see that /proc is mounted and may be read"}
 	}
 	var major, minor int
 	if n, _ := fmt.Sscanf(release, "%d.%d", &major, &minor); n == 2 && (major < 5 || major == 5 && minor < 16) {
@@ -124,7 +124,7 @@ func (x examined) checkClocksource() finding {
 	source, err := x.read(dir + "current_clocksource")
 	switch {
 	case err != nil:
-		return finding{warn, sayError(err), ""}
+		return finding{warn, sayError(err), "see that /sys is mounted and may be read"}
 	case source == "tsc":
 		return finding{good, "clocksource is tsc", ""}
 	}
@@ -165,7 +165,7 @@ func (x examined) checkLibvirt(uri string) []finding {
 	}
 	emulators, err := emulators(h)
 	if err != nil {
-		findings = append(findings, finding{warn, sayError(err), ""})
+		findings = append(findings, finding{warn, sayError(err), "`virsh capabilities` should tell which QEMU there is"})
 	}
 	for _, path := range emulators {
 		findings = append(findings, checkEmulator(path))
@@ -394,7 +394,7 @@ func (x examined) checkPtrace() finding {
 	case errors.Is(err, os.ErrNotExist):
 		return finding{good, "ptrace isn't restricted: the kernel has no Yama", ""}
 	case err != nil:
-		return finding{warn, sayError(err), ""}
+		return finding{warn, sayError(err), "see that /proc/sys is mounted and may be read"}
 	case scope == "3":
 		return finding{warn, "kernel.yama.ptrace_scope is 3: nobody may attach to QEMU, until a reboot",
 			"set it to 2 or less in /etc/sysctl.d and reboot, or use `ftclock enable --preload`"}
@@ -431,7 +431,7 @@ func checkStateDir(dir string) []finding {
 	case errors.Is(err, os.ErrNotExist):
 		return []finding{{good, dir + " isn't there yet: the first shim makes it", ""}}
 	case err != nil:
-		return []finding{{warn, sayError(err), ""}}
+		return []finding{{warn, sayError(err), "see that it can be looked into by root"}}
 	case !info.IsDir():
 		return []finding{{bad, dir + " isn't a directory", "remove it: the first shim makes it"}}
 	}
@@ -451,7 +451,7 @@ func staleShims(dir string) []finding {
 	infos, err := control.List(dir)
 	var findings []finding
 	if err != nil {
-		findings = append(findings, finding{warn, sayError(err), "if no shim is starting at this moment, remove that directory"})
+		findings = append(findings, finding{warn, sayError(err), noState})
 	}
 	for _, info := range infos {
 		if _, err := control.Ask(dir, info.UUID, control.Request{Do: "status"}); errors.Is(err, control.ErrGone) {
@@ -466,7 +466,7 @@ func checkSynchronised() finding {
 	var t unix.Timex
 	state, err := unix.Adjtimex(&t)
 	if err != nil {
-		return finding{warn, "asking for the host clock's state: " + err.Error(), ""}
+		return finding{warn, "asking for the host clock's state: " + err.Error(), "allow adjtimex(2), which a container or a sandbox may forbid"}
 	}
 	if state == unix.TIME_ERROR || t.Status&unix.STA_UNSYNC != 0 {
 		return finding{warn, "the host's clock isn't synchronised: policies with reference=\"utc\" follow a clock that is off",

@@ -30,7 +30,7 @@ func wantFinding(t *testing.T, got finding, want grade, what string) {
 	if got.grade != want || !strings.Contains(got.what, what) {
 		t.Errorf("got %+v, want %s %q", got, want, what)
 	}
-	if got.grade == bad && got.mend == "" {
+	if got.grade != good && got.mend == "" {
 		t.Errorf("nothing mends %+v", got)
 	}
 }

@@ -226,7 +226,7 @@ func (c *exerciseCmd) report(p *program, name string, s sums) {
 	p.printf("%s: %s in %s, the guest was paused %s to %s in all\n", name, count(uint64(s.pauses), "pause"),
 		sayNS(uint64(s.took)), sayNS(uint64(s.shortest)), sayNS(uint64(s.longest)))
 	if s.late > 0 {
-		p.warn("this host didn't keep up %g pauses a second: %d of the pauses came late", c.Rate, s.late)
+		p.warn("this host didn't keep up %g pauses a second: %d of the pauses came late; give a lower --rate, or see what else it is busy with", c.Rate, s.late)
 	}
 }
 

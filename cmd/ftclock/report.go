@@ -68,7 +68,7 @@ func (c *reportCmd) Run(p *program) error {
 	_, asked := control.Ask(shims, uuid, control.Request{Do: "status"})
 	o.Alive = asked == nil
 	if asked != nil && !noShim(asked) && !errors.Is(asked, os.ErrPermission) {
-		p.warn("%s; the last minute may be missing in the report", sayError(asked))
+		p.warn("%s; the last minute may be missing in the report, `ftclock status %s` says more", sayError(asked), shellWord(c.Domain))
 		o.Alive = true
 	}
 	r, err := record.Read(records, uuid, o.From, o.To)
@@ -90,6 +90,7 @@ func (c *reportCmd) Run(p *program) error {
 		p.warn("%s", problem)
 	}
 	if len(r.Problems) > 0 {
+		p.hint("the report shows what couldn't be read as gaps; a backup of %s may have it", record.Path(records, uuid))
 		return errProblem
 	}
 	return nil

@@ -117,7 +117,7 @@ func (c *statusCmd) managed(p *program) (map[string]found, error) {
 	known, err := c.askLibvirt(p.uri)
 	var refused *unreachable
 	if errors.As(err, &refused) {
-		p.warn("%s; only domains with a shim are shown", sayError(refused.err))
+		p.warn("%s; only domains with a shim are shown, `ftclock doctor` looks for the reason", sayError(refused.err))
 		return nil, nil
 	}
 	return known, err
@@ -197,6 +197,9 @@ func (c *statusCmd) means(f found) bool {
 	return c.Domain != "" && (c.Domain == f.name || c.Domain == f.id || strings.EqualFold(c.Domain, f.uuid))
 }
 
+// noState is what is to be done where a directory has no state of a shim.
+const noState = "if no shim is starting at this moment, remove that directory"
+
 // readShims asks all shims and adds the domains that have none.
 func readShims(p *program, known map[string]found, records int) ([]entry, error) {
 	infos, err := control.List(shims)
@@ -204,7 +207,7 @@ func readShims(p *program, known map[string]found, records int) ([]entry, error)
 		return nil, hinted(err, "run it as root")
 	}
 	if err != nil {
-		p.warn("%s", err)
+		p.warn("%s; %s", err, noState)
 	}
 	entries := []entry{}
 	seen := make(map[string]bool)
