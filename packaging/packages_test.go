@@ -168,6 +168,85 @@ func TestManPages(t *testing.T) {
 	}
 }
 
+// scripted runs a maintainer's script with a /proc and a /run of its own, and tells what it prints and asks systemctl for.
+func scripted(t *testing.T, root, script, call string) (out, asked string) {
+	t.Helper()
+	text, err := os.ReadFile("scripts/" + script)
+	if err != nil {
+		t.Fatal(err)
+	}
+	moved := strings.NewReplacer("/proc", root+"/proc", "/run/", root+"/run/", "/var/", root+"/var/", "/etc/", root+"/etc/").Replace(string(text))
+	log := filepath.Join(root, "asked")
+	_ = os.Remove(log)
+	cmd := exec.Command("sh", "-c", moved, script, call)
+	cmd.Env = append(os.Environ(), "PATH="+root+"/bin:"+os.Getenv("PATH"), "ASKED="+log)
+	said, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Errorf("%s %s: %v\n%s", script, call, err, said)
+	}
+	lines, _ := os.ReadFile(log)
+	return string(said), strings.ReplaceAll(string(lines), "--system ", "")
+}
+
+// rpm calls the scripts with the number of versions that will be there: 1 at an installation, 2 and 1 at an upgrade, 0 at a removal. A
+// shim is known by its file, in /usr/bin where /usr/sbin is a link to that.
+func TestScriptsUnderRPM(t *testing.T) {
+	root := t.TempDir()
+	write := func(name, text string, mode os.FileMode) {
+		path := filepath.Join(root, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), mode)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("bin/systemctl", "#!/bin/sh\necho \"$@\" >>\"$ASKED\"\n", 0o755)
+	process := func(pid, exe, namespace, role, name string) {
+		write("proc/"+pid+"/cmdline", exe+"\x00"+role+"\x00-name\x00"+name+"\x00", 0o644)
+		write("proc/"+pid+"/comm", "ftclock-shim\n", 0o644)
+		write("proc/"+pid+"/ns/none", "", 0o644)
+		if err := errors.Join(os.Symlink(exe, filepath.Join(root, "proc", pid, "exe")), os.Symlink(namespace, filepath.Join(root, "proc", pid, "ns/pid"))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// No pid is as large as these.
+	process("50000001", "/usr/sbin/ftclock-shim", "pid:[1]", "-keeper", "debian")
+	process("50000002", "/usr/bin/ftclock-shim", "pid:[1]", "-keeper", "fedora")
+	process("50000003", "/usr/bin/ftclock-shim (deleted)", "pid:[1]", "-keeper", "earlier")
+	process("50000004", "/usr/bin/ftclock-shim", "pid:[1]", "-worker", "worker")
+	process("50000005", "/usr/bin/ftclock-shim", "pid:[2]", "-keeper", "container")
+	process("50000006", "/home/me/bin/ftclock-shim", "pid:[1]", "-keeper", "mine")
+	write("proc/self/none", "", 0o644)
+	if err := errors.Join(os.MkdirAll(filepath.Join(root, "run/systemd/system"), 0o755), os.MkdirAll(filepath.Join(root, "proc/self/ns"), 0o755),
+		os.Symlink("pid:[1]", filepath.Join(root, "proc/self/ns/pid"))); err != nil {
+		t.Fatal(err)
+	}
+	const restart = "--quiet is-enabled ftclock-anchor.timer\nrestart ftclock-anchor.timer\n" +
+		"--quiet is-enabled ftclock-exporter.service\nrestart ftclock-exporter.service\n"
+	const both = "ftclock-exporter.service ftclock-anchor.timer\n"
+	for _, c := range []struct{ script, call, out, asked string }{
+		{"postinst", "1", "", "daemon-reload\n--quiet preset ftclock-anchor.timer\n" + restart},
+		{"postinst", "2", "", "daemon-reload\n" + restart},
+		{"prerm", "1", "", ""},
+		{"postrm", "1", "", ""},
+		{"prerm", "0", "ftclock: these domains run and are served until they stop; their next start is uncorrected:\n    debian\n    fedora\n    earlier\n",
+			"stop " + both + "--quiet disable " + both},
+		{"postrm", "0", "", "daemon-reload\n"},
+	} {
+		if out, asked := scripted(t, root, c.script, c.call); out != c.out || asked != c.asked {
+			t.Errorf("%s %s prints %q, want %q; asks systemctl for %q, want %q", c.script, c.call, out, c.out, asked, c.asked)
+		}
+	}
+	write("run/ftclock/a/shim.json", "", 0o600)
+	write("var/lib/ftclock/a/record", "", 0o600)
+	if scripted(t, root, "postrm", "purge"); exists(filepath.Join(root, "run/ftclock")) || exists(filepath.Join(root, "var/lib/ftclock")) {
+		t.Error("a purge leaves state")
+	}
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
 // The maintainers' scripts are the shell's of any distribution, and do nothing for the calls that are none of theirs.
 func TestMaintainerScripts(t *testing.T) {
 	for _, script := range []string{"scripts/postinst", "scripts/prerm", "scripts/postrm", "build"} {

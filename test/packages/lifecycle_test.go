@@ -252,22 +252,25 @@ func (h *host) life(older, newer string) {
 	h.do("systemctl", "enable", "--now", exporter)
 	h.do("ftclock", "enable", "web1")
 	d := h.start("web1")
+	before := d.readable()
 	d.exercise("checkpoints", nil)
-	d.readable()
+	if after := d.readable(); after != before {
+		h.Errorf("%d checkpoints brought the log from %d lines to %d", checkpoints, before, after)
+	}
 
 	h.do("systemctl", "restart", "libvirtd")
 	d.exercise("after libvirtd's restart", nil)
 
-	before, exports := d.status(), h.mainPID(exporter)
+	served, exports := d.status(), h.mainPID(exporter)
 	d.exercise("an upgrade among checkpoints", func() { h.apt("install", newer) })
-	d.serves("v1.1.0", before)
+	d.serves("v1.1.0", served)
 	h.units("after the upgrade", "enabled active", "enabled active")
 	if now := h.mainPID(exporter); now == exports || now == "0" {
 		h.Errorf("after the upgrade the exporter is process %s, before it was %s", now, exports)
 	}
-	before = d.status()
+	served = d.status()
 	d.exercise("a downgrade among checkpoints", func() { h.apt("install", "--allow-downgrades", older) })
-	d.serves("v1.0.0", before)
+	d.serves("v1.0.0", served)
 
 	h.reinstallHypervisor()
 	d.exercise("after libvirt and QEMU were installed again", nil)
@@ -347,16 +350,15 @@ func (h *host) forgotten() {
 	h.Errorf("scopes are left: %s\n%s", left, status)
 }
 
-// readable checks that an operator can read what the shim has to say, in the journal or in its log.
-func (d *domain) readable() {
+// readable checks that an operator can read what the shim has to say, where systemd runs in the journal, and counts its lines.
+func (d *domain) readable() (lines int) {
 	d.Helper()
-	log, err := d.c.Run("cat", "/var/log/ftclock/"+d.name+".log")
-	if err != nil {
-		log = d.do("journalctl", "-q", "-o", "cat", "-u", "ftclock-shim@"+d.uuid)
-	}
+	d.do("test", "-d", "/run/systemd/system")
+	log := d.do("journalctl", "-q", "-o", "cat", "-u", "ftclock-shim@"+d.uuid)
 	if !strings.Contains(log, d.name) || !strings.Contains(log, "serving") && !strings.Contains(log, "correct") {
 		d.Errorf("the shim's log says nothing of the domain:\n%s", log)
 	}
+	return strings.Count(log, "\n")
 }
 
 // pauses makes checkpoints by virsh, where there is no ftclock to make them.
