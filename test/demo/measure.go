@@ -21,11 +21,11 @@ import (
 var checkpoints = 200
 
 const (
-	pause       = 5 * time.Millisecond
-	between     = 10 * time.Millisecond // the guest runs
-	every       = 10                    // checkpoints from one reading of the drift to the next
-	turns       = 10                    // of either domain, for the costs
-	eachTurn    = 6                     // checkpoints, and pairs of stop and cont
+	pause    = 5 * time.Millisecond
+	between  = 10 * time.Millisecond // the guest runs
+	every    = 10                    // checkpoints from one reading of the drift to the next
+	turns    = 10                    // of either domain, for the costs
+	eachTurn = 6                     // checkpoints, and pairs of stop and cont
 
 	glance   = 250 * time.Millisecond // a reading of the drift along the way
 	look     = time.Second            // the first and the last, which decide
