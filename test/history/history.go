@@ -3,6 +3,7 @@
 package history
 
 import (
+	"os"
 	"time"
 
 	"ftclock/clockpage"
@@ -23,8 +24,11 @@ type History struct {
 	numbers uint64 // of pauses ever, for a little variety
 }
 
-// New begins a record below dir. The policy's reference is "raw" or "utc".
+// New begins a record below dir, which it makes. The policy's reference is "raw" or "utc".
 func New(dir, uuid, name string, begin time.Time, reference string) *History {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		panic(err)
+	}
 	h := &History{At: begin, Host: record.HostClock{Samples: 1, Synchronised: true, Offset: 4_000, EstimatedError: 9_000, MaximumError: 41_000}}
 	h.config = record.Config{Dir: dir, UUID: uuid, Name: name, Shim: "history", Now: func() time.Time { return h.At },
 		Problem:   func(err error) { panic(err) },
