@@ -3,6 +3,10 @@
 #   make build      bin/ftclock, bin/ftclock-hook, bin/ftclock-shim, bin/libftclock-qemu.so
 #   make test       every test (FTCLOCK_LONG=1: some in a longer form); on a machine with /dev/kvm the end-to-end tests too
 #   make demo       200 checkpoints without and with ftclock, in a private libvirt; a table and a picture
+#   make splits     the relay's conversations cut at every byte, descriptors with every piece (a minute)
+#   make hostile    a QEMU that a guest has taken over, and the domain beside it
+#   make sweep      virsh with and without the shim
+#   make sim        40 simulated years of pauses, against the rule's model
 #   make chaos      kills of worker, keeper and libvirtd and upgrades, many times (about half an hour)
 #   make test-packages  the packages' whole life on Debian 12 and 13, what takes long of their tests, and the units on 13
 #   make agree      eight domains for two minutes: status, metrics, record, report and the guests' own clocks must say the same
@@ -42,7 +46,7 @@ TESTFLAGS ?=
 FTCLOCK_TEST_KERNEL ?= $(abspath $(firstword $(wildcard ../*/linux-guest/vmlinux.xz)))
 export FTCLOCK_TEST_KERNEL
 
-.PHONY: build test test-packages pictures demo chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup
+.PHONY: build test test-packages pictures demo splits hostile sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup
 
 build: $(BINARIES)
 
@@ -76,6 +80,18 @@ pictures: setup build
 
 demo: setup build
 	$(GO) run ./test/demo
+
+splits: setup
+	FTCLOCK_REQUIRE=1 FTCLOCK_LONG=1 $(GO) test -race -count=1 -timeout 30m -v -run 'CutAnywhere|AnyPiece|BehindOther' ./qmp-shim
+
+hostile: setup
+	FTCLOCK_REQUIRE=1 $(GO) test -race -count=1 -timeout 30m -v -run 'Nonsense|AnyPage|LeavesInTheMiddle|Hostile|Generations|Odd|Fuzz' ./qmp-shim ./test/reliability ./clockpage
+
+sweep: setup build
+	FTCLOCK_REQUIRE=1 $(GO) test -count=1 -timeout 1h -v -run Sweep ./test/e2e
+
+sim: setup
+	FTCLOCK_REQUIRE=1 FTCLOCK_SIM_SEEDS=40 $(GO) test -count=1 -timeout 1h -v -run TestRule ./qemu-plugin
 
 chaos: setup build
 	FTCLOCK_REQUIRE=1 FTCLOCK_WORKER_KILLS=1000 FTCLOCK_KEEPER_KILLS=200 FTCLOCK_LIBVIRTD_KILLS=100 FTCLOCK_UPGRADES=100 \

@@ -64,8 +64,9 @@ type courier struct {
 	file         *os.File
 }
 
-// carry sends text in pieces that end at cuts, with fds descriptors at the first byte, and reads it on the other side.
-func (c *courier) carry(fromQEMU bool, text []byte, fds int, cuts ...int) {
+// carry sends text in pieces that end at cuts, with fds descriptors at the first byte of the piece numbered with, and reads
+// it on the other side. It gives the bytes with which descriptors came.
+func (c *courier) carry(fromQEMU bool, text []byte, fds, with int, cuts ...int) (at []int) {
 	c.t.Helper()
 	from, to := c.client, c.qemu
 	if fromQEMU {
@@ -75,13 +76,13 @@ func (c *courier) carry(fromQEMU bool, text []byte, fds int, cuts ...int) {
 	defer group.Wait()
 	group.Go(func() {
 		last := 0
-		for _, cut := range append(cuts, len(text)) {
+		for i, cut := range append(cuts, len(text)) {
 			piece := text[last:cut]
 			last = cut
 			if len(piece) == 0 {
 				continue
 			}
-			if cut == len(piece) && fds > 0 {
+			if i == with && fds > 0 {
 				all := make([]int, fds)
 				for i := range all {
 					all[i] = int(c.file.Fd())
@@ -99,8 +100,7 @@ func (c *courier) carry(fromQEMU bool, text []byte, fds int, cuts ...int) {
 			}
 		}
 	})
-	got, came := 0, 0
-	for got < len(text) {
+	for got := 0; got < len(text); {
 		n, oobn, flags, _, err := to.ReadMsgUnix(c.buf[:min(len(c.buf), len(text)-got)], c.oob)
 		if err != nil || n == 0 {
 			c.t.Fatalf("cut at %v: after %d bytes of %d: %d, %v", cuts, got, len(text), n, err)
@@ -113,14 +113,27 @@ func (c *courier) carry(fromQEMU bool, text []byte, fds int, cuts ...int) {
 		if err != nil || flags&unix.MSG_CTRUNC != 0 {
 			c.t.Fatalf("descriptors: %v, flags %x", err, flags)
 		}
-		if len(arrived) > 0 && got > 0 {
-			c.t.Errorf("cut at %v: descriptors came with byte %d", cuts, got)
-		}
-		came += len(arrived)
 		got += n
+		if len(arrived) > 0 { // a read ends with the message that they were sent with, which is one byte
+			if len(arrived) != fds {
+				c.t.Fatalf("cut at %v: %d descriptors of %d came with byte %d", cuts, len(arrived), fds, got-1)
+			}
+			at = append(at, got-1)
+		}
 	}
-	if came != fds {
-		c.t.Fatalf("cut at %v: %d descriptors of %d", cuts, came, fds)
+	return at
+}
+
+// whole carries a line, or more, whose descriptors go with its first byte.
+func (c *courier) whole(p part, fds int, cuts ...int) {
+	c.t.Helper()
+	with := 0
+	for with < len(cuts) && cuts[with] == 0 { // an empty piece
+		with++
+	}
+	at := c.carry(p.fromQEMU, p.text, fds, with, cuts...)
+	if fds > 0 && fmt.Sprint(at) != "[0]" || fds == 0 && at != nil {
+		c.t.Fatalf("cut at %v: the %d descriptors of byte 0 came with %v", cuts, fds, at)
 	}
 }
 
@@ -139,46 +152,98 @@ func newCourier(t *testing.T, o observer) *courier {
 	return c
 }
 
-// TestConversationsCutAnywhere carries recorded conversations in two pieces a part, cut at every byte of the small
-// parts, and at random ones and around the relay's chunks in the large ones.
+// TestConversationsCutAnywhere carries recorded conversations cut at every byte: the small parts in two pieces, the large
+// ones in two around the relay's chunks, and in pieces of 1 KiB that begin at each byte in turn, or each 16th without FTCLOCK_LONG=1.
 func TestConversationsCutAnywhere(t *testing.T) {
+	const small, pieces = 2048, 1024
+	step := 16
+	if os.Getenv("FTCLOCK_LONG") == "1" {
+		step = 1
+	}
 	for _, name := range recordings {
 		t.Run(name, func(t *testing.T) {
 			parts := recorded(t, name)
-			o := &seen{}
-			c := newCourier(t, o)
-			random := rand.New(rand.NewPCG(1, 2))
+			c := newCourier(t, &seen{})
+			total := 0
+			carry := func(p part, cuts ...int) {
+				c.whole(p, p.fds, cuts...)
+				total += len(cuts)
+			}
 			for i, p := range parts {
-				var cuts []int
-				if len(p.text) <= 2048 {
+				if len(p.text) <= small {
 					for cut := range len(p.text) {
-						cuts = append(cuts, cut)
+						carry(p, cut)
 					}
 				} else {
 					for at := chunkSize; at < len(p.text); at += chunkSize {
 						for cut := at - 16; cut <= min(at+16, len(p.text)-1); cut++ {
-							cuts = append(cuts, cut)
+							carry(p, cut)
 						}
 					}
-					for range 100 {
-						cuts = append(cuts, random.IntN(len(p.text)))
+					for first := 0; first < pieces; first += step {
+						var cuts []int
+						for cut := first; cut < len(p.text); cut += pieces {
+							cuts = append(cuts, cut)
+						}
+						carry(p, cuts...)
 					}
 				}
-				for _, cut := range cuts {
-					c.carry(p.fromQEMU, p.text, p.fds, cut)
-				}
-				if i%8 == 0 { // with as many descriptors as there can be
-					c.carry(p.fromQEMU, p.text, maxFDs, len(p.text)/2)
+				if i%8 == 0 && bytes.Count(p.text, []byte("\n")) == 1 { // with as many descriptors as there can be
+					c.whole(p, maxFDs, len(p.text)/2)
 				}
 			}
-			// The relay closes its copies after they have gone on.
-			carried := func() int { return strings.Count(strings.Join(openFDs(), "\n"), "memfd:carried") }
-			for end := time.Now().Add(20 * time.Second); carried() > 1; time.Sleep(time.Millisecond) {
-				if time.Now().After(end) {
-					t.Fatalf("%d copies of the descriptor are left", carried())
-				}
-			}
+			t.Logf("%d parts, %d cuts", len(parts), total)
+			c.noneLeft()
 		})
+	}
+}
+
+// TestDescriptorsWithAnyPiece sends descriptors with each line of the conversations, and with either piece of a line that
+// is cut at every byte. With a line's first byte they come with that, once. With a later one, as libvirt sends them again
+// after a write that was cut short, they come with that byte, and may have come before, with others of the same line.
+func TestDescriptorsWithAnyPiece(t *testing.T) {
+	for _, name := range recordings {
+		t.Run(name, func(t *testing.T) {
+			c := newCourier(t, &seen{})
+			lines, cuts, again := 0, 0, 0
+			for _, p := range recorded(t, name) {
+				for begin := 0; begin < len(p.text); {
+					end := begin + bytes.IndexByte(p.text[begin:], '\n') + 1
+					if end == begin {
+						t.Fatalf("a part of %s ends within a line", name)
+					}
+					lines++
+					// Its own write, among the part's others.
+					if at := c.carry(p.fromQEMU, p.text, 1, 1, begin, end); fmt.Sprint(at) != fmt.Sprint([]int{begin}) {
+						t.Fatalf("the descriptor of the line from %d to %d came with %v", begin, end, at)
+					}
+					line := part{p.fromQEMU, 0, p.text[begin:end]}
+					begin = end
+					for cut := 1; cut < len(line.text) && len(line.text) <= 2048; cut++ {
+						cuts++
+						c.whole(line, 2, cut)
+						at := c.carry(p.fromQEMU, line.text, 2, 1, cut)
+						if len(at) == 0 || at[len(at)-1] != cut {
+							t.Fatalf("the descriptors of byte %d came with %v", cut, at)
+						}
+						again += len(at) - 1
+					}
+				}
+			}
+			t.Logf("%d lines, %d cuts; descriptors of a line's second piece came with its first one, too, %d times", lines, cuts, again)
+			c.noneLeft()
+		})
+	}
+}
+
+// noneLeft waits until the relay has closed its copies of the descriptor, which it does after they have gone on.
+func (c *courier) noneLeft() {
+	c.t.Helper()
+	carried := func() int { return strings.Count(strings.Join(openFDs(), "\n"), "memfd:carried") }
+	for end := time.Now().Add(20 * time.Second); carried() > 1; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			c.t.Fatalf("%d copies of the descriptor are left", carried())
+		}
 	}
 }
 
@@ -196,7 +261,7 @@ func TestARecordedConversationIsRecognised(t *testing.T) {
 					for cut := 0; cut < len(p.text); cut += 1 + random.IntN(1+len(p.text)/4) {
 						cuts = append(cuts, cut)
 					}
-					c.carry(p.fromQEMU, p.text, p.fds, cuts...)
+					c.whole(p, p.fds, cuts...)
 				}
 				o.mu.Lock()
 				log := strings.Join(o.log, "\n") + "\n"
