@@ -1,19 +1,26 @@
 package reliability
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"os"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
 
-// TestAWorkersMemoryIsBounded has a QEMU that a guest has taken over say the worst, and looks at the worker's memory.
-func TestAWorkersMemoryIsBounded(t *testing.T) {
+// TestAHostileQEMU has a QEMU that a guest has taken over say the worst, and looks at the pair's memory, and at the domain
+// beside it, which notices nothing.
+func TestAHostileQEMU(t *testing.T) {
+	beside := startPair(t)
+	beside.settled()
+	pairBeside := beside.whole()
+	trips := beside.roundTrips()
 	p := startPair(t)
 	p.settled()
 	s := p.killWorker(p.whole()) // the first has read the symbols of what it took for QEMU
@@ -32,6 +39,7 @@ func TestAWorkersMemoryIsBounded(t *testing.T) {
 		{"", strings.Repeat("\x00", 1<<20), 4},
 	}
 	for i, w := range worst {
+		before := trips.done.Load()
 		end := fmt.Sprintf("}\n{\"number\": %d}\n", i)
 		want := len(w.head) + w.times*len(w.body) + len(end)
 		var group sync.WaitGroup
@@ -64,6 +72,7 @@ func TestAWorkersMemoryIsBounded(t *testing.T) {
 		if string(tail) != end {
 			t.Fatalf("case %d ends with %q", i, tail)
 		}
+		eventually(t, "another round trip beside it", func() bool { return trips.done.Load() > before })
 	}
 	// Messages with descriptors that nobody asked for.
 	f, err := unix.MemfdCreate("unasked", unix.MFD_CLOEXEC)
@@ -87,17 +96,82 @@ func TestAWorkersMemoryIsBounded(t *testing.T) {
 	if now.Shim != s.Shim {
 		t.Errorf("the worker died\n%s", p.logText())
 	}
-	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.Shim))
-	_, rest, _ := strings.Cut(string(status), "VmHWM:")
-	peak, err := strconv.Atoi(strings.Fields(rest)[0])
-	if err != nil || peak > 40<<10 {
-		t.Errorf("the worker took %d KiB at most (%v)", peak, err)
+	for name, pid := range map[string]int{"worker": now.Shim, "keeper": now.Keeper} {
+		peak := peakKiB(t, pid)
+		if peak > 40<<10 {
+			t.Errorf("the %s took %d KiB at most", name, peak)
+		}
+		fmt.Printf("hostile: the %s took %.1f MiB at most\n", name, float64(peak)/1024)
 	}
-	fmt.Printf("hostile: the worker took %.1f MiB at most\n", float64(peak)/1024)
+	trips.end()
+	if s := beside.whole(); s.Shim != pairBeside.Shim || s.Keeper != pairBeside.Keeper || s.Workers != pairBeside.Workers {
+		t.Errorf("the pair beside it was %+v, and is %+v\n%s", pairBeside, s, beside.logText())
+	}
+	fmt.Printf("hostile: %d round trips through the pair beside it; lost 0, failed 0\n", trips.done.Load())
 	p.qemu.Close()
 	p.endProcess()
 	if _, err := io.ReadAll(p.client); err != nil {
 		t.Error(err)
 	}
 	p.gone()
+}
+
+// roundTrips are numbered commands and their answers, one at a time.
+type roundTrips struct {
+	done  atomic.Uint64
+	stop  chan struct{}
+	group sync.WaitGroup
+}
+
+// roundTrips begins to send commands through the pair, and to answer them. One that is lost, doubled or changed fails the test.
+func (p *pair) roundTrips() *roundTrips {
+	r := &roundTrips{stop: make(chan struct{})}
+	commands, answers := bufio.NewReader(p.qemu), bufio.NewReader(p.client)
+	// pass sends a line from one side and sees that the same comes out on the other.
+	pass := func(from io.Writer, to *bufio.Reader, line string) bool {
+		_, err := io.WriteString(from, line)
+		got := ""
+		if err == nil {
+			got, err = to.ReadString('\n')
+		}
+		if err != nil || got != line {
+			p.t.Errorf("beside, after %d round trips: %q became %q: %v", r.done.Load(), line, got, err)
+		}
+		return err == nil && got == line
+	}
+	r.group.Go(func() {
+		for n := uint64(1); ; n++ {
+			select {
+			case <-r.stop:
+				return
+			default:
+			}
+			if !pass(p.client, commands, fmt.Sprintf(`{"execute":"query-status","id":"libvirt-%d"}`+"\r\n", n)) ||
+				!pass(p.qemu, answers, fmt.Sprintf(`{"return": {"running": true}, "id": "libvirt-%d"}`+"\r\n", n)) {
+				return
+			}
+			r.done.Store(n)
+		}
+	})
+	return r
+}
+
+func (r *roundTrips) end() {
+	close(r.stop)
+	r.group.Wait()
+}
+
+// peakKiB is the most memory that a process has had, in KiB (VmHWM in proc_pid_status(5)).
+func peakKiB(t *testing.T, pid int) int {
+	t.Helper()
+	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	_, rest, found := strings.Cut(string(status), "VmHWM:")
+	if !found {
+		t.Fatalf("process %d is gone", pid)
+	}
+	peak, err := strconv.Atoi(strings.Fields(rest)[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return peak
 }
