@@ -94,7 +94,7 @@ sim: setup
 	FTCLOCK_REQUIRE=1 FTCLOCK_SIM_SEEDS=40 $(GO) test -count=1 -timeout 1h -v -run TestRule ./qemu-plugin
 
 chaos: setup build
-	FTCLOCK_REQUIRE=1 FTCLOCK_WORKER_KILLS=1000 FTCLOCK_KEEPER_KILLS=200 FTCLOCK_LIBVIRTD_KILLS=100 FTCLOCK_UPGRADES=100 \
+	FTCLOCK_REQUIRE=1 FTCLOCK_WORKER_KILLS=1000 FTCLOCK_KEEPER_KILLS=200 FTCLOCK_LIBVIRTD_KILLS=100 FTCLOCK_UPGRADES=100 FTCLOCK_RECONNECTS=300 \
 		$(GO) test -count=1 -timeout 6h -v -run 'Chaos|Peers' ./test/e2e ./test/reliability
 
 # Every figure of eight checkpointed domains against every other, each with a guest of its own to be measured.

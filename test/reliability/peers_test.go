@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"os"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -14,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ftclock/control"
 )
 
 // times reads how often something is to be done from the environment.
@@ -172,4 +176,96 @@ func TestPeersNoticeNothing(t *testing.T) {
 		"messages %d up, %d down; bytes %d up, %d down; descriptors %d up, %d down; lost 0, doubled 0\n",
 		workers, keepers, upgrades, took.Seconds(), up.listener.heard.Load(), down.listener.heard.Load(),
 		up.listener.bytes, down.listener.bytes, up.listener.fds, down.listener.fds)
+}
+
+// TestPeersAfterAClientThatReconnects has the client leave in mid-message and come again, as a libvirtd that is killed and
+// started does, now and then with a kill beside it. QEMU hears the beginning of what was cut and its end, and nothing of the old
+// connection comes over the new one.
+func TestPeersAfterAClientThatReconnects(t *testing.T) {
+	times := times(t, "FTCLOCK_RECONNECTS", 20)
+	seed := uint64(time.Now().UnixNano())
+	if s := os.Getenv("FTCLOCK_SEED"); s != "" {
+		seed, _ = strconv.ParseUint(s, 10, 64)
+	}
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	p := startPair(t)
+	p.settled()
+	s := p.killWorker(p.killKeeper(p.whole()))
+	workerFDs, keeperFDs := openFDs(s.Shim), openFDs(s.Keeper)
+	messages, kills := uint64(0), 0
+	for i := range uint64(times) {
+		// Whoever waits for what was lost isn't to wait for ever.
+		if err := errors.Join(p.client.SetDeadline(time.Now().Add(patience)), p.qemu.SetDeadline(time.Now().Add(patience))); err != nil {
+			t.Fatal(err)
+		}
+		up := &direction{"client to QEMU", newSpeaker(p.client, seed+2*i, `"execute":"query-status"`, `"execute":"stop"`, ""), newListener(p.qemu), make(chan error, 1)}
+		down := &direction{"QEMU to client", newSpeaker(p.qemu, seed+2*i+1, `"event":"STOP"`, `"return":{}`, ""), newListener(p.client), make(chan error, 1)}
+		for _, d := range []*direction{up, down} {
+			go func() { d.failed <- d.listener.listen() }()
+		}
+		for range 50 {
+			for _, d := range []*direction{up, down} {
+				if err := d.speaker.say(); err != nil {
+					t.Fatalf("connection %d, %s: %v\n%s", i, d.name, err, p.logText())
+				}
+			}
+		}
+		for _, d := range []*direction{up, down} {
+			eventually(t, d.name+": all messages", func() bool { return d.listener.heard.Load() == d.speaker.sent.Load() || len(d.failed) > 0 })
+			if d.listener.heard.Load() != d.speaker.sent.Load() {
+				t.Fatalf("connection %d, %s: %v\n%s", i, d.name, <-d.failed, p.logText())
+			}
+			messages += d.listener.heard.Load()
+		}
+		// Both are in the middle of a message.
+		cut := map[*direction][]byte{}
+		for _, d := range []*direction{up, down} {
+			b := d.speaker.message(d.speaker.sent.Load()+1, 100+random.IntN(100_000), 0)
+			b = b[:1+random.IntN(len(b)-1)]
+			if _, err := d.speaker.conn.Write(b); err != nil {
+				t.Fatal(err)
+			}
+			cut[d] = b
+		}
+		if random.IntN(2) == 0 {
+			kills++
+			if random.IntN(3) == 0 {
+				s = p.killKeeper(s)
+			} else {
+				s = p.killWorker(s)
+			}
+		}
+		p.client.Close()
+		if err := <-up.failed; !errors.Is(err, io.EOF) && !errors.Is(err, unix.ECONNRESET) {
+			t.Fatalf("connection %d: QEMU sees the client's end as: %v\n%s", i, err, p.logText())
+		}
+		if err := <-down.failed; !errors.Is(err, net.ErrClosed) {
+			t.Fatalf("connection %d: the client: %v\n%s", i, err, p.logText())
+		}
+		if !bytes.HasPrefix(cut[up], up.listener.line) || !bytes.HasPrefix(cut[down], down.listener.line) {
+			t.Fatalf("connection %d: behind the last message came something else", i)
+		}
+		p.qemu.Close()
+		var err error
+		if p.client, err = net.DialUnix("unix", nil, &net.UnixAddr{Name: filepath.Join(p.dir, control.MonitorSocket), Net: "unix"}); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.listener.SetDeadline(time.Now().Add(patience)); err != nil {
+			t.Fatal(err)
+		}
+		if p.qemu, err = p.listener.AcceptUnix(); err != nil {
+			t.Fatalf("connection %d: nobody connects to QEMU again: %v\n%s", i, err, p.logText())
+		}
+	}
+	// The last of its kind may have something open for one that isn't there any more.
+	s = p.killWorker(p.killKeeper(p.whole()))
+	eventually(t, fmt.Sprintf("as few descriptors as before: worker %d, keeper %d", workerFDs, keeperFDs), func() bool {
+		return openFDs(s.Shim) <= workerFDs && openFDs(s.Keeper) <= keeperFDs
+	})
+	fmt.Printf("peers: the client left in mid-message and came again %d times, with %d kills; %d messages, lost 0, doubled 0\n", times, kills, messages)
+	p.client.Close()
+	p.qemu.Close()
+	p.endProcess()
+	p.gone()
 }
