@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"ftclock/clockpage"
 	"ftclock/control"
 	"ftclock/test/guest"
 	"ftclock/test/privatelibvirt"
@@ -57,6 +58,7 @@ type traffic struct {
 	pauses  atomic.Int64
 	virsh   atomic.Int64
 	largest atomic.Int64 // ns that a pause or a command took
+	floor   int64        // so many pauses there have to be for what was disturbed to have met any
 }
 
 func (c *traffic) loop(body func()) {
@@ -133,8 +135,9 @@ func inChaos(t *testing.T, disturb func(t *testing.T, d *privatelibvirt.Domain, 
 	pause(t, d, 5*time.Millisecond)
 	drift := offset(t, clock) - before
 	s := status(t, d)
-	t.Logf("%s in %.0f s: %d pauses, %d virsh commands, the longest took %v; drift %d ns; workers %d, dropped %d, anchored %d, orders %d",
-		what, float64(guest.Raw()-began)/1e9, c.pauses.Load(), c.virsh.Load(), time.Duration(c.largest.Load()).Round(time.Millisecond),
+	took := float64(guest.Raw()-began) / 1e9
+	t.Logf("%s in %.0f s: %d pauses, %.1f a second, %d virsh commands, the longest took %v; drift %d ns; workers %d, dropped %d, anchored %d, orders %d",
+		what, took, c.pauses.Load(), float64(c.pauses.Load())/took, c.virsh.Load(), time.Duration(c.largest.Load()).Round(time.Millisecond),
 		drift, s.Workers, s.Dropped, s.Anchored, s.Orders)
 	if drift > maxDrift || drift < -maxDrift {
 		t.Errorf("drift of %d ns", drift)
@@ -149,8 +152,8 @@ func inChaos(t *testing.T, disturb func(t *testing.T, d *privatelibvirt.Domain, 
 		s.Records = nil
 		t.Errorf("status: %+v", s)
 	}
-	if c.pauses.Load() == 0 || c.virsh.Load() == 0 {
-		t.Error("there was no traffic")
+	if c.pauses.Load() < max(1, c.floor) || c.virsh.Load() == 0 {
+		t.Errorf("there was too little traffic: %d pauses, want %d", c.pauses.Load(), c.floor)
 	}
 }
 
@@ -177,6 +180,22 @@ func wholeOf(t *testing.T, uuid string) *control.Status {
 	return nil
 }
 
+// nextWorker waits for the worker that the keeper starts after that of s, which doesn't answer yet.
+func nextWorker(t *testing.T, uuid string, s *control.Status) int {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(100 * time.Microsecond) {
+		for _, shim := range shims() {
+			pid, _ := strconv.Atoi(shim)
+			args, _ := os.ReadFile("/proc/" + shim + "/cmdline")
+			if pid != s.Shim && pid != s.Keeper && strings.Contains(string(args), uuid) {
+				return pid
+			}
+		}
+	}
+	t.Fatal("no worker follows")
+	return 0
+}
+
 func TestKVMChaosKillsOfTheShim(t *testing.T) {
 	workers, keepers := times(t, "FTCLOCK_WORKER_KILLS", 40), times(t, "FTCLOCK_KEEPER_KILLS", 10)
 	inChaos(t, func(t *testing.T, d *privatelibvirt.Domain, c *traffic) string {
@@ -186,7 +205,8 @@ func TestKVMChaosKillsOfTheShim(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		left := []int{workers, keepers}
+		c.floor = int64(workers + keepers)
+		left, early := []int{workers, keepers}, 0
 		for left[0]+left[1] > 0 && !t.Failed() {
 			time.Sleep(time.Duration(rand.IntN(300_000)) * time.Microsecond)
 			s := wholeOf(t, uuid)
@@ -198,12 +218,22 @@ func TestKVMChaosKillsOfTheShim(t *testing.T) {
 			if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
+			if kind == 0 && left[0] > 0 && rand.IntN(3) == 0 { // a quarter of all, counting both
+				next := nextWorker(t, uuid, s)
+				time.Sleep(time.Duration(rand.IntN(5000)) * time.Microsecond)
+				if err := unix.Kill(next, unix.SIGKILL); err != nil {
+					t.Fatal(err)
+				}
+				left[0]--
+				early++
+				pid = next
+			}
 			// Until the other one has replaced it, it may not die as well.
 			for again := wholeOf(t, uuid); again.Shim == pid || again.Keeper == pid; again = wholeOf(t, uuid) {
 				time.Sleep(time.Millisecond)
 			}
 		}
-		return fmt.Sprintf("%d kills of the worker, %d of the keeper", workers, keepers)
+		return fmt.Sprintf("%d kills of the worker, %d of them before it answered, %d of the keeper", workers, early, keepers)
 	})
 }
 
@@ -223,6 +253,7 @@ func TestKVMChaosKillsOfLibvirtd(t *testing.T) {
 			}
 		}
 		c.checkpoints(run("stop"), run("cont"))
+		c.floor = int64(kills)
 		for range kills {
 			time.Sleep(time.Duration(rand.IntN(200)) * time.Millisecond)
 			if err := privatelibvirt.Kill(); err != nil {
@@ -238,21 +269,141 @@ func TestKVMChaosKillsOfLibvirtd(t *testing.T) {
 				c.virsh.Add(1)
 			}
 		}
-		if conn, err = libvirt.NewConnect(privatelibvirt.URI); err != nil {
-			t.Fatal(err)
-		}
-		if d.Domain, err = conn.LookupDomainByName(d.Name); err != nil {
-			t.Fatal(err)
-		}
+		reconnect(t, d)
 		return fmt.Sprintf("%d kills of libvirtd", kills)
 	})
 }
 
-// Two programs take turns as the installed one.
-func TestKVMChaosUpgradesInPlace(t *testing.T) {
-	upgrades := times(t, "FTCLOCK_UPGRADES", 4)
+// reconnect connects to a libvirtd that was started anew.
+func reconnect(t *testing.T, d *privatelibvirt.Domain) {
+	t.Helper()
+	var err error
+	if conn, err = libvirt.NewConnect(privatelibvirt.URI); err != nil {
+		t.Fatal(err)
+	}
+	if d.Domain, err = conn.LookupDomainByName(d.Name); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What virsh says when libvirtd is gone, or goes.
+var connectionErrors = []string{"no valid connection", "failed to connect", "Failed to connect", "End of file", "Cannot recv data", "Cannot write data", "Unable to write",
+	"socket is closed", "Connection reset", "Broken pipe", "Disconnected from"}
+
+// mortal is a libvirtd that is killed and started while virsh works.
+type mortal struct {
+	c *traffic
+	// lives is even while libvirtd lives, and grows by each death and each start.
+	lives  atomic.Int64
+	mu     sync.Mutex // held from a suspend to its resume
+	hits   atomic.Int64
+	unsure bool // a kill came in the middle of the last suspend or resume
+}
+
+func (m *mortal) restart() error {
+	m.lives.Add(1)
+	err := privatelibvirt.Kill()
+	if err == nil {
+		err = privatelibvirt.Start()
+	}
+	m.lives.Add(1)
+	return err
+}
+
+// virsh runs a command, which may fail by losing its connection in a kill, and by nothing else. hit says that it did.
+func (m *mortal) virsh(args ...string) (out string, hit bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	before := m.lives.Load()
+	begin := time.Now()
+	text, err := exec.CommandContext(ctx, "virsh", append([]string{"-c", privatelibvirt.URI}, args...)...).CombinedOutput()
+	out = string(text)
+	if m.c.virsh.Add(1); err == nil {
+		m.c.took(begin)
+		return out, false
+	}
+	killed := before%2 == 1 || m.lives.Load() != before
+	for _, e := range connectionErrors {
+		if killed && strings.Contains(out, e) {
+			m.hits.Add(1)
+			return out, true
+		}
+	}
+	// What was cut short before may have been done.
+	if args[0] == "resume" && m.unsure && strings.Contains(out, "already running") {
+		return out, false
+	}
+	m.c.t.Errorf("virsh %s: %v, killed meanwhile: %v: %s", strings.Join(args, " "), err, killed, out)
+	return out, false
+}
+
+// suspend and resume are a pause that libvirtd's death may prolong.
+func (m *mortal) suspend() { _, m.unsure = m.virsh("suspend", "chaos") }
+
+func (m *mortal) resume() {
+	for {
+		_, hit := m.virsh("resume", "chaos")
+		if !hit {
+			m.unsure = false
+			m.c.pauses.Add(1)
+			return
+		}
+		m.unsure = true
+	}
+}
+
+// virsh suspends and resumes the guest through the shim, and asks for it, while libvirtd dies; some deaths come while the
+// guest is suspended.
+func TestKVMChaosKillsOfABusyLibvirtd(t *testing.T) {
+	kills := times(t, "FTCLOCK_LIBVIRTD_KILLS", 6)
+	inChaos(t, func(t *testing.T, d *privatelibvirt.Domain, c *traffic) string {
+		m := &mortal{c: c}
+		c.loop(func() {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			m.suspend()
+			time.Sleep(5 * time.Millisecond)
+			m.resume()
+		})
+		for range 2 {
+			c.loop(func() { m.virsh(commands[rand.IntN(len(commands))]...) })
+		}
+		c.floor = int64(kills)
+		between := 0
+		for i := range kills {
+			time.Sleep(time.Duration(200+rand.IntN(300)) * time.Millisecond)
+			if i%3 != 2 {
+				if err := m.restart(); err != nil {
+					t.Fatal(err)
+				}
+				continue
+			}
+			between++
+			m.mu.Lock()
+			m.suspend()
+			err := m.restart()
+			m.resume()
+			m.mu.Unlock()
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		m.mu.Lock() // nobody is in a pause
+		reconnect(t, d)
+		m.mu.Unlock()
+		if m.hits.Load() == 0 {
+			t.Error("no command met a kill")
+		}
+		return fmt.Sprintf("%d kills of a busy libvirtd, %d of them in a suspend, %d commands cut short", kills, between, m.hits.Load())
+	})
+}
+
+var versions = []string{"one", "two"}
+
+// installer builds a shim of each version, and gives what installs one.
+func installer(t *testing.T) (install func(version string)) {
+	t.Helper()
 	dir := t.TempDir()
-	versions := []string{"one", "two"}
 	for _, v := range versions {
 		build := exec.Command("go", "build", "-trimpath", "-ldflags", "-X main.version="+v, "-o", filepath.Join(dir, v), "ftclock/cmd/ftclock-shim")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -260,7 +411,7 @@ func TestKVMChaosUpgradesInPlace(t *testing.T) {
 			t.Fatalf("building a shim: %v\n%s", err, out)
 		}
 	}
-	install := func(v string) {
+	return func(v string) {
 		t.Helper()
 		text, err := os.ReadFile(filepath.Join(dir, v))
 		if err != nil {
@@ -278,29 +429,73 @@ func TestKVMChaosUpgradesInPlace(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// upgrade has the domain's keeper go over to the installed version, and waits for it.
+func upgrade(t *testing.T, d *privatelibvirt.Domain, version string) {
+	t.Helper()
+	s := whole(t, d)
+	if err := unix.Kill(s.Keeper, unix.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(time.Minute)
+	for next := whole(t, d); next.Version != version || next.Shim == s.Shim; next = whole(t, d) {
+		if next.Keeper != s.Keeper || time.Now().After(deadline) {
+			t.Fatalf("upgrading to %s: %+v", version, next)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", s.Keeper))
+	if err != nil || exe != installedShim {
+		t.Fatalf("the keeper still runs %s: %v", exe, err)
+	}
+}
+
+// Two programs take turns as the installed one.
+func TestKVMChaosUpgradesInPlace(t *testing.T) {
+	upgrades := times(t, "FTCLOCK_UPGRADES", 4)
+	install := installer(t)
 	inChaos(t, func(t *testing.T, d *privatelibvirt.Domain, c *traffic) string {
 		c.checkpoints(d.Suspend, d.Resume)
 		c.commands()
+		c.floor = int64(upgrades / 2)
 		for i := range upgrades {
 			time.Sleep(time.Duration(rand.IntN(50)) * time.Millisecond)
-			s := whole(t, d)
-			want := versions[i%2]
-			install(want)
-			if err := unix.Kill(s.Keeper, unix.SIGHUP); err != nil {
-				t.Fatal(err)
-			}
-			deadline := time.Now().Add(time.Minute)
-			for next := whole(t, d); next.Version != want || next.Shim == s.Shim; next = whole(t, d) {
-				if next.Keeper != s.Keeper || time.Now().After(deadline) {
-					t.Fatalf("upgrading to %s: %+v", want, next)
-				}
-				time.Sleep(5 * time.Millisecond)
-			}
-			exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", s.Keeper))
-			if err != nil || exe != installedShim {
-				t.Fatalf("the keeper still runs %s: %v", exe, err)
-			}
+			install(versions[i%2])
+			upgrade(t, d, versions[i%2])
 		}
 		return fmt.Sprintf("%d upgrades", upgrades)
 	})
+}
+
+// The worker that saw the stop isn't the one that sees the cont, and the pause is caught up all the same.
+func TestKVMUpgradeInsideAPause(t *testing.T) {
+	install := installer(t)
+	d, clock := start(t, managed("upgraded", clockElement))
+	pause(t, d, 5*time.Millisecond) // takes the anchor
+	for _, v := range versions {
+		before, s0 := offset(t, clock), whole(t, d)
+		if err := d.Suspend(); err != nil {
+			t.Fatal(err)
+		}
+		began := guest.Raw()
+		install(v)
+		upgrade(t, d, v)
+		least := guest.Raw() - began
+		if err := d.Resume(); err != nil {
+			t.Fatal(err)
+		}
+		s := status(t, d)
+		r := s.Records[len(s.Records)-1]
+		t.Logf("version %s in a pause of %v: %s, %s, ordered %v", v, time.Duration(r.Lost), r.Event, r.Decision, r.Ordered)
+		if s.Pauses != s0.Pauses+1 || s.Dropped+s.Anchored != s0.Dropped+s0.Anchored+1 || s.State != control.Correcting || s.Disagreements != 0 {
+			t.Errorf("status: %+v", withoutRecords(s))
+		}
+		// What it lasted is the module's to say: the new worker didn't see it begin.
+		if r.Lost < least || !r.Ordered || r.Event != clockpage.Checkpoint.String() {
+			t.Errorf("a pause of %d ns or more: %+v", least, r)
+		}
+		lostAsRecorded(t, clock, before, nil)
+	}
+	noBacksteps(t, clock)
 }
