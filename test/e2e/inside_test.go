@@ -98,7 +98,7 @@ func TestKVMPausesInsideQEMU(t *testing.T) {
 		})
 	})
 	t.Run("human monitor", func(t *testing.T) {
-		underRules(t, rules[:2], d, clock, false, func(t *testing.T) {
+		underRules(t, some, d, clock, false, func(t *testing.T) {
 			human(t, d, "stop")
 			awaitState(t, d, libvirt.DOMAIN_PAUSED)
 			time.Sleep(rulePause)
@@ -107,7 +107,7 @@ func TestKVMPausesInsideQEMU(t *testing.T) {
 		})
 	})
 	t.Run("second monitor", func(t *testing.T) {
-		underRules(t, rules[:2], d, clock, false, func(t *testing.T) {
+		underRules(t, some, d, clock, false, func(t *testing.T) {
 			execute(t, monitor, "stop", nil)
 			awaitState(t, d, libvirt.DOMAIN_PAUSED)
 			time.Sleep(rulePause)
@@ -116,7 +116,7 @@ func TestKVMPausesInsideQEMU(t *testing.T) {
 		})
 	})
 	t.Run("stopped by a second monitor, resumed by libvirt", func(t *testing.T) {
-		underRules(t, rules[:2], d, clock, true, func(t *testing.T) {
+		underRules(t, some, d, clock, true, func(t *testing.T) {
 			execute(t, monitor, "stop", nil)
 			resumed(t, libvirt.DOMAIN_PAUSED)
 		})
