@@ -288,7 +288,8 @@ func reconnect(t *testing.T, d *privatelibvirt.Domain) {
 
 // What virsh says when libvirtd is gone, or goes.
 var connectionErrors = []string{"no valid connection", "failed to connect", "Failed to connect", "End of file", "Cannot recv data", "Cannot write data", "Unable to write",
-	"socket is closed", "Connection reset", "Broken pipe", "Disconnected from"}
+	"socket is closed", "Connection reset", "Broken pipe", "Disconnected from",
+	"signal: broken pipe"} // virsh writes to it and dies of that
 
 // mortal is a libvirtd that is killed and started while virsh works.
 type mortal struct {
@@ -324,7 +325,7 @@ func (m *mortal) virsh(args ...string) (out string, hit bool) {
 	}
 	killed := before%2 == 1 || m.lives.Load() != before
 	for _, e := range connectionErrors {
-		if killed && strings.Contains(out, e) {
+		if killed && strings.Contains(out+err.Error(), e) {
 			m.hits.Add(1)
 			return out, true
 		}
