@@ -349,3 +349,111 @@ func TestKVMARestoreOnAnotherHost(t *testing.T) {
 		})
 	}
 }
+
+// Whoever edits the anchor in a running domain's metadata moves that domain's clock when it is restored, and no other, by no more than
+// the rule's limit, and never back.
+func TestKVMAnEditedAnchor(t *testing.T) {
+	const limit = 5 * time.Minute // however long it takes to save and restore it here
+	dir, err := privatelibvirt.QEMUDir("save")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "edited.state")
+	d, clock := start(t, managed("edited", clockWith(`<ftclock:on event="restore" do="catch-up" limit="5m"/>`)))
+	uuid, err := d.GetUUIDString()
+	if err != nil {
+		t.Fatal(err)
+	}
+	bystander, err := privatelibvirt.Define(conn, managed("bystander", clockElement))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := bystander.Remove(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := bystander.Create(); err != nil {
+		t.Fatal(err)
+	}
+	others := reopened(t, bystander)
+	pause(t, bystander, 5*time.Millisecond)
+	othersBefore := offset(t, others)
+
+	changed := func(change func(a *metadata.Anchor)) func(string) string {
+		return func(xml string) string {
+			a, err := metadata.ParseAnchor([]byte(xml))
+			if err != nil {
+				t.Fatal(err)
+			}
+			change(&a)
+			return a.XML()
+		}
+	}
+	const hour = uint64(time.Hour)
+	for _, c := range []struct {
+		name   string
+		edit   func(anchor string) string
+		moved  time.Duration // what the guest's clock is moved by, beyond the time that it was away
+		reason clockpage.Reason
+	}{
+		{"by 3 s", changed(func(a *metadata.Anchor) { a.Clock += 3e9 }), 3 * time.Second, clockpage.FromImport},
+		{"by an hour", changed(func(a *metadata.Anchor) { a.Clock += hour }), 0, clockpage.OverLimit},
+		{"by fifty years", changed(func(a *metadata.Anchor) { a.Clock += 50 * 365 * 24 * hour }), 0, clockpage.Bounds},
+		{"more than can be", changed(func(a *metadata.Anchor) { a.Clock = 1 << 63 }), 0, clockpage.First},
+		{"back to zero", changed(func(a *metadata.Anchor) { a.Clock = 0 }), 0, clockpage.NeverBack},
+		{"from the future", changed(func(a *metadata.Anchor) { a.Raw, a.Real = a.Raw+hour, a.Real+hour }), 0, clockpage.Bounds},
+		{"from another host's future", changed(func(a *metadata.Anchor) { a.Boot, a.Real = "another", a.Real+hour }), 0, clockpage.Bounds},
+		{"garbage", func(string) string { return `<anchor clock="many" real="\u2026" boot="&lt;&amp;"/>` }, 0, clockpage.First},
+		{"another element", func(string) string { return `<time><anchor/></time>` }, 0, clockpage.First},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			pause(t, d, 5*time.Millisecond)
+			ftclock(t, "anchor", "publish")
+			xml, err := virsh("metadata", "edited", metadata.AnchorNamespace)
+			if err != nil {
+				t.Fatal(err)
+			}
+			mustVirsh(t, "metadata", "edited", metadata.AnchorNamespace, "--live", "--key", "ftclock-anchor", "--set", c.edit(strings.TrimSpace(xml)))
+			before := offset(t, clock)
+			clock.Close()
+			mustVirsh(t, "save", "edited", file)
+			// As on a host that knows nothing of its stop.
+			if err := os.Remove(filepath.Join(record.Dir, uuid+".json")); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(rulePause)
+			mustVirsh(t, "restore", file)
+			if clock, err = d.Clock(); err != nil {
+				t.Fatal(err)
+			}
+			for range 3 {
+				pause(t, d, 5*time.Millisecond)
+				pause(t, bystander, 5*time.Millisecond)
+			}
+			s := status(t, d)
+			r := s.Records[0]
+			lost := offset(t, clock) - before
+			t.Logf("%s, %s: %s; %v lost, the guest %v; warnings %q", r.Event, r.Decision, r.Reason, time.Duration(r.Lost), time.Duration(lost), s.Warnings)
+			if r.Reason != c.reason.String() || r.WentOn < r.Saved || r.WentOn > r.Saved+uint64(limit) {
+				t.Errorf("record: %+v", r)
+			}
+			switch {
+			case c.moved != 0 && (lost < -int64(c.moved)-maxFailover || lost > -int64(c.moved)+maxFailover):
+				t.Errorf("the guest lost %d ns, want %v", lost, -c.moved)
+			case c.moved == 0 && lost < int64(rulePause):
+				t.Errorf("the guest lost only %d ns", lost)
+			}
+			asRecorded(t, clock, r)
+			noBacksteps(t, clock)
+		})
+		if t.Failed() {
+			return
+		}
+	}
+	lostAsRecorded(t, others, othersBefore, nil)
+	noBacksteps(t, others)
+	if s := status(t, bystander); s.State != control.Correcting || s.Held+s.Passed > 1 || s.Reanchored != 0 || s.Disagreements != 0 {
+		t.Errorf("the bystander's status: %+v", withoutRecords(s))
+	}
+}
