@@ -95,6 +95,9 @@ func migrate(t *testing.T, second *privatelibvirt.Second, there *libvirt.Connect
 			t.Errorf("without ftclock it cost only %d ns, which isn't its downtime", lost)
 		}
 		checkOn(t, moved, clock, leg.root+control.Dir, uuid, metadata != "")
+		if metadata != "" {
+			migrated(t, leg.root+control.Dir, uuid, false)
+		}
 	}
 	return outputs
 }

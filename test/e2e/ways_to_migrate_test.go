@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"ftclock/clockpage"
 	"ftclock/control"
 	"ftclock/test/guest"
 	"ftclock/test/privatelibvirt"
@@ -110,15 +111,20 @@ func waysToMigrate(t *testing.T, second *privatelibvirt.Second, there *libvirt.C
 		{"post-copy", append(thither, "--postcopy", "--bandwidth", "1"), there, second.Dir},
 		{"back again", hither(privatelibvirt.URI), conn, ""},
 		{"p2p, post-copy", append(thither, "--p2p", "--postcopy", "--bandwidth", "1"), there, second.Dir},
+		{"back once more", hither(privatelibvirt.URI), conn, ""},
+		{"post-copy, held", append(thither, "--postcopy", "--bandwidth", "1"), there, second.Dir},
 	} {
 		t.Run(way.name, func(t *testing.T) {
-			postcopy := strings.Contains(way.name, "post-copy")
+			postcopy, held := strings.Contains(way.name, "post-copy"), strings.Contains(way.name, "held")
 			from := privatelibvirt.URI
 			if way.root == "" {
 				from = second.URI
 			}
 			if metadata != "" {
 				publish(t, second, from)
+				if held {
+					mustVirsh(t, "metadata", "moving", "urn:ftclock:domain:1", "--live", "--key", "ftclock", "--set", `<clock><on event="migrate" do="hold"/></clock>`)
+				}
 			}
 			before := offset(t, clock)
 			if !postcopy {
@@ -151,11 +157,14 @@ func waysToMigrate(t *testing.T, second *privatelibvirt.Second, there *libvirt.C
 			livesOn(t, &privatelibvirt.Domain{Domain: found, Name: d.Name}, clock, way.root+control.Dir, uuid, metadata != "")
 			lost := offset(t, clock) - before
 			t.Logf("the migration cost the guest's clock %d ns", lost)
-			if metadata != "" && (lost > maxMigration || lost < -maxMigration) {
+			if metadata != "" {
+				migrated(t, way.root+control.Dir, uuid, held)
+			}
+			if metadata != "" && !held && (lost > maxMigration || lost < -maxMigration) {
 				t.Errorf("the migration cost the guest's clock %d ns", lost)
 			}
-			if metadata == "" && lost < int64(time.Millisecond) {
-				t.Errorf("without ftclock it cost only %d ns, which isn't its downtime", lost)
+			if (metadata == "" || held) && lost < int64(time.Millisecond) {
+				t.Errorf("uncorrected it cost only %d ns, which isn't its downtime", lost)
 			}
 		})
 		if t.Failed() {
@@ -163,6 +172,29 @@ func waysToMigrate(t *testing.T, second *privatelibvirt.Second, there *libvirt.C
 		}
 	}
 	return outputs
+}
+
+// migrated checks by the record of the host that a guest has come to that it was taken for a migration, and caught up from the
+// anchor that came with it, or held.
+func migrated(t *testing.T, state, uuid string, held bool) {
+	t.Helper()
+	answer, err := control.Ask(state, uuid, control.Request{Do: "status", Records: 256})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := answer.Status; s.Pauses != uint64(len(s.Records)) {
+		t.Fatalf("the record of the migration is gone: %d pauses, %d records", s.Pauses, len(s.Records))
+	}
+	r := answer.Status.Records[0]
+	decision, reason := clockpage.Anchored, clockpage.FromImport
+	if held {
+		decision, reason = clockpage.Held, clockpage.ByThePolicy
+	}
+	t.Logf("%s, %s: %s; %v lost", r.Event, r.Decision, r.Reason, time.Duration(r.Lost))
+	if r.Event != clockpage.Migrate.String() || r.Decision != decision.String() || r.Reason != reason.String() ||
+		held && r.WentOn != r.Saved || !held && r.WentOn <= r.Saved {
+		t.Errorf("record: %+v", r)
+	}
 }
 
 // pausesOf is how many pauses the domain's module has seen; 0 without one.

@@ -238,7 +238,14 @@ func TestKVMVirtManager(t *testing.T) {
 		t.Errorf("status: %+v", s)
 	}
 	for _, r := range s.Records {
-		t.Logf("pause of %v: %s", time.Duration(r.Lost), r.Decision)
+		t.Logf("pause of %v: %s, %s", time.Duration(r.Lost), r.Event, r.Decision)
+		want := "checkpoint"
+		if time.Duration(r.Lost) > 10*time.Second { // the buttons took that long
+			want = "suspend"
+		}
+		if r.Event != want {
+			t.Errorf("a pause of %v is taken for a %s", time.Duration(r.Lost), r.Event)
+		}
 	}
 }
 
