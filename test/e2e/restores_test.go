@@ -391,22 +391,25 @@ func TestKVMAnEditedAnchor(t *testing.T) {
 		}
 	}
 	const hour = uint64(time.Hour)
-	for _, c := range []struct {
+	for i, c := range []struct {
 		name   string
 		edit   func(anchor string) string
 		moved  time.Duration // what the guest's clock is moved by, beyond the time that it was away
 		reason clockpage.Reason
 	}{
 		{"by 3 s", changed(func(a *metadata.Anchor) { a.Clock += 3e9 }), 3 * time.Second, clockpage.FromImport},
-		{"by an hour", changed(func(a *metadata.Anchor) { a.Clock += hour }), 0, clockpage.OverLimit},
 		{"by fifty years", changed(func(a *metadata.Anchor) { a.Clock += 50 * 365 * 24 * hour }), 0, clockpage.Bounds},
+		{"by an hour", changed(func(a *metadata.Anchor) { a.Clock += hour }), 0, clockpage.OverLimit},
 		{"more than can be", changed(func(a *metadata.Anchor) { a.Clock = 1 << 63 }), 0, clockpage.First},
 		{"back to zero", changed(func(a *metadata.Anchor) { a.Clock = 0 }), 0, clockpage.NeverBack},
 		{"from the future", changed(func(a *metadata.Anchor) { a.Raw, a.Real = a.Raw+hour, a.Real+hour }), 0, clockpage.Bounds},
-		{"from another host's future", changed(func(a *metadata.Anchor) { a.Boot, a.Real = "another", a.Real+hour }), 0, clockpage.Bounds},
 		{"garbage", func(string) string { return `<anchor clock="many" real="\u2026" boot="&lt;&amp;"/>` }, 0, clockpage.First},
 		{"another element", func(string) string { return `<time><anchor/></time>` }, 0, clockpage.First},
+		{"from another host's future", changed(func(a *metadata.Anchor) { a.Boot, a.Real = "another", a.Real+hour }), 0, clockpage.Bounds},
 	} {
+		if i%2 == 1 && os.Getenv("FTCLOCK_LONG") != "1" {
+			continue // package shim's tests have all of them
+		}
 		t.Run(c.name, func(t *testing.T) {
 			pause(t, d, 5*time.Millisecond)
 			ftclock(t, "anchor", "publish")
@@ -418,9 +421,11 @@ func TestKVMAnEditedAnchor(t *testing.T) {
 			before := offset(t, clock)
 			clock.Close()
 			mustVirsh(t, "save", "edited", file)
-			// As on a host that knows nothing of its stop.
-			if err := os.Remove(filepath.Join(record.Dir, uuid+".json")); err != nil {
-				t.Fatal(err)
+			// As on a host that knows nothing of its stop. The shim writes that down when QEMU has ended.
+			for end := time.Now().Add(time.Minute); os.Remove(filepath.Join(record.Dir, uuid+".json")) != nil; time.Sleep(time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatal("the shim left no reading")
+				}
 			}
 			time.Sleep(rulePause)
 			mustVirsh(t, "restore", file)
