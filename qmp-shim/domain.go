@@ -145,9 +145,9 @@ func (d *domain) holds() bool {
 }
 
 func (d *domain) command(m message) {
-	t := now()
 	switch m.execute {
 	case "stop":
+		t := now()
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		if d.pause.stopEvent == 0 { // a stop of a guest that is paused already begins nothing
