@@ -662,11 +662,17 @@ func (s *shim) dropRelay() {
 // claim makes the domain's state directory, and the socket for requests in it.
 func (s *shim) claim() (*net.UnixListener, error) {
 	listener := s.keptListener(fdControl)
-	if _, err := os.Lstat(filepath.Join(s.dir, control.SocketName)); err != nil && listener != nil {
-		_ = listener.Close() // nobody can reach it any more
-		listener = nil
-	}
 	old := listener != nil
+	if _, err := os.Lstat(filepath.Join(s.dir, control.SocketName)); err != nil && old { // nobody can reach it any more
+		if again, err := s.listen(); err != nil {
+			s.Log.Warn().Err(err).Msg("this shim can't be asked any more, it serves all the same; see who removed its directory")
+		} else if err := s.keep(fdControl, again); err != nil {
+			_ = again.Close()
+		} else {
+			_ = listener.Close()
+			listener = again
+		}
+	}
 	if !old {
 		var err error
 		if listener, err = s.listen(); err != nil {

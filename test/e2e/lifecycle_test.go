@@ -151,7 +151,7 @@ func TestKVMARestoreIsCaughtUp(t *testing.T) {
 func TestKVMASuspendIsHeld(t *testing.T) {
 	const short = `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"><ftclock:on event="checkpoint" limit="%s"/>%s</ftclock:clock>`
 	// The limits are such that no short pause is over them, however long a busy machine makes it.
-	const long = 8 * time.Second
+	const long = 5 * time.Second
 	for _, c := range []struct {
 		name, suspend string
 		held          bool
@@ -159,10 +159,10 @@ func TestKVMASuspendIsHeld(t *testing.T) {
 		{"hold", ``, true},
 		{"catch-up", `<ftclock:on event="suspend" do="catch-up"/>`, false},
 		{"catch-up within its limit", `<ftclock:on event="suspend" do="catch-up" limit="1m"/>`, false},
-		{"catch-up past its limit", `<ftclock:on event="suspend" do="catch-up" limit="7s"/>`, true},
+		{"catch-up past its limit", `<ftclock:on event="suspend" do="catch-up" limit="4s"/>`, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			d, clock := start(t, managed("suspended", fmt.Sprintf(short, "5s", c.suspend)))
+			d, clock := start(t, managed("suspended", fmt.Sprintf(short, "3s", c.suspend)))
 			pause(t, d, 5*time.Millisecond)
 			before := offset(t, clock)
 			pause(t, d, long)

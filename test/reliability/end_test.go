@@ -80,14 +80,26 @@ func TestAKillWhileTheReaderWaits(t *testing.T) {
 	}
 }
 
-// TestAWorkerBeginsWithoutItsDirectory takes away, on a host in trouble, what a worker could do without.
+// TestAWorkerBeginsWithoutItsDirectory takes away, on a host in trouble, what a worker could do without: it makes it anew, and
+// where it can't, it serves without.
 func TestAWorkerBeginsWithoutItsDirectory(t *testing.T) {
+	for _, anew := range []bool{true, false} {
+		t.Run(fmt.Sprintf("can make it anew %v", anew), func(t *testing.T) { withoutDirectory(t, anew) })
+	}
+}
+
+func withoutDirectory(t *testing.T, anew bool) {
 	p := startPair(t)
 	p.settled()
 	s := p.whole()
 	hidden := p.state + ".away"
 	if err := os.Rename(p.state, hidden); err != nil {
 		t.Fatal(err)
+	}
+	if !anew {
+		if err := os.WriteFile(p.state, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := unix.Kill(s.Shim, unix.SIGKILL); err != nil {
 		t.Fatal(err)
@@ -101,8 +113,10 @@ func TestAWorkerBeginsWithoutItsDirectory(t *testing.T) {
 			t.Fatalf("%q, %v\n%s", got, err, p.logText())
 		}
 	}
-	if err := os.Rename(hidden, p.state); err != nil {
-		t.Fatal(err)
+	if !anew {
+		if err := errors.Join(os.Remove(p.state), os.Rename(hidden, p.state)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if _, err := os.Stat(filepath.Join(p.state, p.uuid, control.SocketName)); err != nil {
 		t.Fatal(err)
