@@ -228,6 +228,7 @@ func TestASocketThatNobodyHasIsBoundAnew(t *testing.T) {
 
 // Requests that can't be answered, as where a disk hangs, don't take the descriptors that the monitor needs.
 func TestRequestsAreBounded(t *testing.T) {
+	before := len(openFDs())
 	path := filepath.Join(t.TempDir(), "socket")
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
@@ -245,7 +246,6 @@ func TestRequestsAreBounded(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer conn.Close()
 		held = append(held, conn) // and says nothing
 	}
 	hungUp := func() bool {
@@ -264,6 +264,14 @@ func TestRequestsAreBounded(t *testing.T) {
 		}
 	}
 	_ = held[0].Close()
+	defer func() {
+		for _, conn := range held {
+			_ = conn.Close()
+		}
+		for end := time.Now().Add(20 * time.Second); len(openFDs()) > before && time.Now().Before(end); {
+			time.Sleep(time.Millisecond) // the other ends
+		}
+	}()
 	for end := time.Now().Add(20 * time.Second); hungUp(); {
 		if time.Now().After(end) {
 			t.Fatal("none is taken any more")
