@@ -208,7 +208,7 @@ struct ftclock_record {
     uint16_t reason;
     uint16_t event;
     uint16_t ordered; /* 1: by order */
-    uint64_t error;   /* bound of what CLOCK_REALTIME was off UTC by, or of what a state was caught up by; 0: not known */
+    uint64_t error;   /* bound of what CLOCK_REALTIME was off UTC by, or of the import; 0: not known */
     uint64_t slept;   /* how long the host slept in this pause: CLOCK_MONOTONIC_RAW stood still meanwhile */
 };
 
