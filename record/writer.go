@@ -462,17 +462,15 @@ func (w *Writer) Settle() {
 	w.flush()
 }
 
-// Over appends the open minute if it is over, and says how long it still takes if it isn't; 0 where there is none.
+// Over settles the open minute if it is over, and says how long it still takes if it isn't; 0 where there is none.
 func (w *Writer) Over() time.Duration {
 	if w.minute.Last == 0 {
 		return 0
 	}
-	now := w.c.Now()
-	if left := w.minute.Start.Add(time.Minute).Sub(now); left > 0 && left <= time.Minute {
+	if left := w.minute.Start.Add(time.Minute).Sub(w.c.Now()); left > 0 && left <= time.Minute {
 		return left
 	}
-	w.close()
-	w.flush()
+	w.Settle()
 	return 0
 }
 
