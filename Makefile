@@ -1,13 +1,21 @@
 # ftclock: build, test, demo, install.
 #
 #   make build      bin/ftclock, bin/ftclock-hook, bin/ftclock-shim, bin/libftclock-qemu.so
-#   make test       every test (FTCLOCK_LONG=1: some in a longer form); on a machine with /dev/kvm the end-to-end tests too
 #   make demo       200 checkpoints without and with ftclock, in a private libvirt; a table and a picture
+#   make test       every test (FTCLOCK_LONG=1: some in a longer form), the end-to-end ones on a KVM host
+#   make e2e        the end-to-end tests alone; PACKAGES and TESTFLAGS choose among them
+#   make shell      a shell on a KVM host with ftclock installed and a guest defined
+#
+# A KVM host is this machine where it has /dev/kvm, else an emulated one (docs/testing.md); FTCLOCK_HOST=native or
+# emulated forces either.
+#
+#   make kernels    the main end-to-end tests on the kernels of Debian 12, 13 and unstable
+#   make vcpus      1,000 pauses of a stock Linux with 1, 2 and 4 vCPUs
 #   make splits     the relay's conversations cut at every byte, descriptors with every piece (a minute)
 #   make hostile    a QEMU that a guest has taken over, and the domain beside it
 #   make sweep      virsh with and without the shim
 #   make sim        40 simulated years of pauses, against the rule's model
-#   make chaos      kills of worker, keeper and libvirtd and upgrades, many times (about half an hour)
+#   make chaos      kills of worker, keeper and libvirtd and upgrades, many times (about half an hour on native KVM)
 #   make test-packages  the packages' whole life on Debian 12 and 13, what takes long of their tests, and the units on 13
 #   make agree      eight domains for two minutes: status, metrics, record, report and the guests' own clocks must say the same
 #   make pictures   docs/pictures, by the tests that drive virt-manager, a browser and a terminal
@@ -41,12 +49,7 @@ MODULE_SOURCES = qemu-plugin/module.c qemu-plugin/rule.c
 
 TESTFLAGS ?=
 
-# A Linux kernel for the test with a whole Linux guest, if a directory beside this one has it; without
-# one, that test says what it leaves out.
-FTCLOCK_TEST_KERNEL ?= $(abspath $(firstword $(wildcard ../*/linux-guest/vmlinux.xz)))
-export FTCLOCK_TEST_KERNEL
-
-.PHONY: build test test-packages pictures demo splits hostile sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup
+.PHONY: build built host images test e2e kernels vcpus shell test-packages pictures demo splits hostile sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup setup-build setup-host FORCE
 
 build: $(BINARIES)
 
@@ -60,26 +63,122 @@ bin/libftclock-qemu.so: $(MODULE_SOURCES) qemu-plugin/rule.h clockpage/clockpage
 	@mkdir -p bin
 	$(CC) $(MODULE_CFLAGS) $(MODULE_LDFLAGS) -o $@ $(MODULE_SOURCES)
 
-# Installs what building and testing need from Debian's packages, and says so. Does nothing where all is there.
+# What tests run besides ftclock itself, see package test/built. Nothing is compiled while a test runs.
+BUILT_SHIMS = build/test/shim-one build/test/shim-two
+BUILT_MODULES = build/test/module-1.1.so build/test/module-2.0.so
+BUILT_LIBRARIES = build/test/fakeclock.so build/test/downtime.so build/test/realtime.so
+BUILT = build/test/guest.elf build/test/init build/test/cont $(BUILT_LIBRARIES) $(BUILT_MODULES) $(BUILT_SHIMS)
+built: $(BUILT)
+
+TEST_CFLAGS = -std=c11 -O2 -Wall -Wextra -Werror
+# The kvmclock guest has no libc and keeps to plain integer instructions of the i386.
+BARE_CFLAGS = $(TEST_CFLAGS) -m32 -march=i386 -mgeneral-regs-only -ffreestanding -fno-pic -fno-stack-protector -fcf-protection=none \
+	-fno-asynchronous-unwind-tables -nostdlib -static -no-pie -Wl,--build-id=none -Wl,-z,noexecstack
+
+build/test:
+	@mkdir -p $@
+build/test/guest.elf: $(wildcard test/guest/src/*) | build/test
+	$(CC) $(BARE_CFLAGS) -T test/guest/src/guest.ld -o $@ test/guest/src/start.S test/guest/src/guest.c
+build/test/init: test/linuxguest/src/init.c test/guest/src/record.h | build/test
+	$(CC) $(TEST_CFLAGS) -static -pthread -Itest/guest/src -o $@ $<
+build/test/cont: qemu-plugin/testdata/cont.c qemu-plugin/testdata/fake.c qemu-plugin/rule.c qemu-plugin/rule.h clockpage/clockpage.h | build/test
+	$(CC) $(TEST_CFLAGS) -g -fPIC -fvisibility=hidden -o $@ qemu-plugin/testdata/cont.c qemu-plugin/rule.c
+build/test/%.so: test/e2e/testdata/%.c | build/test
+	$(CC) $(TEST_CFLAGS) -fPIC -shared -o $@ $< -ldl
+build/test/%.so: test/bench/testdata/%.c | build/test
+	$(CC) $(TEST_CFLAGS) -fPIC -shared -o $@ $< -ldl
+# The module with another version of the clock page.
+build/test/module-%.so: $(MODULE_SOURCES) qemu-plugin/rule.h clockpage/clockpage.h | build/test
+	@mkdir -p build/test/module-$*/qemu-plugin build/test/module-$*/clockpage
+	@cp $(MODULE_SOURCES) qemu-plugin/rule.h build/test/module-$*/qemu-plugin/
+	@sed -E 's/^(#define FTCLOCK_PAGE_MAJOR) .*/\1 $(basename $*)/; s/^(#define FTCLOCK_PAGE_MINOR) .*/\1 $(patsubst .%,%,$(suffix $*))/' \
+		clockpage/clockpage.h >build/test/module-$*/clockpage/clockpage.h
+	cd build/test/module-$* && $(CC) $(MODULE_CFLAGS) $(MODULE_LDFLAGS) -o ../module-$*.so $(MODULE_SOURCES)
+# Go knows best what is out of date.
+.PHONY: $(BUILT_SHIMS)
+$(BUILT_SHIMS): build/test/shim-%: | build/test
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-X main.version=$*' -o $@ ./cmd/ftclock-shim
+
+# Runs a command on a KVM host, see package test/kvmhost.
+HOST = build/host/run
+host: $(HOST) build/host/init
+.PHONY: host $(HOST) build/host/init
+$(HOST):
+	CGO_ENABLED=0 $(GO) build -trimpath -o $@ ./test/kvmhost/run
+build/host/init:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $@ ./test/kvmhost/init
+
+# Installs what a part of all this needs from Debian's packages, and says so. Does nothing where all is there.
 setup:
-	@test/setup.sh
+	@test/setup.sh build host test
+setup-build:
+	@test/setup.sh build
+setup-host:
+	@test/setup.sh build host
+PROGRESS = test/progress.sh
 
-test: setup build
-	@$(GO) run ./test/missing
+# The packages with end-to-end tests, which need a KVM host. Those whose tests are all of that kind are run there as a whole.
+KVM_PACKAGES = test/platform/hypervisor test/privatelibvirt test/demo test/e2e test/docs test/soak test/bench test/virtmanager
+KVM_MIXED = attach qemu-plugin test/container test/systemd test/packages
+NATIVE_PACKAGES = $$($(GO) list ./... | grep -v -x -F "$$(printf 'ftclock/%s\n' $(KVM_PACKAGES))")
+# What the tests of units and packages boot: whole Debians, made once and kept in the user's cache, and two versions of the package.
+images: | build
+	$(PROGRESS) images $(GO) run ./test/container/prepare $(SUITES)
+SUITES ?= bookworm
+
+test: setup build built host images build/test/packages
 	$(GO) vet ./...
-	CGO_ENABLED=1 $(GO) test -race -timeout 3h -p 1 $(TESTFLAGS) ./...
+	CGO_ENABLED=1 $(GO) test -race -timeout 1h -p 1 -skip '^TestKVM' $(TESTFLAGS) $(NATIVE_PACKAGES)
+	test/kvm.sh $(TESTFLAGS) -- $(KVM_PACKAGES) $(KVM_MIXED)
 
-test-packages: setup build
-	FTCLOCK_REQUIRE=1 FTCLOCK_LONG=1 $(GO) test -count=1 -timeout 3h -v ./packaging ./test/packages
-	FTCLOCK_REQUIRE=1 FTCLOCK_SUITE=trixie $(GO) test -count=1 -timeout 3h -v ./test/systemd
+# The end-to-end tests alone, or some: make e2e PACKAGES=test/e2e TESTFLAGS='-v -run TestKVMLinuxGuest'
+PACKAGES ?= $(KVM_PACKAGES)
+e2e: setup-host build built host
+	test/kvm.sh $(TESTFLAGS) -- $(PACKAGES)
 
-pictures: setup build
+# Further forms of the end-to-end tests: $(call on-kvm,FLAGS,PACKAGES). FTCLOCK_* variables come along.
+on-kvm = FTCLOCK_REQUIRE=1 test/kvm.sh -v $(1) -- $(2)
+
+# Checkpoints, restores, migrations and guests with several vCPUs on host and guest kernels of other Debians.
+KERNELS ?= bookworm trixie sid
+kernels: setup-host build built host
+	for suite in $(KERNELS); do \
+		HOSTFLAGS="--suite $$suite" $(call on-kvm,-run 'Checkpoints|Restore|Migration|LinuxGuest',test/e2e) || exit 1; \
+	done
+
+# 1,000 pauses of a stock Linux with 1, 2 and 4 vCPUs.
+vcpus: setup-host build built host
+	FTCLOCK_LONG=1 $(call on-kvm,-run TestKVMLinuxGuest,test/e2e)
+
+# A shell on a KVM host, with a libvirt of its own, ftclock installed and a guest defined.
+shell: setup-host build built host build/test/shell
+	build/host/run --terminal build/test/shell
+.PHONY: build/test/shell build/test/demo
+build/test/shell: | build/test
+	CGO_ENABLED=1 $(GO) build -o $@ ./test/shell
+
+build/test/packages: FORCE
+	$(PROGRESS) packages $(GO) run ./test/packages/prepare $@
+FORCE:
+
+test-packages: setup build built host build/test/packages
+	$(MAKE) images SUITES='bookworm trixie'
+	FTCLOCK_REQUIRE=1 FTCLOCK_LONG=1 $(GO) test -count=1 -timeout 3h -v ./packaging
+	FTCLOCK_LONG=1 $(call on-kvm,,test/packages)
+	FTCLOCK_SUITE=trixie $(call on-kvm,,test/systemd)
+
+pictures: setup build built host
 	mkdir -p docs/pictures
-	FTCLOCK_REQUIRE=1 FTCLOCK_PICTURES=$(CURDIR)/docs/pictures $(GO) test -count=1 -timeout 1h ./test/virtmanager
+	FTCLOCK_PICTURES=$(CURDIR)/docs/pictures HOSTFLAGS='--write docs/pictures' $(call on-kvm,,test/virtmanager)
 	FTCLOCK_PICTURES=$(CURDIR)/docs/pictures $(GO) test -count=1 -timeout 1h -run 'Browser|Watch' ./report ./cmd/ftclock
 
-demo: setup build
-	$(GO) run ./test/demo
+# What it installs is what it needs.
+demo: setup-host
+	$(PROGRESS) build $(MAKE) --no-print-directory build built host build/test/demo
+	cd build && FTCLOCK_HOST=$(FTCLOCK_HOST) host/run --write demo -- sh -c 'cd demo && exec ../test/demo'
+	cp build/demo/demo.svg build/demo/demo.png .
+build/test/demo: | build/test
+	CGO_ENABLED=1 $(GO) build -o $@ ./test/demo
 
 splits: setup
 	FTCLOCK_REQUIRE=1 FTCLOCK_LONG=1 $(GO) test -race -count=1 -timeout 30m -v -run 'CutAnywhere|AnyPiece|BehindOther' ./qmp-shim
@@ -87,35 +186,39 @@ splits: setup
 hostile: setup
 	FTCLOCK_REQUIRE=1 $(GO) test -race -count=1 -timeout 30m -v -run 'Nonsense|AnyPage|LeavesInTheMiddle|Hostile|Generations|Odd|Fuzz' ./qmp-shim ./test/reliability ./clockpage
 
-sweep: setup build
-	FTCLOCK_REQUIRE=1 $(GO) test -count=1 -timeout 1h -v -run Sweep ./test/e2e
+sweep: setup-host build built host
+	$(call on-kvm,-run Sweep,test/e2e)
 
 sim: setup
 	FTCLOCK_REQUIRE=1 FTCLOCK_SIM_SEEDS=40 $(GO) test -count=1 -timeout 1h -v -run TestRule ./qemu-plugin
 
-chaos: setup build
-	FTCLOCK_REQUIRE=1 FTCLOCK_WORKER_KILLS=1000 FTCLOCK_KEEPER_KILLS=200 FTCLOCK_LIBVIRTD_KILLS=100 FTCLOCK_UPGRADES=100 FTCLOCK_RECONNECTS=300 \
-		$(GO) test -count=1 -timeout 6h -v -run 'Chaos|Peers' ./test/e2e ./test/reliability
+CHAOS = FTCLOCK_WORKER_KILLS=1000 FTCLOCK_KEEPER_KILLS=200 FTCLOCK_LIBVIRTD_KILLS=100 FTCLOCK_UPGRADES=100 FTCLOCK_RECONNECTS=300
+chaos: setup build built host
+	$(CHAOS) $(call on-kvm,-timeout 6h -run Chaos,test/e2e)
+	FTCLOCK_REQUIRE=1 $(CHAOS) $(GO) test -count=1 -timeout 6h -v -run Peers ./test/reliability
 
 # Every figure of eight checkpointed domains against every other, each with a guest of its own to be measured.
-agree: setup build
-	FTCLOCK_REQUIRE=1 FTCLOCK_RECORD_TIME=2m $(GO) test -count=1 -timeout 1h -v -run TestKVMStatusExporterAndRecordAgree ./test/e2e
+agree: setup-host build built host
+	FTCLOCK_RECORD_TIME=2m $(call on-kvm,-run TestKVMStatusExporterAndRecordAgree,test/e2e)
 
 SOAKFLAGS ?= -picture docs/pictures/soak.svg
-soak: setup build
-	$(GO) run ./test/soak $(SOAKFLAGS)
+soak: setup-host build built host
+	$(GO) build -o build/test/soak ./test/soak
+	build/host/run --write docs/pictures -- build/test/soak $(SOAKFLAGS)
 
 # COLO for five minutes at each of three checkpoint delays, then the primary's death.
-colo: setup build
-	FTCLOCK_REQUIRE=1 FTCLOCK_COLO_SECONDS=300 FTCLOCK_PICTURES=$(CURDIR)/docs/pictures $(GO) test -count=1 -timeout 3h -v -run TestKVMCOLO ./test/e2e
+colo: setup-host build built host
+	FTCLOCK_COLO_SECONDS=300 FTCLOCK_PICTURES=$(CURDIR)/docs/pictures HOSTFLAGS='--write docs/pictures' $(call on-kvm,-run TestKVMCOLO,test/e2e)
 
+# What needs KVM is measured where there is /dev/kvm, and left out elsewhere: a figure of time means nothing in an emulated host.
 BENCHFLAGS ?=
-bench: setup build
+bench: setup build built
 	test/bench/fetch.sh build/bench-guest || echo "bench: going on without the guest with an agent"
 	$(GO) run ./test/bench $(BENCHFLAGS)
 
-bench-quick: setup build
-	$(GO) run ./test/bench -quick -page - -pictures ''
+bench-quick: setup build built host
+	$(GO) build -o build/test/bench ./test/bench
+	build/host/run -- build/test/bench -quick -page - -pictures ''
 
 cost: setup build
 	$(GO) run ./test/cost
@@ -130,7 +233,7 @@ fuzz:
 	done
 
 # The same commit gives the same bytes.
-packages: setup build
+packages: setup-build build
 	VERSION='$(VERSION)' packaging/build
 
 DIRECTORIES = bin sbin lib/ftclock share/ftclock/snippets share/doc/ftclock share/man/man1 share/man/man5 share/man/man8 \

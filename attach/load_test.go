@@ -469,7 +469,7 @@ func says(t *testing.T, err, want error, text string) {
 }
 
 // The program, its C library and a symbolic link to the module have been upgraded while the target runs.
-func TestUpgraded(t *testing.T) {
+func TestKVMUpgraded(t *testing.T) {
 	needRoot(t)
 	needKVM(t)
 	dir := t.TempDir()

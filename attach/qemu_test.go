@@ -84,7 +84,7 @@ func (v *vm) execute(command string) string {
 	}
 }
 
-func TestQEMU(t *testing.T) {
+func TestKVMLoadsIntoQEMU(t *testing.T) {
 	needRoot(t)
 	needKVM(t)
 	mod := module(t)
@@ -118,7 +118,7 @@ func TestQEMU(t *testing.T) {
 }
 
 // Libraries are loaded into a QEMU whose guest runs and is stopped and continued all the while.
-func TestRunningGuest(t *testing.T) {
+func TestKVMLoadsWhileTheGuestRuns(t *testing.T) {
 	needRoot(t)
 	needKVM(t)
 	v := startQEMU(t, "kvm")
@@ -135,7 +135,7 @@ func TestRunningGuest(t *testing.T) {
 }
 
 // QEMU much as libvirt runs it: in the sandbox (without elevateprivileges=deny, which kills -runas), as another user.
-func TestConfined(t *testing.T) {
+func TestKVMLoadsIntoAConfinedQEMU(t *testing.T) {
 	needRoot(t)
 	needKVM(t)
 	v := startQEMU(t, "kvm", "-runas", "nobody",
@@ -154,7 +154,7 @@ func TestConfined(t *testing.T) {
 	v.execute("query-status")
 }
 
-func TestEmulated(t *testing.T) {
+func TestKVMLeavesAnEmulatorAlone(t *testing.T) {
 	needRoot(t)
 	needKVM(t)
 	v := startQEMU(t, "tcg")

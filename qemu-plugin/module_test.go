@@ -187,7 +187,7 @@ func (f facts) notServed(t *testing.T) {
 	}
 }
 
-func TestModule(t *testing.T) {
+func TestKVMModule(t *testing.T) {
 	needKVM(t)
 	module := buildModule(t)
 	path, slot := buildFake(t, "qemu-fake", hardened...)
@@ -232,7 +232,7 @@ func TestModule(t *testing.T) {
 }
 
 // Other ways to link a program than the distributions'.
-func TestModuleInOtherPrograms(t *testing.T) {
+func TestKVMModuleInOtherPrograms(t *testing.T) {
 	needKVM(t)
 	module := buildModule(t)
 	for name, flags := range map[string][]string{
@@ -251,7 +251,7 @@ func TestModuleInOtherPrograms(t *testing.T) {
 	}
 }
 
-func TestModuleLeavesOthersAlone(t *testing.T) {
+func TestKVMModuleLeavesOthersAlone(t *testing.T) {
 	module := buildModule(t)
 	t.Run("not QEMU by its name", func(t *testing.T) {
 		needKVM(t)

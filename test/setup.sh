@@ -1,12 +1,29 @@
 #!/bin/sh
-# Installs what building and testing ftclock need from Debian's packages. Says what it does; does nothing where all
-# is there. Go itself has to be there already.
+# setup.sh GROUP...: installs what a part of ftclock's build and tests needs from Debian's packages. Says what it does;
+# does nothing where all is there. Go itself has to be there already.
 set -eu
 
-packages="gcc libc6-dev make pkg-config clang-format libvirt-dev libvirt-daemon-system libvirt-clients
- qemu-system-x86 qemu-utils dbus libxml2-utils xz-utils iproute2 strace socat valgrind prometheus debootstrap systemd-container
- tmux chromium poppler-utils lintian rpmlint rpm mandoc man-db groff shellcheck zsh fish apparmor checkpolicy semodule-utils setools dpkg-dev
+# To build ftclock and what its tests run.
+build="gcc libc6-dev make pkg-config libvirt-dev"
+# A KVM host in which a libvirt of its own can run, emulated where this machine is none.
+host="libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils dbus iproute2 xz-utils dpkg-dev"
+# Everything that make test looks at.
+test="clang-format libxml2-utils strace socat valgrind prometheus debootstrap systemd-container cpio
+ tmux chromium poppler-utils lintian rpmlint rpm mandoc man-db groff shellcheck zsh fish apparmor checkpolicy semodule-utils setools
  virt-manager virtinst xvfb imagemagick at-spi2-core gir1.2-atspi-2.0 dconf-gsettings-backend adwaita-icon-theme fonts-dejavu-core"
+
+packages=""
+for group in "$@"; do
+    case $group in
+    build) packages="$packages $build" ;;
+    host) packages="$packages $host" ;;
+    test) packages="$packages $test" ;;
+    *)
+        echo "usage: setup.sh [build] [host] [test]" >&2
+        exit 2
+        ;;
+    esac
+done
 
 missing=""
 for package in $packages; do
@@ -22,13 +39,13 @@ if [ "$(id -u)" != 0 ]; then
     echo "setup: please run as root: apt-get install --no-install-recommends$missing" >&2
     exit 1
 fi
-echo "setup: installing from Debian's packages:$missing"
+echo "setup: installing from Debian's packages:" $missing
 export DEBIAN_FRONTEND=noninteractive
 log=$(mktemp)
-if ! { apt-get update && apt-get install -y --no-install-recommends $missing; } >"$log" 2>&1; then
-    cat "$log" >&2
-    echo "setup: installing failed; its output is above" >&2
+trap 'rm -f "$log"' EXIT
+if ! "$(dirname "$0")/progress.sh" setup sh -c 'exec >"$0" 2>&1; apt-get update && apt-get install -y --no-install-recommends '"$missing" "$log"; then
+    tail -n 20 "$log" >&2
+    echo "setup: installing failed: $(grep '^E: ' "$log" | tail -n 1); fix: see that Debian's packages can be reached and that there is room (apt-get update; df -h /)" >&2
     exit 1
 fi
-rm -f "$log"
 echo "setup: done"

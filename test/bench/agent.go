@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"ftclock/test/built"
 	"ftclock/test/guest"
 	"ftclock/test/linuxguest"
 	"ftclock/test/privatelibvirt"
@@ -204,7 +205,11 @@ func (b *bench) chrony(t *table, initrd, steps, name string, length time.Duratio
 func (b *bench) agentInitrd() (string, error) {
 	root := filepath.Join(privatelibvirt.Dir, "agent-root")
 	initrd := filepath.Join(privatelibvirt.Dir, "agent-initrd")
-	clock, err := linuxguest.BuildInit(privatelibvirt.Dir)
+	init, err := built.Path(built.LinuxInit)
+	if err != nil {
+		return "", err
+	}
+	clock, err := os.ReadFile(init)
 	if err != nil {
 		return "", err
 	}

@@ -6,10 +6,10 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"time"
 
+	"ftclock/test/built"
 	"ftclock/test/guest"
 	"ftclock/test/privatelibvirt"
 
@@ -66,7 +66,7 @@ var sections = []section{
 func run(o options, stdout, stderr io.Writer) error {
 	b := &bench{options: o, progress: stderr}
 	var err error
-	if b.elf, err = guest.Build(privatelibvirt.Dir); err != nil {
+	if b.elf, err = guest.Copy(privatelibvirt.Dir); err != nil {
 		return err
 	}
 	if b.conn, err = privatelibvirt.Connect(); err != nil {
@@ -226,13 +226,5 @@ func managed(x *libvirtxml.Domain) {
 
 const moduleLibrary = privatelibvirt.Prefix + "/lib/ftclock/libftclock-qemu.so"
 
-// realtimeLibrary compiles the competitor.
-func realtimeLibrary() (string, error) {
-	library := filepath.Join(privatelibvirt.Dir, "realtime.so")
-	out, err := exec.Command("gcc", "-std=c11", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-o", library,
-		"test/bench/testdata/realtime.c", "-ldl").CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("building the KVM_CLOCK_REALTIME library: gcc: %w\n%s", err, out)
-	}
-	return library, nil
-}
+// realtimeLibrary is the competitor, where QEMU can read it.
+func realtimeLibrary() (string, error) { return built.Copy(built.Realtime, privatelibvirt.Dir) }

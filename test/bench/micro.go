@@ -4,12 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
 
-	"ftclock/test/privatelibvirt"
+	"ftclock/test/built"
 )
 
 // goBenchmarks runs those of the packages on the path of a cont. The output is benchstat's input.
@@ -54,11 +53,9 @@ func (b *bench) instructions() (string, error) {
 	if _, err := exec.LookPath("valgrind"); err != nil {
 		return "", unavailable("valgrind is not installed; fix: apt-get install valgrind")
 	}
-	program := filepath.Join(privatelibvirt.Dir, "cont")
-	// As the module is built.
-	if out, err := exec.Command("gcc", "-std=c11", "-O2", "-g", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-o", program,
-		"qemu-plugin/testdata/cont.c", "qemu-plugin/rule.c").CombinedOutput(); err != nil {
-		return "", fmt.Errorf("gcc: %w\n%s", err, out)
+	program, err := built.Path(built.Instructions)
+	if err != nil {
+		return "", err
 	}
 	const times = 1000
 	t := newTable("", "instructions", "ioctls", "readings of clocks")

@@ -162,7 +162,7 @@ func (b *bench) linuxWork(t *table) error {
 	var subjects [2]*subject
 	var clocks [2]*guest.Clock
 	for i, name := range []string{"linux-stock", "linux-kept"} {
-		x := linuxguest.XML(name, image)
+		x := linuxguest.XML(name, image, 1)
 		if i == 1 {
 			managed(x)
 		}

@@ -41,7 +41,7 @@ func Missing() []string {
 		}
 	}
 	if _, err := os.Stat("/dev/kvm"); err != nil {
-		missing = append(missing, "no /dev/kvm; fix: modprobe kvm_intel or kvm_amd, or switch on nested virtualization")
+		missing = append(missing, "no /dev/kvm; fix: run it on an emulated host by make test, or modprobe kvm_intel or kvm_amd")
 	}
 	return missing
 }

@@ -40,6 +40,9 @@ func measure(out io.Writer) (err error) {
 	if c.shim, err = q.DialShim("bin"); err != nil {
 		return err
 	}
+	if !rig.KVM() {
+		fmt.Fprintln(out, "QEMU runs without KVM (-accel tcg): the relay is what is measured; the module has nothing to do.")
+	}
 	fmt.Fprintf(out, "QMP round trips (query-status), median of %d each, taking turns:\n", rounds*perRound)
 	trips, err := c.roundTrips()
 	if err != nil {

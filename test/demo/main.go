@@ -13,7 +13,11 @@ import (
 	"os"
 	"strings"
 
+	"ftclock/test/built"
+	"ftclock/test/kvmhost"
 	"ftclock/test/privatelibvirt"
+
+	"libvirt.org/go/libvirt"
 )
 
 func main() {
@@ -27,6 +31,7 @@ func run(stdout, stderr *os.File) int {
 		return 1
 	}
 	return privatelibvirt.Main(func() int {
+		fmt.Fprintln(stderr, "demo     libvirt is up")
 		if err := demonstrate(stdout, stderr); err != nil {
 			fmt.Fprintln(stderr, "demo: error:", err)
 			return 1
@@ -34,14 +39,28 @@ func run(stdout, stderr *os.File) int {
 		return 0
 	}, privatelibvirt.Options{Prepare: func() error {
 		announce(stdout)
-		return privatelibvirt.Install(".")
+		fmt.Fprintln(stderr, "demo     installing ftclock there and starting libvirt")
+		root, err := built.Root()
+		if err != nil {
+			return err
+		}
+		return privatelibvirt.Install(root)
 	}})
 }
 
 func announce(w io.Writer) {
 	fmt.Fprintf(w, "Pausing a kvmclock guest %d times for %d ms through libvirt: first stock, then with ftclock.\n", checkpoints, pause.Milliseconds())
 	fmt.Fprintln(w, "Both run in a libvirt of their own, in namespaces; the machine's own libvirt isn't touched.")
-	fmt.Fprintf(w, "It takes up to a minute and leaves %s and %s.\n\n", svgPath, pngPath)
+	fmt.Fprintf(w, "It takes one to three minutes and leaves %s and %s.\n\n", svgPath, pngPath)
+}
+
+// where says what the clocks were measured on.
+func where(conn *libvirt.Connect) string {
+	host := strings.Join(privatelibvirt.Versions(conn), ", ")
+	if kvmhost.Emulated() {
+		host += "; the host was EMULATED: the clocks are real KVM's, but the times in µs mean nothing"
+	}
+	return host
 }
 
 // demonstrate makes both runs and shows them. What it finds wrong with a clock is its error.
@@ -67,7 +86,7 @@ func demonstrate(stdout, stderr *os.File) (err error) {
 	if err := compareCosts(subjects...); err != nil {
 		return err
 	}
-	stock, kept, host := &subjects[0].course, &subjects[1].course, strings.Join(privatelibvirt.Versions(l.conn), ", ")
+	stock, kept, host := &subjects[0].course, &subjects[1].course, where(l.conn)
 	fmt.Fprintf(stdout, "\n%s\n%s\n\n", table(stock, kept), host)
 	if err := writePicture(svgPath, pngPath, stock, kept, host); err != nil {
 		return err

@@ -61,7 +61,7 @@ type laboratory struct {
 }
 
 func open() (*laboratory, error) {
-	elf, err := guest.Build(privatelibvirt.Dir)
+	elf, err := guest.Copy(privatelibvirt.Dir)
 	if err != nil {
 		return nil, err
 	}

@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,6 +17,7 @@ import (
 
 	"ftclock/clockpage"
 	"ftclock/control"
+	"ftclock/test/built"
 	"ftclock/test/guest"
 	"ftclock/test/privatelibvirt"
 
@@ -135,6 +135,7 @@ func inChaos(t *testing.T, disturb func(t *testing.T, d *privatelibvirt.Domain, 
 	what := disturb(t, d, c)
 	end()
 	// A pause that was cut short, or one over the other monitor, isn't left standing.
+	quiet(t, d)
 	pause(t, d, 5*time.Millisecond)
 	drift := offset(t, clock) - before
 	s := status(t, d)
@@ -158,6 +159,26 @@ func inChaos(t *testing.T, disturb func(t *testing.T, d *privatelibvirt.Domain, 
 	if c.pauses.Load() < max(1, c.floor) || c.virsh.Load() == 0 {
 		t.Errorf("there was too little traffic: %d pauses, want %d", c.pauses.Load(), c.floor)
 	}
+}
+
+// quiet waits until libvirt has heard of everything that another monitor did, and takes the domain for running. Its answer to a
+// command comes behind the events that QEMU sent before.
+func quiet(t *testing.T, d *privatelibvirt.Domain) {
+	t.Helper()
+	var state libvirt.DomainState
+	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		if _, err := d.QemuMonitorCommand(`{"execute":"query-status"}`, libvirt.DOMAIN_QEMU_MONITOR_COMMAND_DEFAULT); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		if state, _, err = d.GetState(); err != nil {
+			t.Fatal(err)
+		}
+		if state == libvirt.DOMAIN_RUNNING {
+			return
+		}
+	}
+	t.Fatalf("libvirt takes the domain for one in state %d", state)
 }
 
 // whole waits until the shim's pair is complete and answers, and gives its status.
@@ -416,22 +437,23 @@ func TestKVMChaosKillsOfABusyLibvirtd(t *testing.T) {
 	})
 }
 
+// The versions of the shims that were built.
 var versions = []string{"one", "two"}
 
-// installer builds a shim of each version, and gives what installs one.
+// installer gives what installs the shim of a version.
 func installer(t *testing.T) (install func(version string)) {
 	t.Helper()
-	dir := t.TempDir()
-	for _, v := range versions {
-		build := exec.Command("go", "build", "-trimpath", "-ldflags", "-X main.version="+v, "-o", filepath.Join(dir, v), "ftclock/cmd/ftclock-shim")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			t.Fatalf("building a shim: %v\n%s", err, out)
+	shims := map[string]string{}
+	for version, name := range map[string]string{"one": built.ShimOne, "two": built.ShimTwo} {
+		path, err := built.Path(name)
+		if err != nil {
+			t.Fatal(err)
 		}
+		shims[version] = path
 	}
 	return func(v string) {
 		t.Helper()
-		text, err := os.ReadFile(filepath.Join(dir, v))
+		text, err := os.ReadFile(shims[v])
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"ftclock/clockpage"
+	"ftclock/test/built"
 	"ftclock/test/privatelibvirt"
 
 	"golang.org/x/sys/unix"
@@ -126,10 +127,9 @@ func haltVCPU(t *testing.T, qemu int, length time.Duration) {
 // A QEMU that makes up for downtime itself, by having the kernel add to the clock, must not make it count twice. The
 // stand-in is described where it is, in testdata/downtime.c.
 func TestKVMAQEMUThatAccountsForDowntime(t *testing.T) {
-	library := filepath.Join(privatelibvirt.Dir, "downtime.so")
-	if out, err := exec.Command("gcc", "-std=c11", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-o", library,
-		"testdata/downtime.c", "-ldl").CombinedOutput(); err != nil {
-		t.Fatalf("gcc: %v\n%s", err, out)
+	library, err := built.Copy(built.Downtime, privatelibvirt.Dir)
+	if err != nil {
+		t.Fatal(err)
 	}
 	dir, err := privatelibvirt.QEMUDir("downtime")
 	if err != nil {

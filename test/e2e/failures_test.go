@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"ftclock/control"
+	"ftclock/test/built"
 	"ftclock/test/privatelibvirt"
 )
 
@@ -144,53 +145,24 @@ func TestKVMNothingIsLeftOfAQEMUThatDoesNotStart(t *testing.T) {
 	nothingLeft(t)
 }
 
-// versionedModule is the module built with another version of the clock page: its text.
-func versionedModule(t *testing.T, major, minor string) string {
+// otherModule is the text of a module with another version of the clock page.
+func otherModule(t *testing.T, name string) string {
 	t.Helper()
-	dir := t.TempDir()
-	for _, file := range []string{"qemu-plugin/module.c", "qemu-plugin/rule.c", "qemu-plugin/rule.h", "clockpage/clockpage.h"} {
-		text, err := os.ReadFile(filepath.Join("../..", file))
-		if err == nil {
-			lines := strings.Split(string(text), "\n")
-			for i, line := range lines {
-				for name, value := range map[string]string{"MAJOR": major, "MINOR": minor} {
-					if strings.HasPrefix(line, "#define FTCLOCK_PAGE_"+name+" ") {
-						lines[i] = "#define FTCLOCK_PAGE_" + name + " " + value
-					}
-				}
-			}
-			err = os.MkdirAll(filepath.Dir(filepath.Join(dir, file)), 0o700)
-			text = []byte(strings.Join(lines, "\n"))
-		}
-		if err == nil {
-			err = os.WriteFile(filepath.Join(dir, file), text, 0o600)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	cc := exec.Command("make", "-s", "-f", "Makefile", "-C", dir, "bin/libftclock-qemu.so")
-	text, err := os.ReadFile("../../Makefile")
-	if err == nil {
-		err = os.WriteFile(filepath.Join(dir, "Makefile"), text, 0o600)
-	}
+	path, err := built.Path(name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if out, err := cc.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	module, err := os.ReadFile(filepath.Join(dir, "bin/libftclock-qemu.so"))
+	text, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return string(module)
+	return string(text)
 }
 
 // A module and a shim of different versions work together, or the shim says why not and goes on relaying.
 func TestKVMAModuleOfAnotherVersion(t *testing.T) {
 	t.Run("older", func(t *testing.T) {
-		replaced(t, installedModule, versionedModule(t, "1", "1"), 0o644)
+		replaced(t, installedModule, otherModule(t, built.ModuleOlder), 0o644)
 		d, clock := start(t, managed("older", clockElement))
 		before := offset(t, clock)
 		for range 50 {
@@ -203,7 +175,7 @@ func TestKVMAModuleOfAnotherVersion(t *testing.T) {
 	})
 	const want = "clock page has version 2."
 	t.Run("newer", func(t *testing.T) {
-		replaced(t, installedModule, versionedModule(t, "2", "0"), 0o644)
+		replaced(t, installedModule, otherModule(t, built.ModuleNext), 0o644)
 		d, _ := start(t, managed("newer", strings.Replace(clockElement, "/>", ` required="no"/>`, 1)))
 		for range 10 {
 			pause(t, d, 5*time.Millisecond)
@@ -225,7 +197,7 @@ func TestKVMAModuleOfAnotherVersion(t *testing.T) {
 	})
 	t.Run("newer, attached", func(t *testing.T) {
 		t.Cleanup(func() { nothingLeft(t) })
-		replaced(t, installedModule, versionedModule(t, "2", "0"), 0o644)
+		replaced(t, installedModule, otherModule(t, built.ModuleNext), 0o644)
 		qemu, monitor := bareQEMU(t, "engine")
 		out, err := exec.Command(privatelibvirt.Prefix+"/bin/ftclock", "attach", strconv.Itoa(qemu.Process.Pid)).CombinedOutput()
 		if err == nil || !strings.Contains(string(out), want) {

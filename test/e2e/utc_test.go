@@ -2,12 +2,11 @@ package e2e
 
 import (
 	"fmt"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"ftclock/test/built"
 	"ftclock/test/privatelibvirt"
 
 	"libvirt.org/go/libvirtxml"
@@ -23,9 +22,9 @@ func fakeClock(t *testing.T, x *libvirtxml.Domain, ppm int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	library := filepath.Join(dir, "fakeclock.so")
-	if out, err := exec.Command("gcc", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", library, "testdata/fakeclock.c").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	library, err := built.Copy(built.FakeClock, dir)
+	if err != nil {
+		t.Fatal(err)
 	}
 	x.QEMUCommandline = &libvirtxml.DomainQEMUCommandline{Envs: []libvirtxml.DomainQEMUCommandlineEnv{
 		{Name: "LD_PRELOAD", Value: library}, {Name: "FAKECLOCK_PPM", Value: fmt.Sprint(ppm)},

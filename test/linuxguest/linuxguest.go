@@ -7,7 +7,9 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"ftclock/test/guest"
 
@@ -24,15 +26,38 @@ const (
 // Clocks are the clocks of one running Linux guest, read from outside out of
 // the memory of its init.
 type Clocks struct {
-	// Monotonic and Realtime are the guest's CLOCK_MONOTONIC and
-	// CLOCK_REALTIME. What concerns pvclock is zero in their readings.
+	// CPUs has those that each vCPU reads, in the order of their numbers.
+	CPUs []CPU
+	// Monotonic and Realtime are vCPU 0's.
 	Monotonic, Realtime *guest.Clock
 
 	memory []byte
 }
 
+// CPU are the guest's CLOCK_MONOTONIC and CLOCK_REALTIME as one vCPU reads
+// them. What concerns pvclock is zero in their readings.
+type CPU struct {
+	Monotonic, Realtime *guest.Clock
+
+	page *page
+}
+
+// page mirrors the beginning of struct page of init.c.
+type page struct {
+	Magic         [2]uint64
+	CPU, CPUs     uint64
+	Across        uint64
+	LargestAcross int64
+}
+
+// Across is how often this vCPU read CLOCK_MONOTONIC below what another one had
+// read before, and by how much at most, in ns.
+func (c CPU) Across() (count uint64, largest int64) {
+	return atomic.LoadUint64(&c.page.Across), atomic.LoadInt64(&c.page.LargestAcross)
+}
+
 // Open maps the memory of the guest in the QEMU process with that pid, and
-// waits until its init runs and its clocks move.
+// waits until its init runs and its clocks move on every vCPU.
 func Open(qemuPID int, timeout time.Duration) (*Clocks, error) {
 	memory, err := guest.MapMemory(qemuPID)
 	if err != nil {
@@ -49,29 +74,43 @@ func Open(qemuPID int, timeout time.Duration) (*Clocks, error) {
 	}
 }
 
-// find looks for init's page. A page that an earlier boot of the same guest
-// left behind has the magic too, but doesn't move.
+// find looks for the pages of init's threads. A page that an earlier boot of
+// the same guest left behind has the magic too, but doesn't move.
 func find(memory []byte) *Clocks {
+	c := &Clocks{memory: memory}
+	found := map[uint64]CPU{}
+	var cpus uint64
 	for at := 0; at+4096 <= len(memory); at += 4096 {
-		page := memory[at : at+4096]
-		if binary.LittleEndian.Uint64(page) != pageMagicA || binary.LittleEndian.Uint64(page[8:]) != pageMagicB {
+		p := memory[at : at+4096]
+		if binary.LittleEndian.Uint64(p) != pageMagicA || binary.LittleEndian.Uint64(p[8:]) != pageMagicB {
 			continue
 		}
-		c := &Clocks{
-			Monotonic: guest.View(page[recordOffset:]),
-			Realtime:  guest.View(page[recordOffset+guest.RecordSize:]),
-			memory:    memory,
+		cpu := CPU{
+			Monotonic: guest.View(p[recordOffset:]),
+			Realtime:  guest.View(p[recordOffset+guest.RecordSize:]),
+			page:      (*page)(unsafe.Pointer(&p[0])),
 		}
-		if c.Monotonic.WaitMoving(time.Second) == nil && c.Realtime.WaitMoving(time.Second) == nil {
-			return c
+		if cpu.Monotonic.WaitMoving(time.Second) == nil && cpu.Realtime.WaitMoving(time.Second) == nil {
+			found[cpu.page.CPU], cpus = cpu, cpu.page.CPUs
 		}
 	}
-	return nil
+	for n := range cpus {
+		cpu, ok := found[n]
+		if !ok {
+			return nil
+		}
+		c.CPUs = append(c.CPUs, cpu)
+	}
+	if len(c.CPUs) == 0 {
+		return nil
+	}
+	c.Monotonic, c.Realtime = c.CPUs[0].Monotonic, c.CPUs[0].Realtime
+	return c
 }
 
 // Close unmaps the guest's memory.
 func (c *Clocks) Close() error {
-	c.Monotonic, c.Realtime = nil, nil
+	c.CPUs, c.Monotonic, c.Realtime = nil, nil, nil
 	return os.NewSyscallError("munmap", unix.Munmap(c.memory))
 }
 

@@ -10,7 +10,7 @@ import (
 
 func TestParseLog(t *testing.T) {
 	log := parseLog("SeaBIOS (version 1.16)\r\n" +
-		"ftclock init vdso=yes available=kvm-clock \r\n" +
+		"ftclock init cpus=1 available=kvm-clock \r\n" +
 		"ftclock clock realtime=1785500000123456789 monotonic=987654321 tsc=123 source=kvm-clock \r\n" +
 		"ftclock kernel rcu: INFO: rcu_sched self-detected stall on CPU\r\n" +
 		"ftclock kernel Linux version 6.12, debugging symbols\r\n" +
@@ -33,9 +33,9 @@ func TestParseLog(t *testing.T) {
 }
 
 func TestMissingNamesTheFix(t *testing.T) {
-	t.Setenv(kernelVariable, filepath.Join(t.TempDir(), "none"))
+	t.Setenv(KernelVariable, filepath.Join(t.TempDir(), "none"))
 	missing := fmt.Sprint(Missing())
-	if !strings.Contains(missing, kernelVariable) || !strings.Contains(missing, "fix:") {
+	if !strings.Contains(missing, KernelVariable) || !strings.Contains(missing, "fix:") {
 		t.Error(missing)
 	}
 }

@@ -10,6 +10,12 @@ import (
 	"strings"
 )
 
+// Tags are the versions that `make build/test/packages` builds for tests, the older one first.
+var Tags = []string{"v1.0.0", "v1.1.0"}
+
+// DebName is the file of a version's .deb.
+func DebName(tag string) string { return "ftclock_" + strings.TrimPrefix(tag, "v") + "-1_amd64.deb" }
+
 // Files are the packages that were built, by kind: deb and rpm.
 type Files map[string]string
 
@@ -38,7 +44,7 @@ func Build(repo, dir, tag string, env ...string) (Files, error) {
 	}
 	version := strings.TrimPrefix(tag, "v")
 	files := Files{
-		"deb": filepath.Join(dir, "build/packages/ftclock_"+version+"-1_amd64.deb"),
+		"deb": filepath.Join(dir, "build/packages", DebName(tag)),
 		"rpm": filepath.Join(dir, "build/packages/ftclock-"+version+"-1.x86_64.rpm"),
 	}
 	for _, path := range files {

@@ -51,7 +51,7 @@ func Versions(conn *libvirt.Connect) (all []string) {
 func WithGuest(conn **libvirt.Connect, elf *string, run func() int) func() int {
 	return func() int {
 		var err error
-		if *elf, err = guest.Build(Dir); err != nil {
+		if *elf, err = guest.Copy(Dir); err != nil {
 			panic(err)
 		}
 		if *conn, err = Connect(); err != nil {

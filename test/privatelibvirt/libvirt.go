@@ -179,13 +179,13 @@ func end(signal unix.Signal) error {
 }
 
 // Install installs a built tree from Options.Prepare: make install with the
-// programs below Prefix and the hook in HooksDir. Further variables for make
-// are given as NAME=value.
+// programs below Prefix and the hook in HooksDir. It builds nothing. Further
+// variables for make are given as NAME=value.
 func Install(repo string, variables ...string) error {
 	if !Inside() {
 		return errors.New("installing: not inside the private libvirt")
 	}
-	args := append([]string{"--no-print-directory", "-C", repo, "install", "DESTDIR=", "PREFIX=" + Prefix, "SYSCONFDIR=/etc"}, variables...)
+	args := append([]string{"--no-print-directory", "-C", repo, "-o", "build", "install", "DESTDIR=", "PREFIX=" + Prefix, "SYSCONFDIR=/etc"}, variables...)
 	if out, err := exec.Command("make", args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("installing: make %s: %w\n%s", strings.Join(args, " "), err, tail(out, 30))
 	}

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 
+	"ftclock/test/built"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -34,7 +36,7 @@ func Missing() []string {
 	if kvm, err := unix.Open("/dev/kvm", unix.O_RDWR|unix.O_CLOEXEC, 0); err == nil {
 		unix.Close(kvm)
 	} else if errors.Is(err, unix.ENOENT) {
-		missing = append(missing, "no /dev/kvm; fix: modprobe kvm_intel or kvm_amd, or switch on nested virtualization")
+		missing = append(missing, "no /dev/kvm; fix: run it on an emulated host by make test or make shell, or modprobe kvm_intel or kvm_amd")
 	} else if os.Geteuid() == 0 {
 		missing = append(missing, fmt.Sprintf("/dev/kvm can't be opened: %v; fix: switch on virtualization in the firmware, or let the container use the device", err))
 	}
@@ -44,15 +46,14 @@ func Missing() []string {
 	return missing
 }
 
-// MissingFor says in one line why a program that `make NAME` runs from the
-// repository's root can't run here, with the fix, or is empty. The program is
-// in test/NAME.
+// MissingFor says in one line why a program that `make NAME` runs from within
+// the repository can't run here, with the fix, or is empty.
 func MissingFor(name string) string {
 	if os.Geteuid() != 0 {
 		return "not root; fix: sudo -E make " + name
 	}
-	if _, err := os.Stat("test/" + name); err != nil {
-		return "not in the root of ftclock's repository; fix: run make " + name + " there"
+	if _, err := built.Root(); err != nil {
+		return err.Error() + "; fix: run make " + name + " in its root"
 	}
 	return strings.Join(Missing(), "; ")
 }

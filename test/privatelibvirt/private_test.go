@@ -40,8 +40,8 @@ func TestMain(m *testing.M) {
 
 // Everything at once: a domain of the private libvirt, its QEMU's user, the
 // second monitor, and libvirtd's restarts under it.
-func TestDomain(t *testing.T) {
-	elf, err := guest.Build(Dir)
+func TestKVMDomain(t *testing.T) {
+	elf, err := guest.Copy(Dir)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -57,7 +57,7 @@ type result struct {
 
 // soak does what p says.
 func soak(p plan, progress io.Writer) (_ *result, err error) {
-	elf, err := guest.Build(privatelibvirt.Dir)
+	elf, err := guest.Copy(privatelibvirt.Dir)
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"ftclock/control"
+	"ftclock/test/built"
 	"ftclock/test/container"
 	"ftclock/test/guest"
 	"ftclock/test/privatelibvirt"
@@ -60,7 +61,7 @@ func boot(t *testing.T, metadata string, o container.Options) *host {
 		c.Close()
 	})
 	h.install("")
-	if _, err := guest.Build(h.Path("/var/lib")); err != nil {
+	if _, err := guest.Copy(h.Path("/var/lib")); err != nil {
 		t.Fatal(err)
 	}
 	x := privatelibvirt.GuestXML(name, "/var/lib/guest.elf")
@@ -83,15 +84,22 @@ func boot(t *testing.T, metadata string, o container.Options) *host {
 
 const clockElement = `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`
 
-// install installs the tree's ftclock; the shim's version is another one if it is given.
-func (h *host) install(version string) {
+// install installs the tree's ftclock; with the shim of another version (see package built) if one is named.
+func (h *host) install(shim string) {
 	h.t.Helper()
-	args := []string{"-s", "-C", "../..", "install", "DESTDIR=" + h.Path("/"), "PREFIX=/usr", "SYSCONFDIR=/etc"}
-	if version != "" {
-		args = append(args, "VERSION="+version)
-	}
+	args := []string{"-s", "-C", "../..", "-o", "build", "install", "DESTDIR=" + h.Path("/"), "PREFIX=/usr", "SYSCONFDIR=/etc"}
 	if out, err := exec.Command("make", args...).CombinedOutput(); err != nil {
 		h.t.Fatalf("installing: %v\n%s", err, out)
+	}
+	if shim == "" {
+		return
+	}
+	copied, err := built.Copy(shim, h.Path("/usr/sbin"))
+	if err == nil {
+		err = os.Rename(copied, h.Path("/usr/sbin/ftclock-shim"))
+	}
+	if err != nil {
+		h.t.Fatal(err)
 	}
 }
 

@@ -2,6 +2,7 @@ package systemd
 
 import (
 	"fmt"
+	"ftclock/test/built"
 	"os"
 	"strconv"
 	"strings"
@@ -69,9 +70,9 @@ func TestKVMTheShimHasItsUnit(t *testing.T) {
 	same("the refused stop")
 
 	wait := h.checkpoints(100)
-	h.install("another")
+	h.install(built.ShimTwo)
 	h.must("systemctl", "reload", unit)
-	if s := h.inUnit(); s.Version != "another" || s.Shim == first.Shim || s.Keeper != first.Keeper {
+	if s := h.inUnit(); s.Version != "two" || s.Shim == first.Shim || s.Keeper != first.Keeper {
 		t.Errorf("upgraded: %+v; was %+v", s, first)
 	}
 	wait()

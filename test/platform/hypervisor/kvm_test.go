@@ -121,7 +121,7 @@ func (v *vm) runOnce(t *testing.T) {
 	}
 }
 
-func TestClockIsStableOnceAVCPURan(t *testing.T) {
+func TestKVMClockIsStableOnceAVCPURan(t *testing.T) {
 	v := newVM(t)
 	if c := v.getClock(t); c.flags&clockTSCStable != 0 {
 		t.Errorf("flags before a vCPU ran: %#x", c.flags)
@@ -139,7 +139,7 @@ func TestClockIsStableOnceAVCPURan(t *testing.T) {
 	}
 }
 
-func TestClockGoesOnWithoutAVCPU(t *testing.T) {
+func TestKVMClockGoesOnWithoutAVCPU(t *testing.T) {
 	v := newVM(t)
 	v.runOnce(t)
 	get := func() (early, clock, late int64) {
@@ -157,7 +157,7 @@ func TestClockGoesOnWithoutAVCPU(t *testing.T) {
 	}
 }
 
-func TestRealtimeFlagAddsToAWrite(t *testing.T) {
+func TestKVMRealtimeFlagAddsToAWrite(t *testing.T) {
 	v := newVM(t)
 	v.runOnce(t)
 	now := v.getClock(t)

@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(privatelibvirt.Main(func() int {
 		var err error
-		if elf, err = guest.Build(privatelibvirt.Dir); err != nil {
+		if elf, err = guest.Copy(privatelibvirt.Dir); err != nil {
 			panic(err)
 		}
 		if conn, err = privatelibvirt.Connect(); err != nil {

@@ -174,7 +174,7 @@ func define(t *testing.T, name string) *privatelibvirt.Domain {
 	return d
 }
 
-func TestMonitorSocketCanBeMoved(t *testing.T) {
+func TestKVMMonitorSocketCanBeMoved(t *testing.T) {
 	d := define(t, "moved")
 	if err := d.Create(); err != nil {
 		t.Fatal(err, privatelibvirt.Log("moved"))
@@ -241,7 +241,7 @@ func TestMonitorSocketCanBeMoved(t *testing.T) {
 	}
 }
 
-func TestLibvirtConnectsWithoutASecondTry(t *testing.T) {
+func TestKVMLibvirtConnectsWithoutASecondTry(t *testing.T) {
 	d := define(t, "unserved")
 	defer d.Undefine()
 	err := d.Create()

@@ -81,7 +81,7 @@ func stopAndCont(t *testing.T, monitor *qmp.Conn) func() {
 	}
 }
 
-func TestOrderOfStopAndCont(t *testing.T) {
+func TestKVMOrderOfStopAndCont(t *testing.T) {
 	pid, monitor := startQEMU(t)
 	text := trace(t, pid, stopAndCont(t, monitor), "-e", "trace=ioctl,sendmsg,write")
 	var got []string
@@ -97,7 +97,7 @@ func TestOrderOfStopAndCont(t *testing.T) {
 	}
 }
 
-func TestRequestsArriveSignExtended(t *testing.T) {
+func TestKVMRequestsArriveSignExtended(t *testing.T) {
 	pid, monitor := startQEMU(t)
 	text := trace(t, pid, stopAndCont(t, monitor), "-e", "trace=ioctl", "-e", "raw=ioctl")
 	// KVM_SET_CLOCK has bit 31 clear.

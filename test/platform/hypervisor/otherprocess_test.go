@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestOtherProcessGetsEIO(t *testing.T) {
+func TestKVMOtherProcessGetsEIO(t *testing.T) {
 	pid, _ := startQEMU(t)
 	links, err := filepath.Glob("/proc/" + strconv.Itoa(pid) + "/fd/*")
 	if err != nil {

@@ -1,0 +1,74 @@
+// Package built has what tests run besides ftclock itself: guests, libraries that stand in for something, programs of
+// another version. `make built` compiles all of it into build/test. Nothing is compiled while a test runs, so that
+// tests run where a compiler is slow, as in the emulated host of package kvmhost.
+package built
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// What there is. The Makefile says what each is built from.
+const (
+	Guest        = "guest.elf"     // the kvmclock guest, see package guest
+	LinuxInit    = "init"          // of the Linux guest, see package linuxguest
+	FakeClock    = "fakeclock.so"  // a host whose clock is disciplined, for one process
+	Downtime     = "downtime.so"   // a QEMU that accounts for downtime itself
+	Realtime     = "realtime.so"   // a QEMU that writes with KVM_CLOCK_REALTIME
+	Instructions = "cont"          // the module's path in a simulated host, to be counted
+	ModuleOlder  = "module-1.1.so" // the module with an older minor version of the clock page
+	ModuleNext   = "module-2.0.so" // the module with another major version
+	ShimOne      = "shim-one"      // the shim, its version being "one"
+	ShimTwo      = "shim-two"
+)
+
+// Root is the repository's root: the next directory from the working one upwards that has ftclock's go.mod.
+func Root() (string, error) {
+	start, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for dir := start; ; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir, nil
+		}
+		if dir == filepath.Dir(dir) {
+			return "", fmt.Errorf("finding ftclock's repository: %s is not in it", start)
+		}
+	}
+}
+
+// Path is where one of the constants, or another file below build/test, is.
+func Path(name string) (string, error) {
+	root, err := Root()
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(root, "build/test", name)
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("%s has not been built; fix: run make built in the repository's root", path)
+	} else if err != nil {
+		return "", err
+	}
+	return path, nil
+}
+
+// Copy copies one of the constants into dir, readable by everybody, and gives its path there.
+func Copy(name, dir string) (string, error) {
+	path, err := Path(name)
+	if err != nil {
+		return "", err
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	copied := filepath.Join(dir, filepath.Base(name))
+	if err := os.WriteFile(copied, text, 0o755); err != nil {
+		return "", err
+	}
+	return copied, os.Chmod(copied, 0o755) // whatever the umask
+}

@@ -1,0 +1,439 @@
+package kvmhost
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"ftclock/test/built"
+	"ftclock/test/kvmhost/protocol"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+)
+
+// Variable says where a command runs: "native" on this machine, "emulated" on an emulated host. Without it, on this machine
+// where that has /dev/kvm.
+const Variable = "FTCLOCK_HOST"
+
+// EmulatedVariable is "1" in the environment of what runs on an emulated host.
+const EmulatedVariable = "FTCLOCK_EMULATED"
+
+// What an emulated host can do with.
+const (
+	leastMemory = 3 << 10 // MiB
+	mostMemory  = 8 << 10 // MiB
+	leastDisk   = 1 << 30 // bytes below build/, for the kernel's package and its modules
+	cpus        = 2
+)
+
+// bootPatience bounds the time until the host is up; 10 s are usual.
+const bootPatience = 5 * time.Minute
+
+// Options are what runs of a command can differ in.
+type Options struct {
+	// Suite names the Debian whose kernel the host has: bookworm, trixie, sid. "" is this machine's.
+	Suite string
+	// Append are further arguments of the kernel's.
+	Append string
+	// Write are directories that the command shares with this machine. What it writes elsewhere is gone with the host.
+	Write []string
+	// Timeout takes the host away. 0: none.
+	Timeout time.Duration
+	// Terminal gives the command this program's terminal.
+	Terminal bool
+}
+
+// Emulated tells whether this program runs on an emulated host.
+func Emulated() bool { return os.Getenv(EmulatedVariable) == "1" }
+
+// Native tells whether commands run on this machine. It fails where Variable is neither of its values, or asks for what
+// isn't there.
+func Native() (bool, error) {
+	kvm, err := unix.Open("/dev/kvm", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err == nil {
+		unix.Close(kvm)
+	}
+	switch value := os.Getenv(Variable); value {
+	case "":
+		return err == nil, nil
+	case "native":
+		if err != nil {
+			return false, fmt.Errorf("%s=native, but /dev/kvm: %w; fix: modprobe kvm_intel or kvm_amd, or leave %s out", Variable, err, Variable)
+		}
+		return true, nil
+	case "emulated":
+		return false, nil
+	default:
+		return false, fmt.Errorf("%s=%s; fix: native, emulated, or leave it out", Variable, value)
+	}
+}
+
+// Run runs a command on a KVM host with this program's standard streams, and gives its exit code as a shell does.
+func Run(o Options, args ...string) (int, error) {
+	native, err := Native()
+	if err != nil {
+		return 0, err
+	}
+	if native {
+		return o.native(args)
+	}
+	return o.emulated(args)
+}
+
+func (o Options) native(args []string) (int, error) {
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
+	defer signal.Stop(signals)
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	var late <-chan time.Time
+	if o.Timeout > 0 {
+		late = time.After(o.Timeout)
+	}
+	for {
+		select {
+		case s := <-signals:
+			if s != unix.SIGINT { // the keyboard's comes to the whole process group
+				_ = cmd.Process.Signal(s)
+			}
+		case <-late:
+			_ = cmd.Process.Kill()
+			<-ended
+			return 0, fmt.Errorf("%s didn't end within %v", args[0], o.Timeout)
+		case err := <-ended:
+			var exit *exec.ExitError
+			if err != nil && !errors.As(err, &exit) {
+				return 0, err
+			}
+			status := cmd.ProcessState.Sys().(syscall.WaitStatus)
+			if status.Signaled() {
+				return 128 + int(status.Signal()), nil
+			}
+			return status.ExitStatus(), nil
+		}
+	}
+}
+
+// emulated boots a host for the command.
+func (o Options) emulated(args []string) (int, error) {
+	root, err := built.Root()
+	if err != nil {
+		return 0, err
+	}
+	dir := filepath.Join(root, "build/host")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return 0, err
+	}
+	memory, err := lacks(dir)
+	if err != nil {
+		return 0, err
+	}
+	progress := func(format string, values ...any) { fmt.Fprintf(os.Stderr, "host: "+format+"\n", values...) }
+	f, err := prepare(dir, o.Suite, progress)
+	if err != nil {
+		return 0, err
+	}
+	job, err := o.job(args, f)
+	if err != nil {
+		return 0, err
+	}
+	m, err := o.boot(f, memory, job.Write)
+	if err != nil {
+		return 0, err
+	}
+	defer m.end()
+	progress("this machine has no /dev/kvm that is to be used: booting an emulated KVM host")
+	return m.serve(job, o.Timeout, progress)
+}
+
+// lacks says what this machine lacks for an emulated host, and how much memory, in MiB, it has for one.
+func lacks(dir string) (memory int, err error) {
+	out, err := exec.Command("qemu-system-x86_64", "--version").Output()
+	if err != nil {
+		return 0, errors.New("an emulated host needs qemu-system-x86_64; fix: apt-get install qemu-system-x86")
+	}
+	// SVM with nested paging that a stock kernel takes, and sockets that are handed over: tried with 7.2.
+	if version := regexp.MustCompile(`version (\d+)\.(\d+)`).FindStringSubmatch(string(out)); version != nil {
+		if major, _ := strconv.Atoi(version[1]); major < 7 {
+			return 0, fmt.Errorf("QEMU %s.%s is too old to emulate a KVM host; fix: QEMU 7.2 or later, as in Debian 12", version[1], version[2])
+		}
+	}
+	var disk unix.Statfs_t
+	if err := unix.Statfs(dir, &disk); err != nil {
+		return 0, os.NewSyscallError("statfs", err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "kernel/vmlinuz")); err != nil && disk.Bavail*uint64(disk.Bsize) < leastDisk {
+		return 0, fmt.Errorf("%s has room for %d MiB, an emulated host needs %d; fix: make room there", dir, disk.Bavail*uint64(disk.Bsize)>>20, leastDisk>>20)
+	}
+	text, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0, err
+	}
+	available := regexp.MustCompile(`MemAvailable: +(\d+) kB`).FindSubmatch(text)
+	if available == nil {
+		return 0, errors.New("/proc/meminfo has no MemAvailable")
+	}
+	kib, _ := strconv.Atoi(string(available[1]))
+	if memory = min(mostMemory, kib>>10*3/4); memory < leastMemory {
+		return 0, fmt.Errorf("%d MiB of memory are available, an emulated host needs %d; fix: end something", kib>>10, leastMemory*4/3)
+	}
+	return memory, nil
+}
+
+// job is what the host is told. It has this program's environment.
+func (o Options) job(args []string, f *files) (*protocol.Job, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return nil, err
+	}
+	job := &protocol.Job{Args: args, Dir: dir, Terminal: o.Terminal}
+	own := []string{EmulatedVariable + "=", Variable + "=", "FTCLOCK_TEST_KERNEL="}
+	for _, v := range os.Environ() {
+		if !slices.ContainsFunc(own, func(name string) bool { return strings.HasPrefix(v, name) }) {
+			job.Env = append(job.Env, v)
+		}
+	}
+	// The guests of the host boot the same kernel.
+	job.Env = append(job.Env, EmulatedVariable+"=1", Variable+"=native", "FTCLOCK_TEST_KERNEL="+f.kernel)
+	for _, w := range o.Write {
+		path, err := filepath.Abs(w)
+		if err != nil {
+			return nil, err
+		}
+		if err := os.MkdirAll(path, 0o755); err != nil {
+			return nil, err
+		}
+		job.Write = append(job.Write, path)
+	}
+	if o.Terminal {
+		if columns, rows, err := term.GetSize(int(os.Stdin.Fd())); err == nil {
+			job.Rows, job.Columns = uint16(rows), uint16(columns)
+		}
+	}
+	return job, nil
+}
+
+// machine is an emulated host that runs.
+type machine struct {
+	qemu    *exec.Cmd
+	ended   chan struct{} // closed when QEMU has ended
+	scratch string
+	control *os.File
+	streams [3]*os.File // the command's; none with a terminal
+}
+
+// boot starts QEMU.
+func (o Options) boot(f *files, memory int, write []string) (_ *machine, err error) {
+	m := &machine{ended: make(chan struct{})}
+	if m.scratch, err = os.MkdirTemp("", "ftclock-host-"); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			m.end()
+		}
+	}()
+	args := []string{
+		"-machine", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max", "-smp", strconv.Itoa(cpus), "-m", strconv.Itoa(memory),
+		"-nodefaults", "-no-reboot", "-display", "none", "-serial", "file:" + filepath.Join(m.scratch, "console"),
+		"-monitor", "unix:" + filepath.Join(m.scratch, "monitor") + ",server=on,wait=off", "-device", "virtio-rng-pci", "-device", "virtio-serial-pci,max_ports=8", "-kernel", f.kernel, "-initrd", f.initramfs,
+		"-append", "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable clocksource=tsc " + o.Append,
+	}
+	share := func(tag, path, more string) {
+		args = append(args, "-fsdev", "local,security_model=none,id="+tag+",path="+path+more, "-device", "virtio-9p-pci,fsdev="+tag+",mount_tag="+tag)
+	}
+	share(protocol.RootTag, "/", ",readonly=on,multidevs=remap")
+	for i, dir := range write {
+		share(protocol.RootTag+strconv.Itoa(i), dir, "")
+	}
+	var theirs []*os.File
+	defer func() {
+		for _, f := range theirs {
+			f.Close()
+		}
+	}()
+	port := func(name string) (*os.File, error) {
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return nil, os.NewSyscallError("socketpair", err)
+		}
+		theirs = append(theirs, os.NewFile(uintptr(pair[1]), name))
+		args = append(args, "-chardev", fmt.Sprintf("socket,id=%s,fd=%d", name, 2+len(theirs)), "-device", "virtserialport,chardev="+name+",name="+name)
+		return os.NewFile(uintptr(pair[0]), name), nil
+	}
+	if m.control, err = port(protocol.Control); err != nil {
+		return nil, err
+	}
+	if o.Terminal {
+		args = append(args, "-chardev", "stdio,id=terminal,signal=off", "-device", "virtconsole,chardev=terminal")
+	} else {
+		for i, name := range []string{protocol.Stdin, protocol.Stdout, protocol.Stderr} {
+			if m.streams[i], err = port(name); err != nil {
+				return nil, err
+			}
+		}
+	}
+	// Every file that the host has open is one of QEMU's.
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err == nil {
+		limit.Cur = limit.Max
+		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
+	}
+	m.qemu = exec.Command("qemu-system-x86_64", args...)
+	m.qemu.ExtraFiles = theirs
+	// A Ctrl-C is passed on to the command, not to QEMU; with this program QEMU goes, too.
+	m.qemu.SysProcAttr = &syscall.SysProcAttr{Setpgid: !o.Terminal, Pdeathsig: unix.SIGKILL}
+	if o.Terminal {
+		m.qemu.Stdin, m.qemu.Stdout = os.Stdin, os.Stdout
+	}
+	said, err := os.Create(filepath.Join(m.scratch, "qemu"))
+	if err != nil {
+		return nil, err
+	}
+	defer said.Close()
+	m.qemu.Stderr = said
+	if err := m.start(); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// start starts QEMU on a thread that lives as long: the death signal comes when the creating thread ends.
+func (m *machine) start() error {
+	started := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		err := m.qemu.Start()
+		started <- err
+		if err == nil {
+			_ = m.qemu.Wait()
+		}
+		close(m.ended)
+	}()
+	return <-started
+}
+
+// end takes the host away and removes what it left.
+func (m *machine) end() {
+	if m.qemu != nil && m.qemu.Process != nil {
+		_ = m.qemu.Process.Kill()
+		<-m.ended
+	}
+	for _, f := range append([]*os.File{m.control}, m.streams[:]...) {
+		if f != nil {
+			f.Close()
+		}
+	}
+	_ = os.RemoveAll(m.scratch)
+}
+
+// words are the last that console and QEMU said.
+func (m *machine) words() string {
+	var all string
+	for _, name := range []string{"console", "qemu"} {
+		text, _ := os.ReadFile(filepath.Join(m.scratch, name))
+		lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+		all += "\n" + strings.Join(lines[max(0, len(lines)-15):], "\n")
+	}
+	return strings.TrimSpace(all)
+}
+
+// serve hands the command over and passes everything on until it has ended.
+func (m *machine) serve(job *protocol.Job, timeout time.Duration, progress func(string, ...any)) (int, error) {
+	say := json.NewEncoder(m.control)
+	if err := say.Encode(job); err != nil {
+		return 0, fmt.Errorf("handing the command to the emulated host: %w", err)
+	}
+	var copied sync.WaitGroup
+	if job.Terminal {
+		if state, err := term.MakeRaw(int(os.Stdin.Fd())); err == nil {
+			defer func() { _ = term.Restore(int(os.Stdin.Fd()), state) }()
+		}
+	} else {
+		go func() {
+			_, _ = io.Copy(m.streams[0], os.Stdin)
+			_ = unix.Shutdown(int(m.streams[0].Fd()), unix.SHUT_WR)
+		}()
+		copied.Go(func() { _, _ = io.Copy(os.Stdout, m.streams[1]) })
+		copied.Go(func() { _, _ = io.Copy(os.Stderr, m.streams[2]) })
+	}
+	heard := make(chan protocol.Progress)
+	go func() {
+		defer close(heard)
+		from := json.NewDecoder(m.control)
+		for {
+			var p protocol.Progress
+			if from.Decode(&p) != nil {
+				return
+			}
+			heard <- p
+		}
+	}()
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
+	defer signal.Stop(signals)
+	var late <-chan time.Time
+	if timeout > 0 {
+		late = time.After(timeout)
+	}
+	boot := time.After(bootPatience)
+	interrupted := false
+	for {
+		select {
+		case s := <-signals:
+			if s == unix.SIGQUIT { // a Go program says what it is doing, and ends
+				_ = say.Encode(protocol.Signal{Number: int(unix.SIGQUIT)})
+				continue
+			}
+			if interrupted {
+				return 0, errors.New("interrupted twice: the emulated host is taken away")
+			}
+			interrupted = true
+			_ = say.Encode(protocol.Signal{Number: int(s.(syscall.Signal))})
+		case <-boot:
+			return 0, fmt.Errorf("the emulated host isn't up in %v; its last words: %s", bootPatience, m.words())
+		case <-late:
+			return 0, fmt.Errorf("the command didn't end within %v: the emulated host is taken away", timeout)
+		case p, ok := <-heard:
+			switch {
+			case !ok:
+				<-m.ended
+				return 0, fmt.Errorf("the emulated host ended by itself; its last words: %s", m.words())
+			case p.Error != "":
+				return 0, fmt.Errorf("in the emulated host: %s", p.Error)
+			case p.Up != nil:
+				boot = nil
+				progress("Linux %s with a real kvm_amd, EMULATED, up in %.0f s; clocksource %s; no figure of time means anything in it",
+					p.Up.Kernel, p.Up.Seconds, p.Up.ClockSource)
+			case p.Exit != nil:
+				select {
+				case <-m.ended: // it switches itself off
+				case <-time.After(time.Minute):
+					_ = m.qemu.Process.Kill()
+					<-m.ended
+				}
+				copied.Wait()
+				return *p.Exit, nil
+			}
+		}
+	}
+}
