@@ -15,11 +15,15 @@ import (
 
 	"ftclock/control"
 	"ftclock/test/guest"
+	"ftclock/test/kvmhost"
 	"ftclock/test/privatelibvirt"
 	"ftclock/test/qmp"
 )
 
 const maxDrift = 10_000 // ns: what a guest may be off after any number of checkpoints
+
+// maxWritten is what a guest's clock may be off after it was written, ns.
+var maxWritten = kvmhost.Stretched(maxDrift)
 
 // manyTimes is how many checkpoints a test makes: more than the module's ring holds, and with FTCLOCK_LONG=1 a thousand.
 var manyTimes = func() int {

@@ -69,6 +69,11 @@ func TestKVMLinuxGuest(t *testing.T) {
 				t.Fatalf("the guest has %d vCPUs", len(clocks.CPUs))
 			}
 
+			// What it said while it booted isn't ftclock's: on several vCPUs an emulated host's TSC isn't as synchronous as a real one's.
+			booted, err := linuxguest.ReadLog(linuxguest.Console(d.Name))
+			if err != nil {
+				t.Fatal(err)
+			}
 			const length = 5 * time.Millisecond
 			before := linuxOffsets(t, clocks)
 			for range c.pauses {
@@ -100,8 +105,8 @@ func TestKVMLinuxGuest(t *testing.T) {
 			if c.metadata == "" {
 				return
 			}
-			if len(log.Complaints) > 0 {
-				t.Errorf("its kernel complains: %q", log.Complaints)
+			if len(log.Complaints) > len(booted.Complaints) {
+				t.Errorf("its kernel complains: %q", log.Complaints[len(booted.Complaints):])
 			}
 			for cpu, clock := range clocks.CPUs {
 				count, largest, err := clock.Monotonic.Backsteps()

@@ -11,6 +11,7 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"ftclock/control"
+	"ftclock/test/kvmhost"
 	"ftclock/test/privatelibvirt"
 )
 
@@ -127,7 +128,7 @@ func unsynchronised() bool {
 
 // maxMigration bounds what a migration may cost the guest's clock, ns: a guest that was never paused before has its clock
 // known since its start only, which the shim says is to 200 us.
-const maxMigration = 300_000
+var maxMigration = kvmhost.Stretched(300_000)
 
 // stateAway migrates the guest to the second host.
 func stateAway(t *testing.T, second *privatelibvirt.Second, socket string) {

@@ -29,8 +29,8 @@ var restoreRules = []struct{ name, clock string }{
 // asRecorded checks that the guest's clock went on from the record's value at the record's time, and wasn't moved since.
 func asRecorded(t *testing.T, clock *guest.Clock, r control.Record) {
 	t.Helper()
-	least := int64(r.ContRaw) - int64(r.WentOn) - maxDrift
-	most := least + int64(r.Cost) + 2*maxDrift
+	least := int64(r.ContRaw) - int64(r.WentOn) - maxWritten
+	most := least + int64(r.Cost) + 2*maxWritten
 	o := offset(t, clock)
 	if o < least || o > most {
 		t.Errorf("the guest's offset is %d ns, by the record it should be %d to %d", o, least, most)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -39,6 +40,13 @@ const (
 	leastDisk   = 1 << 30 // bytes below build/, for the kernel's package and its modules
 	cpus        = 2
 )
+
+// ErrHangs says that the emulated host itself stood still, whatever ran on it. It is the emulator's fault, not that of
+// what runs on the host.
+var ErrHangs = errors.New("the emulated host hangs")
+
+// hangs is the time without a beat after which a host is taken for one that hangs: a starved machine may be late by much.
+const hangs = 4 * time.Minute
 
 // bootPatience bounds the time until the host is up; 10 s are usual.
 const bootPatience = 5 * time.Minute
@@ -357,6 +365,23 @@ func (m *machine) words() string {
 	return strings.TrimSpace(all)
 }
 
+// processors says, by QEMU's monitor, where the host's processors are: twice, some time apart.
+func (m *machine) processors() string {
+	var all []string
+	for range 2 {
+		conn, err := net.DialTimeout("unix", filepath.Join(m.scratch, "monitor"), time.Minute)
+		if err != nil {
+			return err.Error()
+		}
+		_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+		_, _ = io.WriteString(conn, "info registers -a\n")
+		text, _ := io.ReadAll(conn)
+		conn.Close()
+		all = append(all, regexp.MustCompile(`RIP=.*|CPU#\d+`).FindAllString(string(text), -1)...)
+	}
+	return strings.Join(all, "; ")
+}
+
 // serve hands the command over and passes everything on until it has ended.
 func (m *machine) serve(job *protocol.Job, timeout time.Duration, progress func(string, ...any)) (int, error) {
 	say := json.NewEncoder(m.control)
@@ -396,6 +421,7 @@ func (m *machine) serve(job *protocol.Job, timeout time.Duration, progress func(
 		late = time.After(timeout)
 	}
 	boot := time.After(bootPatience)
+	alive := time.NewTimer(hangs + bootPatience)
 	interrupted := false
 	for {
 		select {
@@ -411,6 +437,8 @@ func (m *machine) serve(job *protocol.Job, timeout time.Duration, progress func(
 			_ = say.Encode(protocol.Signal{Number: int(s.(syscall.Signal))})
 		case <-boot:
 			return 0, fmt.Errorf("the emulated host isn't up in %v; its last words: %s", bootPatience, m.words())
+		case <-alive.C:
+			return 0, fmt.Errorf("%w: nothing heard of it for %v; its processors: %s; its last words: %s", ErrHangs, hangs, m.processors(), m.words())
 		case <-late:
 			return 0, fmt.Errorf("the command didn't end within %v: the emulated host is taken away", timeout)
 		case p, ok := <-heard:
@@ -418,6 +446,8 @@ func (m *machine) serve(job *protocol.Job, timeout time.Duration, progress func(
 			case !ok:
 				<-m.ended
 				return 0, fmt.Errorf("the emulated host ended by itself; its last words: %s", m.words())
+			case p.Beat:
+				alive.Reset(hangs)
 			case p.Error != "":
 				return 0, fmt.Errorf("in the emulated host: %s", p.Error)
 			case p.Up != nil:
@@ -436,4 +466,14 @@ func (m *machine) serve(job *protocol.Job, timeout time.Duration, progress func(
 			}
 		}
 	}
+}
+
+// Stretched is how much a clock may be off, in ns, after it was written, where it may be off by that much natively: by as long
+// as the kernel and the module take for it, which is ten to thirty times as long in an emulated host. A clock that was left
+// alone is right in either.
+func Stretched(native int64) int64 {
+	if Emulated() {
+		return 10 * native
+	}
+	return native
 }

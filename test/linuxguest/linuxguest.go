@@ -132,7 +132,7 @@ type Log struct {
 
 var (
 	clockLine  = regexp.MustCompile(`^ftclock clock realtime=(\d+) monotonic=(\d+) tsc=(\d+) source=(\S+)`)
-	complaints = regexp.MustCompile(`(?i)\bstall|lockup|unstable|\bhung\b|time went backwards|skew|\bBUG\b`)
+	complaints = regexp.MustCompile(`(?i)\bstall|lockup|unstable|\bhung\b|time went backwards|skew|\bBUG: `)
 	// preempted are what the kernel's watchdog of clock sources says where the guest's CPU was taken away between two readings
 	// (kernel/time/clocksource.c). A skew that it finds has a line of its own.
 	preempted = regexp.MustCompile(`clock-skew test skipped!|excessive read-back delay of|Marking TSC unstable due to clocksource watchdog`)

@@ -14,6 +14,7 @@ func TestParseLog(t *testing.T) {
 		"ftclock clock realtime=1785500000123456789 monotonic=987654321 tsc=123 source=kvm-clock \r\n" +
 		"ftclock kernel rcu: INFO: rcu_sched self-detected stall on CPU\r\n" +
 		"ftclock kernel Linux version 6.12, debugging symbols\r\n" +
+		"ftclock kernel PCI: if necessary, use \"pci=nocrs\" and report a bug\r\n" +
 		"ftclock kernel clocksource: timekeeping watchdog on CPU0: hpet wd-wd read-back delay of 250000ns, clock-skew test skipped!\r\n" +
 		"ftclock kernel clocksource: timekeeping watchdog on CPU0: wd-tsc-wd excessive read-back delay of 210000ns vs. limit of 125000ns," +
 		" wd-wd read-back delay only 90000ns, attempt 3, marking tsc unstable\r\n" +

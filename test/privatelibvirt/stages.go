@@ -10,6 +10,8 @@ import (
 	"runtime"
 	"syscall"
 
+	"ftclock/test/kvmhost"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -230,7 +232,8 @@ func privateFileSystems() error {
 	if err := os.MkdirAll(Dir, 0o755); err != nil {
 		return err
 	}
-	if out, err := exec.Command("cp", "-a", "/etc", etc).CombinedOutput(); err != nil {
+	// An emulated host that an ordinary user brought up can't read all of it; it does without.
+	if out, err := exec.Command("cp", "-a", "/etc", etc).CombinedOutput(); err != nil && !(kvmhost.Emulated() && isDir(etc)) {
 		return fmt.Errorf("copying /etc: %w: %s", err, out)
 	}
 	if err := os.RemoveAll(filepath.Join(etc, "libvirt")); err != nil {

@@ -26,15 +26,27 @@ func main() {
 		fmt.Println("ftclock: the emulated host doesn't come up:", err) // the kernel's console
 		end()
 	}
-	say := json.NewEncoder(control)
+	say := &speaker{to: json.NewEncoder(control)}
 	heard := json.NewDecoder(control)
 	code, err := serve(say, heard)
 	if err != nil {
-		_ = say.Encode(protocol.Progress{Error: err.Error()})
+		_ = say.say(protocol.Progress{Error: err.Error()})
 	} else {
-		_ = say.Encode(protocol.Progress{Exit: &code})
+		_ = say.say(protocol.Progress{Exit: &code})
 	}
 	end()
+}
+
+// speaker is the control port's way out.
+type speaker struct {
+	mu sync.Mutex
+	to *json.Encoder
+}
+
+func (s *speaker) say(p protocol.Progress) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.to.Encode(p)
 }
 
 // end switches the host off.
@@ -101,7 +113,7 @@ func port(name string) (*os.File, error) {
 }
 
 // serve runs the command and gives its exit code.
-func serve(say *json.Encoder, heard *json.Decoder) (int, error) {
+func serve(say *speaker, heard *json.Decoder) (int, error) {
 	var job protocol.Job
 	if err := heard.Decode(&job); err != nil {
 		return 0, fmt.Errorf("reading the command: %w", err)
@@ -117,9 +129,14 @@ func serve(say *json.Encoder, heard *json.Decoder) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if err := say.Encode(protocol.Progress{Up: up}); err != nil {
+	if err := say.say(protocol.Progress{Up: up}); err != nil {
 		return 0, err
 	}
+	go func() {
+		for say.say(protocol.Progress{Beat: true}) == nil {
+			time.Sleep(protocol.BeatSeconds * time.Second)
+		}
+	}()
 	return run(job, streams, heard)
 }
 

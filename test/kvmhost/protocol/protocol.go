@@ -10,6 +10,9 @@ const (
 	Stderr  = "ftclock.stderr"
 )
 
+// BeatSeconds is how often a host says that it lives.
+const BeatSeconds = 5
+
 // RootTag is the 9p mount tag of the machine's file system. Those of Job.Write are this and their index.
 const RootTag = "root"
 
@@ -28,8 +31,9 @@ type Job struct {
 // Signal is sent to the command's process group.
 type Signal struct{ Number int }
 
-// Progress is one of three: the host is up, the command has ended, the host is broken.
+// Progress is one of these: the host is up, it still lives, the command has ended, the host is broken.
 type Progress struct {
+	Beat  bool   `json:",omitempty"` // every BeatSeconds while the command runs
 	Up    *Up    `json:",omitempty"`
 	Exit  *int   `json:",omitempty"` // as a shell gives it
 	Error string `json:",omitempty"`

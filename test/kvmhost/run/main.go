@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -39,6 +40,9 @@ func run() int {
 	code, err := kvmhost.Run(kvmhost.Options{Suite: o.Suite, Append: o.Append, Write: o.Write, Timeout: o.Timeout, Terminal: o.Terminal}, args...)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "host: error:", err)
+		if errors.Is(err, kvmhost.ErrHangs) {
+			return 75 // EX_TEMPFAIL of sysexits.h: try again
+		}
 		return 125 // as env(1) and docker run say that they failed themselves
 	}
 	return code

@@ -1,0 +1,123 @@
+package kvmhost
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"ftclock/test/built"
+)
+
+func TestNative(t *testing.T) {
+	_, missing := os.Stat("/dev/kvm")
+	for _, c := range []struct {
+		value  string
+		native bool
+		err    string
+	}{
+		{"emulated", false, ""},
+		{"both", false, Variable + "=both; fix:"},
+		{"native", missing == nil, map[bool]string{true: "", false: "fix: modprobe"}[missing == nil]},
+	} {
+		t.Setenv(Variable, c.value)
+		native, err := Native()
+		if native != c.native || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
+			t.Errorf("%s=%s: %v, %v", Variable, c.value, native, err)
+		}
+	}
+}
+
+// On a machine with KVM a command runs where it is, with the same answers.
+func TestNativeRun(t *testing.T) {
+	for command, want := range map[string]int{"exit 0": 0, "exit 7": 7, "kill -9 $$": 128 + 9} {
+		if code, err := (Options{}).native([]string{"sh", "-c", command}); code != want || err != nil {
+			t.Errorf("%s: %d, %v", command, code, err)
+		}
+	}
+	if _, err := (Options{Timeout: 100 * time.Millisecond}).native([]string{"sleep", "600"}); err == nil || !strings.Contains(err.Error(), "didn't end within") {
+		t.Error(err)
+	}
+}
+
+func TestDepends(t *testing.T) {
+	if _, err := depends([]byte("no module")); err == nil {
+		t.Error("what isn't a module has dependencies")
+	}
+}
+
+// host is the command run, and runs something on an emulated host.
+func host(t *testing.T, flags ...string) *exec.Cmd {
+	t.Helper()
+	root, err := built.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(root, "build/host/run")
+	if _, err := os.Stat(program); err != nil {
+		t.Fatalf("%v; fix: make host", err)
+	}
+	cmd := exec.Command(program, flags...)
+	cmd.Env = append(os.Environ(), Variable+"=emulated", "FTCLOCK_KVMHOST_TEST=a b")
+	return cmd
+}
+
+// A command on an emulated host has real KVM, its own streams, directory and environment; its exit code comes back, and what
+// it writes stays in the host, but for the directories that are shared.
+func TestEmulatedHost(t *testing.T) {
+	shared, outside := t.TempDir(), filepath.Join(t.TempDir(), "written")
+	cmd := host(t, "--write", shared, "--", "bash", "-c", `
+		read -r line; echo "read: $line"
+		echo "variable: $FTCLOCK_KVMHOST_TEST, emulated: $`+EmulatedVariable+`"
+		echo "directory: $PWD"
+		grep -o kvm_amd /proc/modules | head -n 1
+		[ -c /dev/kvm ] && echo "kvm"
+		echo inside >"$0/file" && echo inside >"$1" && cat "$1"
+		seq 200000 | cksum
+		echo complaint >&2
+		exit 7`, shared, outside)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader("a line\n"), &stdout, &stderr
+	if err := cmd.Run(); err == nil || cmd.ProcessState.ExitCode() != 7 {
+		t.Fatalf("%v\n%s%s", err, &stdout, &stderr)
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum, err := exec.Command("sh", "-c", "seq 200000 | cksum").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := fmt.Sprintf("read: a line\nvariable: a b, emulated: 1\ndirectory: %s\nkvm_amd\nkvm\ninside\n%s", dir, sum)
+	if got := stdout.String(); got != want {
+		t.Errorf("it says\n%q, want\n%q", got, want)
+	}
+	if said := stderr.String(); !strings.Contains(said, "EMULATED") || !strings.HasSuffix(said, "complaint\n") {
+		t.Errorf("its other stream says %q", said)
+	}
+	if text, err := os.ReadFile(shared + "/file"); err != nil || string(text) != "inside\n" {
+		t.Errorf("the shared directory: %v, %q", err, text)
+	}
+	if _, err := os.Stat(outside); err == nil {
+		t.Error("what was written elsewhere is on the machine")
+	}
+}
+
+// The second interrupt, and the end of the time, take the host away.
+func TestTheHostGoes(t *testing.T) {
+	cmd := host(t, "--timeout", "20s", "--", "sh", "-c", "sleep 1000")
+	if out, err := cmd.CombinedOutput(); err == nil || cmd.ProcessState.ExitCode() != 125 || !strings.Contains(string(out), "didn't end within 20s") {
+		t.Errorf("%v: %s", err, out)
+	}
+	left, _ := filepath.Glob(filepath.Join(os.TempDir(), "ftclock-host-*"))
+	for _, dir := range left {
+		if qemu, _ := exec.Command("pgrep", "-f", dir).Output(); len(qemu) == 0 {
+			t.Errorf("%s is left, and no QEMU uses it", dir)
+		}
+	}
+}
