@@ -4,6 +4,7 @@
 #   make demo       200 checkpoints without and with ftclock, in a private libvirt; a table and a picture
 #   make test       every test (FTCLOCK_LONG=1: some in a longer form), the end-to-end ones on a KVM host
 #   make e2e        the end-to-end tests alone; PACKAGES and TESTFLAGS choose among them
+#   make test-hosts the end-to-end tests with whole Debians, virt-manager and the benchmark: part of make test on native KVM
 #   make shell      a shell on a KVM host with ftclock installed and a guest defined
 #
 # A KVM host is this machine where it has /dev/kvm, else an emulated one (docs/testing.md); FTCLOCK_HOST=native or
@@ -49,7 +50,7 @@ MODULE_SOURCES = qemu-plugin/module.c qemu-plugin/rule.c
 
 TESTFLAGS ?=
 
-.PHONY: build built host images test e2e kernels vcpus shell test-packages pictures demo splits hostile sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup setup-build setup-host FORCE
+.PHONY: build built host images test test-hosts e2e kernels vcpus shell test-packages pictures demo splits hostile sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup setup-build setup-host FORCE
 
 build: $(BINARIES)
 
@@ -118,18 +119,26 @@ setup-host:
 PROGRESS = test/progress.sh
 
 # The packages with end-to-end tests, which need a KVM host. Those whose tests are all of that kind are run there as a whole.
-KVM_PACKAGES = test/platform/hypervisor test/privatelibvirt test/demo test/e2e test/docs test/soak test/bench test/virtmanager
-KVM_MIXED = attach qemu-plugin test/container test/systemd test/packages
-NATIVE_PACKAGES = $$($(GO) list ./... | grep -v -x -F "$$(printf 'ftclock/%s\n' $(KVM_PACKAGES))")
-# What the tests of units and packages boot: whole Debians, made once and kept in the user's cache, and two versions of the package.
+KVM_PACKAGES = test/platform/hypervisor test/privatelibvirt test/demo test/e2e test/docs test/soak attach qemu-plugin
+# Those with whole hosts, with desktops and with benchmarks: they take half an hour more in an emulated host.
+KVM_HOSTS = test/container test/systemd test/packages test/virtmanager test/bench
+WHOLE_PACKAGES = $(filter-out attach qemu-plugin,$(KVM_PACKAGES)) test/virtmanager test/bench
+NATIVE_PACKAGES = $$($(GO) list ./... | grep -v -x -F "$$(printf 'ftclock/%s\n' $(WHOLE_PACKAGES))")
+
+test: setup build built host
+	$(GO) vet ./...
+	CGO_ENABLED=1 $(GO) test -race -timeout 1h -p 1 -skip '^TestKVM' $(TESTFLAGS) $(NATIVE_PACKAGES)
+	test/kvm.sh $(TESTFLAGS) -- $(KVM_PACKAGES)
+	@if [ "$$(build/host/run --where)" = native ]; then $(MAKE) test-hosts; \
+	else echo "LEFT OUT on an emulated host, for the time that they take: $(KVM_HOSTS); make test-hosts runs them"; fi
+
+test-hosts: setup build built host images build/test/packages
+	test/kvm.sh $(TESTFLAGS) -- $(KVM_HOSTS)
+
+# What the tests of units and packages boot: whole Debians, made once and kept in the user's cache.
 images: | build
 	$(PROGRESS) images $(GO) run ./test/container/prepare $(SUITES)
 SUITES ?= bookworm
-
-test: setup build built host images build/test/packages
-	$(GO) vet ./...
-	CGO_ENABLED=1 $(GO) test -race -timeout 1h -p 1 -skip '^TestKVM' $(TESTFLAGS) $(NATIVE_PACKAGES)
-	test/kvm.sh $(TESTFLAGS) -- $(KVM_PACKAGES) $(KVM_MIXED)
 
 # The end-to-end tests alone, or some: make e2e PACKAGES=test/e2e TESTFLAGS='-v -run TestKVMLinuxGuest'
 PACKAGES ?= $(KVM_PACKAGES)

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"strings"
 	"time"
@@ -84,11 +85,11 @@ func onOwnThread(f func()) {
 // attempt looks at the main thread once, and calls dlopen if it is idle. It returns how long the thread was held.
 func (s *subject) attempt(ctx context.Context) (time.Duration, error) {
 	if err := s.peek(); err != nil {
-		return 0, err
+		return 0, s.letGo(err)
 	}
 	t := &tracee{pid: s.pid}
 	if err := t.seize(); err != nil {
-		return 0, s.seizeError(err)
+		return 0, s.letGo(s.seizeError(err))
 	}
 	from := clock()
 	if err := t.stop(ctx); err != nil {
@@ -99,6 +100,25 @@ func (s *subject) attempt(ctx context.Context) (time.Duration, error) {
 	err := s.call(t)
 	t.detach()
 	return clock() - from, err
+}
+
+// letGo turns ErrTraced into a reason to look again where nobody traces the process any more, or a thread of ours does that
+// is about to end: a target that was killed while we held it is let go in the kernel's own time (seen with Linux 6.18).
+func (s *subject) letGo(err error) error {
+	if !errors.Is(err, ErrTraced) {
+		return err
+	}
+	state, failed := readStatus(s.pid)
+	if failed != nil {
+		return failed
+	}
+	if state.tracer == 0 {
+		return errNotIdle
+	}
+	if _, failed := os.Stat(fmt.Sprintf("/proc/self/task/%d", state.tracer)); failed == nil {
+		return errNotIdle
+	}
+	return err
 }
 
 // peek asks what the main thread does without stopping it: a stop would cut short system calls that can't be made

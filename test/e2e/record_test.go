@@ -189,17 +189,18 @@ func best(pauses []record.Pause, all []look) (byGuest, byRecord int64) {
 	return byGuest, byRecord
 }
 
-// Eight domains are checkpointed 20 times a second each, seven of them corrected and one only watched. What status, the exporter
+// Several domains are checkpointed 20 times a second each, all but one of them corrected and that one only watched. What status, the exporter
 // the record, the report and watch say, and what the guests' own clocks say, is one. Two of the domains have the measuring guest, which takes a
-// processor for itself, the others none; with FTCLOCK_RECORD_TIME, how long it is to last, all have it.
+// processor for itself, the others none; with FTCLOCK_RECORD_TIME, how long it is to last, there are eight and all have it.
 func TestKVMStatusExporterAndRecordAgree(t *testing.T) {
-	const domains, rate = 8, 20
-	length, measuring := 6*time.Second, map[int]bool{0: true, domains - 1: true}
+	const rate = 20
+	domains, length, measuring := 4, 6*time.Second, map[int]bool{0: true, 3: true}
 	if text := os.Getenv("FTCLOCK_RECORD_TIME"); text != "" {
 		var err error
 		if length, err = time.ParseDuration(text); err != nil {
 			t.Fatal(err)
 		}
+		domains = 8
 		for i := range domains {
 			measuring[i] = true
 		}

@@ -46,7 +46,7 @@ const (
 var ErrHangs = errors.New("the emulated host hangs")
 
 // hangs is the time without a beat after which a host is taken for one that hangs: a starved machine may be late by much.
-const hangs = 4 * time.Minute
+const hangs = 3 * time.Minute
 
 // bootPatience bounds the time until the host is up; 10 s are usual.
 const bootPatience = 5 * time.Minute
