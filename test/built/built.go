@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 )
 
 // What there is. The Makefile says what each is built from.
@@ -25,21 +26,24 @@ const (
 	ShimTwo      = "shim-two"
 )
 
-// Root is the repository's root: the next directory from the working one upwards that has ftclock's go.mod.
-func Root() (string, error) {
-	start, err := os.Getwd()
-	if err != nil {
-		return "", err
+// Root is the repository's root: the next directory with a go.mod from the one upwards in which the program began.
+func Root() (string, error) { return root() }
+
+var began, errBegan = os.Getwd()
+
+var root = sync.OnceValues(func() (string, error) {
+	if errBegan != nil {
+		return "", errBegan
 	}
-	for dir := start; ; dir = filepath.Dir(dir) {
+	for dir := began; ; dir = filepath.Dir(dir) {
 		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
 			return dir, nil
 		}
 		if dir == filepath.Dir(dir) {
-			return "", fmt.Errorf("finding ftclock's repository: %s is not in it", start)
+			return "", fmt.Errorf("finding ftclock's repository: %s is not in it", began)
 		}
 	}
-}
+})
 
 // Path is where one of the constants, or another file below build/test, is.
 func Path(name string) (string, error) {
