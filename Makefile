@@ -196,7 +196,7 @@ hostile: setup
 	FTCLOCK_REQUIRE=1 $(GO) test -race -count=1 -timeout 30m -v -run 'Nonsense|AnyPage|LeavesInTheMiddle|Hostile|Generations|Odd|Fuzz' ./qmp-shim ./test/reliability ./clockpage
 
 sweep: setup-host build built host
-	$(call on-kvm,-run Sweep,test/e2e)
+	FTCLOCK_LONG=1 $(call on-kvm,-run Sweep,test/e2e)
 
 sim: setup
 	FTCLOCK_REQUIRE=1 FTCLOCK_SIM_SEEDS=40 $(GO) test -count=1 -timeout 1h -v -run TestRule ./qemu-plugin
