@@ -184,7 +184,8 @@ pictures: setup build built host
 # What it installs is what it needs.
 demo: setup-host
 	$(PROGRESS) build $(MAKE) --no-print-directory build built host build/test/demo
-	cd build && FTCLOCK_HOST=$(FTCLOCK_HOST) host/run --write demo -- sh -c 'cd demo && exec ../test/demo'
+	@mkdir -p build/demo
+	cd build && host/run --write demo -- sh -c 'cd demo && exec ../test/demo'
 	cp build/demo/demo.svg build/demo/demo.png .
 build/test/demo: | build/test
 	CGO_ENABLED=1 $(GO) build -o $@ ./test/demo

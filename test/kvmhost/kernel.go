@@ -66,7 +66,7 @@ func fetch(home, suite string) error {
 		return err
 	}
 	defer os.RemoveAll(work)
-	apt := newAPT(work)
+	apt := &apt{dir: work}
 	if suite != "" {
 		if err := apt.only(suite); err != nil {
 			return err
@@ -119,8 +119,6 @@ type apt struct {
 	dir     string
 	options []string
 }
-
-func newAPT(dir string) *apt { return &apt{dir: dir} }
 
 // only has apt know nothing but that suite.
 func (a *apt) only(suite string) error {
