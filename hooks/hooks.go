@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -115,7 +116,13 @@ func (h Host) start(d metadata.Domain) (err error) {
 		return fmt.Errorf("opening the domain's directory %s: %w", dir, err)
 	}
 	defer unix.Close(fd)
-	if err := renameNoReplace(fd, control.MonitorSocket, control.QEMUSocket); err != nil {
+	err = renameNoReplace(fd, control.MonitorSocket, control.QEMUSocket)
+	if errors.Is(err, unix.EEXIST) {
+		if err = clear(fd); err == nil {
+			err = renameNoReplace(fd, control.MonitorSocket, control.QEMUSocket)
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("renaming %s in %s: %w", control.MonitorSocket, dir, err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), startWait)
@@ -160,23 +167,58 @@ func renameNoReplace(dir int, from, to string) error {
 	return unix.Renameat(dir, from, dir, to)
 }
 
-// domainDir finds the domain's directory. Its name is domain-ID- and a beginning of the domain's name, cut at some
-// number of characters that is libvirt's affair; an ID is never used twice while libvirtd runs.
+// domainDir finds the directory that libvirt has made for this start. Other domains' directories may lie beside it: a host that
+// lost power leaves them behind, and counts its starts from 1 again.
 func (h Host) domainDir(d metadata.Domain) (string, error) {
 	if d.ID < 0 {
 		return "", errors.New("its XML has no id: libvirt didn't say which start this is")
 	}
-	prefix := "domain-" + strconv.Itoa(d.ID) + "-"
-	entries, err := os.ReadDir(h.Lib)
-	if err != nil {
-		return "", fmt.Errorf("looking for the domain's directory: %w", err)
-	}
-	for _, entry := range entries {
-		if short, ok := strings.CutPrefix(entry.Name(), prefix); ok && short != "" && strings.HasPrefix(d.Name, short) {
-			return filepath.Join(h.Lib, entry.Name()), nil
+	found, latest := "", unix.Timespec{}
+	for _, short := range shortNames(d.Name) {
+		dir := filepath.Join(h.Lib, "domain-"+strconv.Itoa(d.ID)+"-"+short)
+		// libvirt has just made its socket.
+		var st unix.Stat_t
+		if unix.Lstat(filepath.Join(dir, control.MonitorSocket), &st) != nil {
+			continue
+		}
+		if found == "" || st.Ctim.Nano() > latest.Nano() {
+			found, latest = dir, st.Ctim
 		}
 	}
-	return "", fmt.Errorf("looking for the domain's directory: no %s* in %s; is libvirt older than 4.5, or not the system's?", prefix, h.Lib)
+	if found == "" {
+		return "", fmt.Errorf("looking for libvirt's %s: not in %s; is libvirt older than 4.5, or not the system's?", control.MonitorSocket,
+			filepath.Join(h.Lib, "domain-"+strconv.Itoa(d.ID)+"-"+shortNames(d.Name)[0]))
+	}
+	return found, nil
+}
+
+// shortNames are what libvirt may take of a domain's name for its directory's: the first 20 characters, as libvirtd's locale
+// has them, so that without one it is bytes (virDomainDefGetShortName in libvirt's src/conf/domain_conf.c).
+func shortNames(name string) []string {
+	const most = 20
+	bytes := name[:min(len(name), most)]
+	if !utf8.ValidString(name) {
+		return []string{bytes}
+	}
+	if runes := []rune(name); string(runes[:min(len(runes), most)]) != bytes {
+		return []string{string(runes[:min(len(runes), most)]), bytes}
+	}
+	return []string{bytes}
+}
+
+// clear removes what a host that lost power left in the way: a socket of QEMU's that nobody listens on any more.
+func clear(dir int) error {
+	address := "/proc/self/fd/" + strconv.Itoa(dir) + "/" + control.QEMUSocket
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(fd)
+	err = unix.Connect(fd, &unix.SockaddrUnix{Name: address})
+	if err == nil || errors.Is(err, unix.EAGAIN) { // EAGAIN: its backlog is full
+		return fmt.Errorf("something listens on %s already: does a QEMU of an earlier start run? See `ps -C qemu-system-x86_64`", control.QEMUSocket)
+	}
+	return unix.Unlinkat(dir, control.QEMUSocket, 0)
 }
 
 // libvirt tells of an incoming state in a call of its own, before it calls for the start. What it told is kept in a file

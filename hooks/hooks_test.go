@@ -83,6 +83,102 @@ func TestStartPutsAShimBetween(t *testing.T) {
 	}
 }
 
+// A host that lost power left directories behind, and counts its starts from 1 again.
+func TestLeftoversOfALostHostAreNoObstacle(t *testing.T) {
+	left := func(dir string, listens bool, names ...string) {
+		t.Helper()
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names {
+			t.Chdir(dir)
+			l, err := net.ListenUnix("unix", &net.UnixAddr{Name: name, Net: "unix"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.SetUnlinkOnClose(false)
+			if listens {
+				t.Cleanup(func() { l.Close() })
+			} else {
+				l.Close()
+			}
+		}
+	}
+	for name, c := range map[string]struct {
+		before func(h Host, dir string)
+		fails  string
+	}{
+		"QEMU's socket of the last boot": {func(_ Host, dir string) { left(dir, false, control.QEMUSocket) }, ""},
+		"a file in its place":            {func(_ Host, dir string) { _ = os.WriteFile(filepath.Join(dir, control.QEMUSocket), nil, 0o600) }, ""},
+		"a QEMU that runs":               {func(_ Host, dir string) { left(dir, true, control.QEMUSocket) }, "something listens on monitor.qemu already"},
+		"a domain whose name is a beginning of this one's": {func(h Host, _ string) {
+			left(filepath.Join(h.Lib, "domain-7-a"), false, control.QEMUSocket, control.MonitorSocket)
+		}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var got spawn.Options
+			h, dir, _ := host(t, func(o spawn.Options) error { got = o; return nil })
+			c.before(h, dir)
+			var stderr bytes.Buffer
+			code := Run(h, []string{"name", "start", "begin", "-"}, strings.NewReader(domainXML(clock)), &stderr)
+			if c.fails != "" {
+				if out := stderr.String(); code != 1 || !strings.Contains(out, c.fails) || names(t, dir) != control.QEMUSocket+" "+control.MonitorSocket {
+					t.Errorf("code %d, %q; in the directory: %s", code, out, names(t, dir))
+				}
+				return
+			}
+			if code != 0 || got.DomainDir != dir {
+				t.Fatalf("code %d, %s; served in %s", code, &stderr, got.DomainDir)
+			}
+			if n := names(t, dir); n != control.QEMUSocket {
+				t.Errorf("in the directory: %s", n)
+			}
+			t.Chdir(dir)
+			if conn, err := net.Dial("unix", control.QEMUSocket); err != nil {
+				t.Errorf("libvirt's listening socket isn't there: %v", err)
+			} else {
+				conn.Close()
+			}
+		})
+	}
+}
+
+// The rule is libvirt's, with a locale of multi-byte characters and without one.
+func TestTheDirectoryIsThatOfThisStart(t *testing.T) {
+	long := strings.Repeat("x", 255)
+	for _, c := range []struct{ name, short string }{
+		{"v", "v"}, {"vm10", "vm10"}, {"a-b - c", "a-b - c"}, {"100%s &<x>", "100%s &<x>"}, {long, long[:20]},
+		{"exactly twenty chars", "exactly twenty chars"}, {"twenty-one characters", "twenty-one character"},
+		{"gäste für die prüfung, länger", "gäste für die prüfun"}, {"gäste für die prüfung, länger", "gäste für die prü"},
+		{"gäste für die pr-\u00e9", "gäste für die pr-\xc3"}, {strings.Repeat("界", 85), strings.Repeat("界", 20)},
+		{strings.Repeat("界", 85), strings.Repeat("界", 6) + "\xe7\x95"}, {"界", "界"}, {"..", ".."},
+	} {
+		h := Host{Lib: t.TempDir()}
+		want := filepath.Join(h.Lib, "domain-7-"+c.short)
+		others := []string{want, filepath.Join(h.Lib, "domain-7-"+c.name[:len(c.name)/2]), filepath.Join(h.Lib, "domain-77-"+c.short)}
+		for i, dir := range others {
+			if i > 0 && dir == want {
+				continue
+			}
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(dir, control.MonitorSocket), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got, err := h.domainDir(metadata.Domain{ID: 7, Name: c.name}); err != nil || got != want {
+			t.Errorf("%q: %q, not %q: %v", c.name, got, want, err)
+		}
+		if err := os.RemoveAll(want); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := h.domainDir(metadata.Domain{ID: 7, Name: c.name}); err == nil {
+			t.Errorf("%q: %q is another's", c.name, got)
+		}
+	}
+}
+
 func TestAStartThatFailsLeavesNothing(t *testing.T) {
 	for _, required := range []string{"yes", "no"} {
 		var stderr bytes.Buffer

@@ -202,6 +202,7 @@ func Run(c Config) (err error) {
 	for {
 		select {
 		case <-s.ended:
+			s.removeQEMUSocket()
 			s.finish()
 			s.bounded("writing down the guest's last reading and its record", func() {
 				s.keepLastStop()
@@ -537,6 +538,13 @@ func (s *shim) unbind() {
 		_ = unix.Unlinkat(fd, control.MonitorSocket, 0)
 	}
 	s.Store.Drop(fdMonitor)
+}
+
+// removeQEMUSocket removes what QEMU listened on. libvirt does it with the whole directory, unless its daemon ended before QEMU.
+func (s *shim) removeQEMUSocket() {
+	if fd, ok := s.Store.Get(fdDir); ok {
+		_ = unix.Unlinkat(fd, control.QEMUSocket, 0)
+	}
 }
 
 // serveMonitor relays one connection after the other, the first of which may be an earlier worker's, r.
