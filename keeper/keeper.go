@@ -366,6 +366,7 @@ func Keep(log func(string)) error {
 	}()
 	if line >= 0 && os.Getenv(envUpgrade) != "" {
 		_ = os.Unsetenv(envUpgrade)
+		k.upgraded = true
 		_ = unix.Kill(k.worker, unix.SIGKILL)
 	}
 	return k.keep()
@@ -380,6 +381,8 @@ type keeper struct {
 	line   int
 	worker int // pid
 	log    func(string)
+
+	upgraded bool // the next death of a worker is the keeper's own doing
 }
 
 func (k *keeper) keep() error {
@@ -399,7 +402,7 @@ func (k *keeper) keep() error {
 			} else if k.serve() {
 				return nil
 			} else {
-				k.log("the worker died and is replaced; nothing has to be done, unless it comes again")
+				k.died()
 			}
 			quick = count(quick, begun)
 			continue
@@ -407,8 +410,16 @@ func (k *keeper) keep() error {
 		if k.serve() {
 			return nil
 		}
+		k.died()
+	}
+}
+
+// died says that the worker did, unless that was asked for.
+func (k *keeper) died() {
+	if !k.upgraded {
 		k.log("the worker died and is replaced; nothing has to be done, unless it comes again")
 	}
+	k.upgraded = false
 }
 
 // serve does what the worker says until it has finished (true) or died.

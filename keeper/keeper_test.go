@@ -384,9 +384,16 @@ func TestUpgradeExecutesInPlace(t *testing.T) {
 		}
 		k.want("get a", "/memfd:a (deleted)")
 	}
+	// What was asked for is no reason for a warning; what wasn't is.
+	if text, _ := os.ReadFile(k.log); len(text) > 0 {
+		t.Errorf("logged: %s", text)
+	}
 	k.killKeeper()
 	k.killWorker()
 	k.want("get a", "/memfd:a (deleted)")
+	if text, _ := os.ReadFile(k.log); strings.Count(string(text), "the worker died") != 1 {
+		t.Errorf("logged of a worker's death: %s", text)
+	}
 }
 
 func TestABrokenUpgradeIsRefused(t *testing.T) {
