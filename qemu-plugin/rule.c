@@ -675,7 +675,7 @@ static int restore(struct rule *r, int fd, struct kvm_clock_data *data, struct f
         reason = FTCLOCK_REASON_NEVER_BACK;
     }
     /* A write that we were preempted before is late by so much, and made again. */
-    uint64_t clock = 0;
+    uint64_t clock = 0, took = 0;
     for (int i = 0; i < WRITE_TRIES; i++) {
         if (i > 0 && !state_away(r, &import, imported, data->clock, &now, &away))
             break;
@@ -686,10 +686,16 @@ static int restore(struct rule *r, int fd, struct kvm_clock_data *data, struct f
                 break; /* the first value stands */
             return pass(r, fd, data, rec, FTCLOCK_REASON_WRITE_FAILED);
         }
-        if (r->host->raw() - now.raw <= RESTORE_SLOW)
+        took = r->host->raw() - now.raw;
+        if (took <= RESTORE_SLOW)
             break;
     }
-    /* The next stop's reading is compared with this, and what the write took is made good then. */
+    /* The next stop's reading is compared with this, and what the write took is made good then. Until then the guest
+     * may be behind by that. */
+    uint64_t error = imported ? import.error : r->anchor.error;
+    error = error > UINT64_MAX - took ? UINT64_MAX : error + took;
+    if (imported && error > rec->error)
+        rec->error = error < INT64_MAX ? error : INT64_MAX;
     r->anchor = (struct ftclock_anchor){
         .valid = 1,
         .epoch = r->anchor.epoch + 1,
@@ -698,7 +704,7 @@ static int restore(struct rule *r, int fd, struct kvm_clock_data *data, struct f
         .real = now.real,
         .boot = now.boot,
         .slept = r->slept,
-        .error = imported ? import.error : r->anchor.error,
+        .error = error,
     };
     publish_anchor(r);
     /* A guest that is ahead owes it to its reference. An older state of the same guest goes on with its old base. */
