@@ -4,6 +4,7 @@
 #   make demo       200 checkpoints without and with ftclock, in a private libvirt; a table and a picture
 #   make test       every test (FTCLOCK_LONG=1: some in a longer form), the end-to-end ones on a KVM host
 #   make e2e        the end-to-end tests alone; PACKAGES and TESTFLAGS choose among them
+#   make power-cuts a whole host whose plug is pulled 100 times at random, and what its managed domains do then (two hours)
 #   make test-hosts the end-to-end tests with whole Debians, virt-manager and the benchmark: part of make test on native KVM
 #   make shell      a shell on a KVM host with ftclock installed and a guest defined
 #
@@ -50,7 +51,7 @@ MODULE_SOURCES = qemu-plugin/module.c qemu-plugin/rule.c
 
 TESTFLAGS ?=
 
-.PHONY: build built host images test test-hosts e2e kernels vcpus shell test-packages pictures demo splits hostile sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup setup-build setup-host FORCE
+.PHONY: build built host images test test-hosts power-cuts e2e kernels vcpus shell test-packages pictures demo splits hostile sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup setup-build setup-host FORCE
 
 build: $(BINARIES)
 
@@ -65,10 +66,14 @@ bin/libftclock-qemu.so: $(MODULE_SOURCES) qemu-plugin/rule.h clockpage/clockpage
 	$(CC) $(MODULE_CFLAGS) $(MODULE_LDFLAGS) -o $@ $(MODULE_SOURCES)
 
 # What tests run besides ftclock itself, see package test/built. Nothing is compiled while a test runs.
+BUILT_CLOCK = build/test/clock
 BUILT_SHIMS = build/test/shim-one build/test/shim-two
 BUILT_MODULES = build/test/module-1.1.so build/test/module-2.0.so
-BUILT_LIBRARIES = build/test/fakeclock.so build/test/downtime.so build/test/realtime.so
-BUILT = build/test/guest.elf build/test/init build/test/cont $(BUILT_LIBRARIES) $(BUILT_MODULES) $(BUILT_SHIMS)
+BUILT_LIBRARIES = build/test/fakeclock.so build/test/downtime.so build/test/realtime.so build/test/busy.so
+# See attach/testdata and qemu-plugin/testdata.
+BUILT_TARGETS = $(addprefix build/test/,target target-lazy target-static target-module.so target-stops.so)
+BUILT_FAKES = $(addprefix build/test/,qemu-fake-hardened qemu-fake-noplt qemu-fake-lazy qemu-fake-norelro qemu-fake-fixed fake qemu-noioctl)
+BUILT = $(BUILT_TARGETS) $(BUILT_FAKES) build/test/guest.elf build/test/init build/test/cont $(BUILT_LIBRARIES) $(BUILT_MODULES) $(BUILT_SHIMS) $(BUILT_CLOCK)
 built: $(BUILT)
 
 TEST_CFLAGS = -std=c11 -O2 -Wall -Wextra -Werror
@@ -84,6 +89,25 @@ build/test/init: test/linuxguest/src/init.c test/guest/src/record.h | build/test
 	$(CC) $(TEST_CFLAGS) -static -pthread -Itest/guest/src -o $@ $<
 build/test/cont: qemu-plugin/testdata/cont.c qemu-plugin/testdata/fake.c qemu-plugin/rule.c qemu-plugin/rule.h clockpage/clockpage.h | build/test
 	$(CC) $(TEST_CFLAGS) -g -fPIC -fvisibility=hidden -o $@ qemu-plugin/testdata/cont.c qemu-plugin/rule.c
+TARGET_CFLAGS = -O2 -Wall -Wextra -Werror
+build/test/target: FLAGS = -fPIE -pie -Wl,-z,now
+build/test/target-lazy: FLAGS = -fPIE -pie -Wl,-z,lazy
+build/test/target-static: FLAGS = -static
+build/test/target-module.so: FLAGS = -shared -fPIC
+build/test/target-stops.so: FLAGS = -shared -fPIC -DSTOP
+build/test/target build/test/target-lazy build/test/target-static: attach/testdata/target.c | build/test
+	$(CC) $(TARGET_CFLAGS) -o $@ $< $(FLAGS)
+build/test/target-module.so build/test/target-stops.so: attach/testdata/module.c | build/test
+	$(CC) $(TARGET_CFLAGS) -o $@ $< $(FLAGS)
+build/test/qemu-fake-hardened build/test/fake build/test/qemu-noioctl: FLAGS = -fPIE -pie -Wl,-z,now,-z,relro
+build/test/qemu-fake-noplt: FLAGS = -fno-plt -fPIE -pie -Wl,-z,now,-z,relro
+build/test/qemu-fake-lazy: FLAGS = -fPIE -pie -Wl,-z,lazy,-z,relro
+build/test/qemu-fake-norelro: FLAGS = -fPIE -pie -Wl,-z,lazy,-z,norelro
+build/test/qemu-fake-fixed: FLAGS = -fno-pie -no-pie -Wl,-z,now,-z,relro
+$(filter-out build/test/qemu-noioctl,$(BUILT_FAKES)): qemu-plugin/testdata/fake.c clockpage/clockpage.h | build/test
+	$(CC) $(TEST_CFLAGS) -o $@ $< $(FLAGS)
+build/test/qemu-noioctl: qemu-plugin/testdata/noioctl.c clockpage/clockpage.h | build/test
+	$(CC) $(TEST_CFLAGS) -o $@ $< $(FLAGS)
 build/test/%.so: test/e2e/testdata/%.c | build/test
 	$(CC) $(TEST_CFLAGS) -fPIC -shared -o $@ $< -ldl
 build/test/%.so: test/bench/testdata/%.c | build/test
@@ -96,7 +120,9 @@ build/test/module-%.so: $(MODULE_SOURCES) qemu-plugin/rule.h clockpage/clockpage
 		clockpage/clockpage.h >build/test/module-$*/clockpage/clockpage.h
 	cd build/test/module-$* && $(CC) $(MODULE_CFLAGS) $(MODULE_LDFLAGS) -o ../module-$*.so $(MODULE_SOURCES)
 # Go knows best what is out of date.
-.PHONY: $(BUILT_SHIMS)
+.PHONY: $(BUILT_SHIMS) $(BUILT_CLOCK)
+$(BUILT_CLOCK): | build/test
+	CGO_ENABLED=0 $(GO) build -trimpath -o $@ ./test/clock
 $(BUILT_SHIMS): build/test/shim-%: | build/test
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-X main.version=$*' -o $@ ./cmd/ftclock-shim
 
@@ -126,7 +152,7 @@ WHOLE_PACKAGES = $(filter-out attach qemu-plugin,$(KVM_PACKAGES)) test/virtmanag
 NATIVE_PACKAGES = $$($(GO) list ./... | grep -v -x -F "$$(printf 'ftclock/%s\n' $(WHOLE_PACKAGES))")
 
 test: setup build built host
-	$(GO) vet ./...
+	CGO_ENABLED=1 $(GO) vet -race ./...
 	CGO_ENABLED=1 $(GO) test -race -timeout 1h -p 1 -skip '^TestKVM' $(TESTFLAGS) $(NATIVE_PACKAGES)
 	test/kvm.sh $(TESTFLAGS) -- $(KVM_PACKAGES)
 	@if [ "$$(build/host/run --where)" = native ]; then $(MAKE) test-hosts; \
@@ -134,6 +160,11 @@ test: setup build built host
 
 test-hosts: setup build built host images build/test/packages
 	test/kvm.sh $(TESTFLAGS) -- $(KVM_HOSTS)
+
+# Whole hosts, which boot on emulated machines on any machine, and whose plugs are pulled: CUTS times, with four domains.
+CUTS ?= 100
+power-cuts: setup build built host images build/test/packages
+	FTCLOCK_REQUIRE=1 FTCLOCK_CUTS=$(CUTS) $(GO) test -count=1 -timeout 6h -v -run PowerCuts ./test/wholehost
 
 # What the tests of units and packages boot: whole Debians, made once and kept in the user's cache.
 images: | build

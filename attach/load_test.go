@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	testbuilt "ftclock/test/built"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -287,7 +289,7 @@ func TestTracerDiesAnywhere(t *testing.T) {
 func TestStoppedMeanwhile(t *testing.T) {
 	needRoot(t)
 	g := start(t, targetProgram(t))
-	stops := built(t, "module.c", "-shared", "-fPIC", "-DSTOP")
+	stops := built(t, testbuilt.TargetStops)
 	done := make(chan error, 1)
 	go func() {
 		_, err := load(context.Background(), g.pid, stops, anyProgram)
@@ -331,7 +333,6 @@ func TestForeignStartCode(t *testing.T) {
 
 func TestRefusals(t *testing.T) {
 	needRoot(t)
-	flags := []string{"-fPIE", "-pie"}
 	mod := module(t)
 	t.Run("not qemu", func(t *testing.T) {
 		g := start(t, targetProgram(t))
@@ -348,12 +349,12 @@ func TestRefusals(t *testing.T) {
 		refuses(t, 2, mod, ErrNotQEMU, "thread of the kernel")
 	})
 	t.Run("lazy", func(t *testing.T) {
-		g := start(t, built(t, "target.c", append(flags, "-Wl,-z,lazy")...))
+		g := start(t, built(t, testbuilt.TargetLazy))
 		_, err := load(patience(t), g.pid, mod, anyProgram)
 		says(t, err, ErrNoSlot, "bound lazily")
 	})
 	t.Run("static", func(t *testing.T) {
-		g := start(t, built(t, "target.c", "-static"))
+		g := start(t, built(t, testbuilt.TargetStatic))
 		_, err := load(patience(t), g.pid, mod, anyProgram)
 		says(t, err, ErrNoSlot, "statically linked")
 	})

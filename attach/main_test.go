@@ -8,14 +8,14 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
+
+	testbuilt "ftclock/test/built"
 
 	"golang.org/x/sys/unix"
 )
@@ -43,13 +43,6 @@ func TestMain(m *testing.M) {
 
 // checked runs the tests, and looks for what they have left open or uncollected.
 func checked(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "ftclock-attach-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	workDir = dir
 	before := openFiles()
 	code := m.Run()
 	if after := openFiles(); len(after) > len(before) {
@@ -80,39 +73,19 @@ func openFiles() []string {
 	return open
 }
 
-var workDir string
-
-// built compiles a file of testdata once for each set of flags.
-func built(t *testing.T, source string, flags ...string) string {
+// built is the path of what the Makefile builds for these tests.
+func built(t *testing.T, name string) string {
 	t.Helper()
-	buildLock.Lock()
-	defer buildLock.Unlock()
-	key := source + " " + strings.Join(flags, " ")
-	if path, ok := builds[key]; ok {
-		return path
+	path, err := testbuilt.Path(name)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if _, err := exec.LookPath("gcc"); err != nil {
-		t.Fatal("these tests need gcc: apt install gcc libc6-dev")
-	}
-	path := filepath.Join(workDir, fmt.Sprintf("%s-%d", strings.TrimSuffix(source, ".c"), len(builds)))
-	args := append([]string{"-O2", "-Wall", "-Wextra", "-Werror", "-o", path, filepath.Join("testdata", source)}, flags...)
-	if out, err := exec.Command("gcc", args...).CombinedOutput(); err != nil {
-		t.Fatalf("gcc %v: %v\n%s", args, err, out)
-	}
-	builds[key] = path
 	return path
 }
 
-var (
-	buildLock sync.Mutex
-	builds    = map[string]string{}
-)
+func targetProgram(t *testing.T) string { return built(t, testbuilt.Target) }
 
-func targetProgram(t *testing.T) string {
-	return built(t, "target.c", "-fPIE", "-pie", "-Wl,-z,now")
-}
-
-func module(t *testing.T) string { return built(t, "module.c", "-shared", "-fPIC") }
+func module(t *testing.T) string { return built(t, testbuilt.TargetModule) }
 
 // copied gives a file another name and inode: dlopen takes it for another library.
 func copied(t *testing.T, from, to string) string {

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"ftclock/test/built"
 )
 
 // needKVM skips the test on a machine without /dev/kvm, unless it may not be left out.
@@ -27,23 +29,26 @@ func needKVM(t *testing.T) {
 	t.Skipf("needs KVM (%v): load kvm_intel or kvm_amd, and run as root or as a member of group kvm", err)
 }
 
-// buildModule builds the module as it is shipped.
-func buildModule(t *testing.T) string {
+// shipped is the path of the module as it is shipped.
+func shipped(t *testing.T) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "libftclock-qemu.so")
-	compile(t, "-O2", "-fPIC", "-fvisibility=hidden", "-shared", "-Wl,-z,now,-z,relro,-z,defs,-z,nodelete", "-o", path,
-		"module.c", "rule.c")
+	path, err := filepath.Abs("../bin/libftclock-qemu.so")
+	if err == nil {
+		_, err = os.Stat(path)
+	}
+	if err != nil {
+		t.Fatalf("%v; fix: run make build in the repository's root", err)
+	}
 	return path
 }
 
-// hardened is how distributions link QEMU.
-var hardened = []string{"-fPIE", "-pie", "-Wl,-z,now,-z,relro"}
-
-// buildFake builds testdata/fake.c under a name, and gives its path and the place of its ioctl slot.
-func buildFake(t *testing.T, name string, flags ...string) (path, slot string) {
+// fake gives the path of a program built from testdata/fake.c, and the place of its ioctl slot.
+func fake(t *testing.T, name string) (path, slot string) {
 	t.Helper()
-	path = filepath.Join(t.TempDir(), name)
-	compile(t, append(slices.Concat([]string{"-O2"}, flags), "-o", path, "testdata/fake.c")...)
+	path, err := built.Path(name)
+	if err != nil {
+		t.Fatal(err)
+	}
 	f, err := elf.Open(path)
 	if err != nil {
 		t.Fatal(err)
@@ -189,8 +194,8 @@ func (f facts) notServed(t *testing.T) {
 
 func TestKVMModule(t *testing.T) {
 	needKVM(t)
-	module := buildModule(t)
-	path, slot := buildFake(t, "qemu-fake", hardened...)
+	module := shipped(t)
+	path, slot := fake(t, built.FakeHardened)
 
 	t.Run("not there", func(t *testing.T) {
 		f := run(t, exec.Command(path, slot))
@@ -224,7 +229,15 @@ func TestKVMModule(t *testing.T) {
 	})
 	// After an upgrade the file of the same name is another one.
 	t.Run("another version on top", func(t *testing.T) {
-		f := run(t, exec.Command(path, slot, module, buildModule(t)))
+		other := filepath.Join(t.TempDir(), filepath.Base(module))
+		text, err := os.ReadFile(module)
+		if err == nil {
+			err = os.WriteFile(other, text, 0o755)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := run(t, exec.Command(path, slot, module, other))
 		f.want(t, "dlopen2", "ok")
 		f.served(t)
 		f.readOnlySlot(t)
@@ -234,15 +247,15 @@ func TestKVMModule(t *testing.T) {
 // Other ways to link a program than the distributions'.
 func TestKVMModuleInOtherPrograms(t *testing.T) {
 	needKVM(t)
-	module := buildModule(t)
-	for name, flags := range map[string][]string{
-		"calls through the GOT":  append([]string{"-fno-plt"}, hardened...),
-		"lazy binding":           {"-fPIE", "-pie", "-Wl,-z,lazy,-z,relro"},
-		"lazy binding, no RELRO": {"-fPIE", "-pie", "-Wl,-z,lazy,-z,norelro"},
-		"fixed address":          {"-fno-pie", "-no-pie", "-Wl,-z,now,-z,relro"},
+	module := shipped(t)
+	for name, program := range map[string]string{
+		"calls through the GOT":  built.FakeNoPLT,
+		"lazy binding":           built.FakeLazy,
+		"lazy binding, no RELRO": built.FakeLazyNoRELRO,
+		"fixed address":          built.FakeFixed,
 	} {
 		t.Run(name, func(t *testing.T) {
-			path, slot := buildFake(t, "qemu-fake", flags...)
+			path, slot := fake(t, program)
 			run(t, exec.Command(path, slot, module)).served(t)
 			cmd := exec.Command(path, slot)
 			cmd.Env = append(os.Environ(), "LD_PRELOAD="+module)
@@ -252,25 +265,27 @@ func TestKVMModuleInOtherPrograms(t *testing.T) {
 }
 
 func TestKVMModuleLeavesOthersAlone(t *testing.T) {
-	module := buildModule(t)
+	module := shipped(t)
 	t.Run("not QEMU by its name", func(t *testing.T) {
 		needKVM(t)
-		path, slot := buildFake(t, "fake", hardened...)
+		path, slot := fake(t, built.FakeStranger)
 		run(t, exec.Command(path, slot, module)).notServed(t)
 		cmd := exec.Command(path, slot)
 		cmd.Env = append(os.Environ(), "LD_PRELOAD="+module)
 		run(t, cmd).notServed(t)
 	})
 	t.Run("no ioctl", func(t *testing.T) {
-		path := filepath.Join(t.TempDir(), "qemu-noioctl")
-		compile(t, append(slices.Clone(hardened), "-o", path, "testdata/noioctl.c")...)
+		path, err := built.Path(built.FakeNoIOCTL)
+		if err != nil {
+			t.Fatal(err)
+		}
 		run(t, exec.Command(path, module)).want(t, "pages", "0")
 	})
 }
 
 // The module exports nothing that could get in the way of QEMU's symbols, and needs nothing but libc.
 func TestModuleSymbols(t *testing.T) {
-	f, err := elf.Open(buildModule(t))
+	f, err := elf.Open(shipped(t))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,10 @@ import (
 	metadata "ftclock/xml-templates"
 )
 
+// busyWait bounds how long loading is tried while QEMU's main thread is busy, and how long a cont waits for that where the domain
+// may not run without the module. Hundreds of GiB of memory that are pinned for a device take minutes. Tests are less patient.
+var busyWait = 15 * time.Minute
+
 // contWait bounds how long a cont is held until the module is loaded. Tests are less patient.
 var contWait = 15 * time.Second
 
@@ -40,6 +44,7 @@ type domain struct {
 	// loading is closed when the attempt to load the module has ended; nil while none was begun, or after one that was
 	// refused upon.
 	loading chan struct{}
+	isBusy  bool // the attempt goes on because QEMU's main thread is busy
 	// load makes an attempt, and tells loaded. Set once, before the relay runs.
 	load func()
 	// look has somebody look whether the domain's metadata was changed, and doesn't wait; nil in tests. Set once, before
@@ -221,7 +226,8 @@ func (d *domain) connected() {
 	d.pause = pauseSeen{}
 }
 
-// awaitModule waits, bounded, while an attempt to load the module runs.
+// awaitModule waits, bounded, while an attempt to load the module runs: for as long as QEMU is busy, where a cont without the
+// module would be refused.
 func (d *domain) awaitModule() {
 	d.mu.Lock()
 	if d.loading == nil && d.page == nil {
@@ -237,15 +243,25 @@ func (d *domain) awaitModule() {
 		return
 	default:
 	}
-	timer := time.NewTimer(contWait)
-	defer timer.Stop()
-	select {
-	case <-loading:
-	case <-timer.C:
+	began := time.Now()
+	for {
+		timer := time.NewTimer(contWait)
+		select {
+		case <-loading:
+			timer.Stop()
+			return
+		case <-timer.C:
+		}
 		d.mu.Lock()
-		defer d.mu.Unlock()
-		d.why = fmt.Sprintf("loading the module took longer than %v", contWait)
-		d.warn("a cont goes on without the module: " + d.why + "; `ftclock status` tells when it is there")
+		patient := d.gate && d.isBusy && time.Since(began) < busyWait
+		if !patient {
+			d.why = fmt.Sprintf("loading the module took longer than %v", time.Since(began).Round(time.Second))
+			d.warn("a cont goes on without the module: " + d.why + "; `ftclock status` tells when it is there")
+		}
+		d.mu.Unlock()
+		if !patient {
+			return
+		}
 	}
 }
 
@@ -437,6 +453,7 @@ func (d *domain) warn(what string) {
 func (d *domain) loaded(page *clockpage.Page, method string, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.isBusy = false
 	if err != nil {
 		d.state, d.why = control.Uncorrected, err.Error()
 		d.warn("the guest's clock isn't kept: " + d.why + "; mend that, then `ftclock enable --live` tries again")
@@ -449,10 +466,21 @@ func (d *domain) loaded(page *clockpage.Page, method string, err error) {
 	d.recorder.wake()
 }
 
+// busy says that loading is tried again.
+func (d *domain) busy(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.isBusy {
+		d.log.Info().Err(err).Msg("QEMU is busy: loading the module is tried again until it isn't")
+	}
+	d.isBusy, d.why = true, err.Error()
+}
+
 // setPolicy takes a new policy; nil: watch only.
 func (d *domain) setPolicy(p *metadata.Policy) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	same := (p == nil) == (d.policy == nil) && (p == nil || p.XML() == d.policy.XML())
 	d.policy = p
 	if p == nil || !p.Required {
 		d.gate = false
@@ -461,7 +489,9 @@ func (d *domain) setPolicy(p *metadata.Policy) {
 		d.apply()
 	}
 	d.remember()
-	d.log.Info().Str("state", string(d.state)).Msg("policy changed")
+	if !same {
+		d.log.Info().Str("state", string(d.state)).Msg("policy changed")
+	}
 	d.recorder.wake()
 }
 

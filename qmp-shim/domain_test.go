@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"bytes"
 	"errors"
 	"strings"
 	"testing"
@@ -9,6 +10,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"ftclock/clockpage"
+	"ftclock/control"
 	metadata "ftclock/xml-templates"
 )
 
@@ -207,6 +209,54 @@ func TestNoContOfARunningGuestIsRefused(t *testing.T) {
 	}
 }
 
+// While QEMU is busy, the first cont waits where it would be refused, and the start succeeds, if late. Elsewhere it goes on, and
+// the guest is served once it can be.
+func TestAContWaitsForABusyQEMU(t *testing.T) {
+	patience := contWait
+	contWait = 20 * time.Millisecond
+	defer func() { contWait = patience }()
+	for clock, waits := range map[string]bool{
+		`<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`:               true,
+		`<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" required="no"/>`: false,
+	} {
+		d, err := newDomain(zerolog.Nop(), memory{Clock: clock, Gate: true}, func(memory) {})
+		if err != nil {
+			t.Fatal(err)
+		}
+		idle := make(chan struct{})
+		_, page := newPage(t, clockpage.Minor)
+		d.load = func() {
+			d.busy(errors.New("main thread is never idle"))
+			<-idle
+			d.loaded(page, "ptrace", nil)
+		}
+		d.fromQEMU(message{hello: true})
+		said := make(chan string, 1)
+		go func() { said <- d.cont(message{execute: "cont", id: "1"}) }()
+		select {
+		case refusal := <-said:
+			if waits || refusal != "" {
+				t.Errorf("%s: the cont doesn't wait: %q", clock, refusal)
+			}
+		case <-time.After(50 * contWait):
+			if !waits {
+				t.Errorf("%s: the cont waits", clock)
+			}
+		}
+		close(idle)
+		<-d.loading
+		if waits {
+			if refusal := <-said; refusal != "" {
+				t.Errorf("%s: %s", clock, refusal)
+			}
+		}
+		if d.mu.Lock(); d.state != control.Correcting || d.isBusy {
+			t.Errorf("%s: it is %s", clock, d.state)
+		}
+		d.mu.Unlock()
+	}
+}
+
 // A loader that never ends holds a cont for so long and no longer, whatever the policy requires.
 func TestAContWaitsBounded(t *testing.T) {
 	patience := contWait
@@ -233,5 +283,31 @@ func TestAContWaitsBounded(t *testing.T) {
 			t.Errorf("%s: the cont waits for ever", clock)
 		}
 		close(hung)
+	}
+}
+
+// A change is logged once, however often it is asked for.
+func TestAPolicyIsLoggedWhenItChanges(t *testing.T) {
+	var logged bytes.Buffer
+	d, err := newDomain(zerolog.New(&logged), memory{Clock: byDefault}, func(memory) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, page := newPage(t, clockpage.Minor)
+	d.resume(page, true)
+	again, err := metadata.ParseElement([]byte(byDefault))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.setPolicy(&again)
+	if logged.Len() > 0 {
+		t.Errorf("the same policy: %s", &logged)
+	}
+	for range 3 {
+		d.setPolicy(nil)
+	}
+	d.setPolicy(&again)
+	if got := strings.Count(logged.String(), "policy changed"); got != 2 {
+		t.Errorf("logged %d times:\n%s", got, &logged)
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
+	"ftclock/attach"
 	"ftclock/clockpage"
 	"ftclock/control"
 	"ftclock/keeper"
@@ -477,6 +478,13 @@ func (s *shim) load() {
 		s.keepQEMU(p)
 	}
 	page, fd, method, err := loadModule(ctx, p, s.Module)
+	// A main thread that is never idle doesn't answer a cont either: it still pins memory, or loads a state.
+	for end := time.Now().Add(busyWait); s.mode() == control.Relay && errors.Is(err, attach.ErrBusy) && time.Now().Before(end) && s.qemuLives(); {
+		s.domain.busy(err)
+		again, cancel := context.WithTimeout(context.Background(), loadWait)
+		page, fd, method, err = loadModule(again, p, s.Module)
+		cancel()
+	}
 	if err == nil {
 		s.Store.Put(fdPage, fd)
 	}

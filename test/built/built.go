@@ -19,11 +19,29 @@ const (
 	FakeClock    = "fakeclock.so"  // a host whose clock is disciplined, for one process
 	Downtime     = "downtime.so"   // a QEMU that accounts for downtime itself
 	Realtime     = "realtime.so"   // a QEMU that writes with KVM_CLOCK_REALTIME
+	Busy         = "busy.so"       // a QEMU whose main thread is busy for a while
 	Instructions = "cont"          // the module's path in a simulated host, to be counted
 	ModuleOlder  = "module-1.1.so" // the module with an older minor version of the clock page
 	ModuleNext   = "module-2.0.so" // the module with another major version
 	ShimOne      = "shim-one"      // the shim, its version being "one"
 	ShimTwo      = "shim-two"
+
+	// For the loader, see attach/testdata: a program that does what QEMU does with its main thread, bound eagerly, lazily and
+	// statically, and what is loaded into it.
+	Target       = "target"
+	TargetLazy   = "target-lazy"
+	TargetStatic = "target-static"
+	TargetModule = "target-module.so"
+	TargetStops  = "target-stops.so" // stops its process when it is loaded
+
+	// For the module, see qemu-plugin/testdata: a program that does what QEMU does with its clock, linked in different ways.
+	FakeHardened    = "qemu-fake-hardened" // as distributions link QEMU
+	FakeNoPLT       = "qemu-fake-noplt"    // calls through the GOT
+	FakeLazy        = "qemu-fake-lazy"     // lazy binding
+	FakeLazyNoRELRO = "qemu-fake-norelro"
+	FakeFixed       = "qemu-fake-fixed" // at a fixed address
+	FakeStranger    = "fake"            // as FakeHardened, but its name isn't one of QEMU's
+	FakeNoIOCTL     = "qemu-noioctl"    // never calls ioctl
 )
 
 // Root is the repository's root: the next directory with a go.mod from the one upwards in which the program began.

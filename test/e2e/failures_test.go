@@ -13,6 +13,8 @@ import (
 	"ftclock/control"
 	"ftclock/test/built"
 	"ftclock/test/privatelibvirt"
+
+	"libvirt.org/go/libvirtxml"
 )
 
 var (
@@ -207,4 +209,34 @@ func TestKVMAModuleOfAnotherVersion(t *testing.T) {
 			execute(t, monitor, command, nil)
 		}
 	})
+}
+
+// A QEMU whose main thread is busy for longer than an attempt to load the module takes starts all the same, if late. Where the
+// module isn't required, the guest is served once that can be.
+func TestKVMABusyQEMUStartsLate(t *testing.T) {
+	library, err := built.Copy(built.Busy, privatelibvirt.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, required := range []string{"yes", "no"} {
+		t.Run("required "+required, func(t *testing.T) {
+			x := managed("busy-"+required, `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" required="`+required+`"/>`)
+			x.QEMUCommandline = &libvirtxml.DomainQEMUCommandline{Envs: []libvirtxml.DomainQEMUCommandlineEnv{
+				{Name: "LD_PRELOAD", Value: library}, {Name: "FTCLOCK_BUSY_SECONDS", Value: "20"},
+			}}
+			d, clock := start(t, x)
+			for end := time.Now().Add(2 * time.Minute); status(t, d).State != control.Correcting; time.Sleep(time.Second) {
+				if required == "yes" || time.Now().After(end) {
+					t.Fatalf("it runs, and isn't served: %+v", status(t, d))
+				}
+			}
+			before := offset(t, clock)
+			for range 20 {
+				pause(t, d, 5*time.Millisecond)
+			}
+			if drift := offset(t, clock) - before; drift > maxDrift || drift < -maxDrift {
+				t.Errorf("drift of %d ns", drift)
+			}
+		})
+	}
 }
