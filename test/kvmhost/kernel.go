@@ -17,8 +17,9 @@ import (
 
 // wanted are the modules that the host loads, before what they depend on is added.
 var wanted = []string{
-	"virtio_pci", "virtio_console", "virtio_rng", "virtio_blk", "virtio_net", "9pnet_virtio", "9p", "overlay", "kvm_amd",
-	"ext4", "tun", "bridge", "veth", "tap", "macvtap",
+	"virtio_pci", "virtio_console", "virtio_rng", "virtio_blk", "virtio_net", "9pnet_virtio", "9p", "overlay", "kvm_amd", "kvm_intel",
+	"crc32c_generic", "ext4", // which asks for the first by an alias
+	"tun", "bridge", "veth", "tap", "macvtap", "autofs4",
 }
 
 // files are what a host boots from.
@@ -173,7 +174,7 @@ func (a *apt) kernel() (string, error) {
 			}
 		}
 	}
-	return "", errors.New("apt knows no package linux-image-amd64; fix: use Debian, or give the kernel by --kernel")
+	return "", errors.New("apt knows no package linux-image-amd64; fix: use a Debian, or name one by --suite")
 }
 
 // pack makes the initramfs: process 1 and the modules, in the order in which they are loaded.

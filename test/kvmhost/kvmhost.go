@@ -164,7 +164,7 @@ func (o Options) emulated(args []string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	m, err := o.boot(f, memory, job.Write)
+	m, err := boot(machineOptions{kernel: f, memory: memory, append: o.Append, root: "/", write: job.Write, terminal: o.Terminal})
 	if err != nil {
 		return 0, err
 	}
@@ -249,8 +249,21 @@ type machine struct {
 	streams [3]*os.File // the command's; none with a terminal
 }
 
+// machineOptions are what QEMU is started with.
+type machineOptions struct {
+	kernel      *files
+	memory      int // MiB
+	append      string
+	root        string   // directory of the file system that the host has below its own
+	write, read []string // directories that it shares, see protocol.Job
+	disk        string   // file, "" for none
+	link        *os.File // an end of a connected pair of sockets, the host's network; nil for none
+	terminal    bool
+	nested      bool // by the machine's own KVM, and its guests by nested virtualization
+}
+
 // boot starts QEMU.
-func (o Options) boot(f *files, memory int, write []string) (_ *machine, err error) {
+func boot(o machineOptions) (_ *machine, err error) {
 	m := &machine{ended: make(chan struct{})}
 	if m.scratch, err = os.MkdirTemp("", "ftclock-host-"); err != nil {
 		return nil, err
@@ -260,18 +273,29 @@ func (o Options) boot(f *files, memory int, write []string) (_ *machine, err err
 			m.end()
 		}
 	}()
+	accelerator, processor := "tcg,thread=multi,tb-size=512", "max"
+	if o.nested {
+		accelerator, processor = "kvm", "host"
+	}
 	args := []string{
-		"-machine", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max", "-smp", strconv.Itoa(cpus), "-m", strconv.Itoa(memory),
+		"-machine", "q35", "-accel", accelerator, "-cpu", processor, "-smp", strconv.Itoa(cpus), "-m", strconv.Itoa(o.memory),
 		"-nodefaults", "-no-reboot", "-display", "none", "-serial", "file:" + filepath.Join(m.scratch, "console"),
-		"-monitor", "unix:" + filepath.Join(m.scratch, "monitor") + ",server=on,wait=off", "-device", "virtio-rng-pci", "-device", "virtio-serial-pci,max_ports=8", "-kernel", f.kernel, "-initrd", f.initramfs,
-		"-append", "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable clocksource=tsc " + o.Append,
+		"-monitor", "unix:" + filepath.Join(m.scratch, "monitor") + ",server=on,wait=off", "-device", "virtio-rng-pci",
+		"-device", "virtio-serial-pci,max_ports=8", "-kernel", o.kernel.kernel, "-initrd", o.kernel.initramfs,
+		"-append", "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable clocksource=tsc " + o.append,
 	}
 	share := func(tag, path, more string) {
 		args = append(args, "-fsdev", "local,security_model=none,id="+tag+",path="+path+more, "-device", "virtio-9p-pci,fsdev="+tag+",mount_tag="+tag)
 	}
-	share(protocol.RootTag, "/", ",readonly=on,multidevs=remap")
-	for i, dir := range write {
+	share(protocol.RootTag, o.root, ",readonly=on,multidevs=remap")
+	for i, dir := range o.write {
 		share(protocol.RootTag+strconv.Itoa(i), dir, "")
+	}
+	for i, dir := range o.read {
+		share(protocol.RootTag+strconv.Itoa(len(o.write)+i), dir, ",readonly=on,multidevs=remap")
+	}
+	if o.disk != "" {
+		args = append(args, "-drive", "file="+o.disk+",format=raw,if=virtio,cache=writeback")
 	}
 	var theirs []*os.File
 	defer func() {
@@ -291,7 +315,7 @@ func (o Options) boot(f *files, memory int, write []string) (_ *machine, err err
 	if m.control, err = port(protocol.Control); err != nil {
 		return nil, err
 	}
-	if o.Terminal {
+	if o.terminal {
 		args = append(args, "-chardev", "stdio,id=terminal,signal=off", "-device", "virtconsole,chardev=terminal")
 	} else {
 		for i, name := range []string{protocol.Stdin, protocol.Stdout, protocol.Stderr} {
@@ -299,6 +323,9 @@ func (o Options) boot(f *files, memory int, write []string) (_ *machine, err err
 				return nil, err
 			}
 		}
+	}
+	if o.link != nil {
+		args = append(args, "-netdev", fmt.Sprintf("socket,id=link,fd=%d", 3+len(theirs)), "-device", "virtio-net-pci,netdev=link,mac="+address())
 	}
 	// Every file that the host has open is one of QEMU's.
 	var limit unix.Rlimit
@@ -308,9 +335,12 @@ func (o Options) boot(f *files, memory int, write []string) (_ *machine, err err
 	}
 	m.qemu = exec.Command("qemu-system-x86_64", args...)
 	m.qemu.ExtraFiles = theirs
+	if o.link != nil {
+		m.qemu.ExtraFiles = append(m.qemu.ExtraFiles, o.link)
+	}
 	// A Ctrl-C is passed on to the command, not to QEMU; with this program QEMU goes, too.
-	m.qemu.SysProcAttr = &syscall.SysProcAttr{Setpgid: !o.Terminal, Pdeathsig: unix.SIGKILL}
-	if o.Terminal {
+	m.qemu.SysProcAttr = &syscall.SysProcAttr{Setpgid: !o.terminal, Pdeathsig: unix.SIGKILL}
+	if o.terminal {
 		m.qemu.Stdin, m.qemu.Stdout = os.Stdin, os.Stdout
 	}
 	said, err := os.Create(filepath.Join(m.scratch, "qemu"))

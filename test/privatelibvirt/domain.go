@@ -12,6 +12,7 @@ import (
 
 	"ftclock/spawn"
 	"ftclock/test/guest"
+	"ftclock/test/kvmhost"
 	"ftclock/test/qmp"
 
 	"golang.org/x/sys/unix"
@@ -62,11 +63,21 @@ func WithGuest(conn **libvirt.Connect, elf *string, run func() int) func() int {
 	}
 }
 
+// NoCPUProperties has libvirt believe that QEMU is too old to be asked for each of some 400 properties of the CPU, one after the
+// other. In an emulated host they take more than half of a domain's start.
+var NoCPUProperties = &libvirtxml.DomainQEMUCapabilities{Del: []libvirtxml.DomainQEMUCapabilitiesEntry{{Name: "cpu-unavailable-features"}}}
+
 // GuestXML is a domain with the kvmclock guest: KVM, one CPU of the default
 // model, 32 MiB in a memfd that others can map, no disk, no network. The
 // caller adds what a test needs: Metadata, QEMUCommandline, Devices.
 func GuestXML(name, elf string) *libvirtxml.Domain {
+	var capabilities *libvirtxml.DomainQEMUCapabilities
+	if kvmhost.Emulated() {
+		capabilities = NoCPUProperties
+	}
 	return &libvirtxml.Domain{
+		QEMUCapabilities: capabilities,
+
 		Type:   "kvm",
 		Name:   name,
 		Memory: &libvirtxml.DomainMemory{Value: 32, Unit: "MiB"},

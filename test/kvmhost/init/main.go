@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,6 +22,10 @@ import (
 )
 
 func main() {
+	if os.Args[0] == agentName {
+		agent()
+		return
+	}
 	control, err := begin()
 	if err != nil {
 		fmt.Println("ftclock: the emulated host doesn't come up:", err) // the kernel's console
@@ -28,7 +33,7 @@ func main() {
 	}
 	say := &speaker{to: json.NewEncoder(control)}
 	heard := json.NewDecoder(control)
-	code, err := serve(say, heard)
+	code, err := serve(control, say, heard)
 	if err != nil {
 		_ = say.say(protocol.Progress{Error: err.Error()})
 	} else {
@@ -68,7 +73,8 @@ func begin() (control *os.File, err error) {
 		return nil, err
 	}
 	for _, name := range strings.Fields(string(order)) {
-		if err := load(name); err != nil {
+		// One of kvm-amd and kvm-intel is another processor's; whether there is a /dev/kvm is seen later.
+		if err := load(name); err != nil && !strings.HasPrefix(name, "kvm-") {
 			return nil, fmt.Errorf("loading %s: %w", name, err)
 		}
 	}
@@ -113,10 +119,13 @@ func port(name string) (*os.File, error) {
 }
 
 // serve runs the command and gives its exit code.
-func serve(say *speaker, heard *json.Decoder) (int, error) {
+func serve(control *os.File, say *speaker, heard *json.Decoder) (int, error) {
 	var job protocol.Job
 	if err := heard.Decode(&job); err != nil {
 		return 0, fmt.Errorf("reading the command: %w", err)
+	}
+	if job.Init != "" {
+		return 0, handOver(control, job)
 	}
 	streams, err := open(job)
 	if err != nil {
@@ -132,12 +141,36 @@ func serve(say *speaker, heard *json.Decoder) (int, error) {
 	if err := say.say(protocol.Progress{Up: up}); err != nil {
 		return 0, err
 	}
-	go func() {
-		for say.say(protocol.Progress{Beat: true}) == nil {
-			time.Sleep(protocol.BeatSeconds * time.Second)
-		}
-	}()
+	go beat(say)
 	return run(job, streams, heard)
+}
+
+// beat says again and again that every processor still runs programs: one that hangs may leave the others at work for a while.
+func beat(say *speaker) {
+	turns := make([]chan struct{}, runtime.NumCPU())
+	for cpu := range turns {
+		turns[cpu] = make(chan struct{})
+		go func() {
+			runtime.LockOSThread()
+			var one unix.CPUSet
+			one.Set(cpu)
+			if unix.SchedSetaffinity(0, &one) != nil {
+				return
+			}
+			for range turns[cpu] {
+			}
+		}()
+	}
+	for {
+		for _, turn := range turns {
+			turn <- struct{}{}
+			turn <- struct{}{} // taken when that processor has run it since the first
+		}
+		if say.say(protocol.Progress{Beat: true}) != nil {
+			return
+		}
+		time.Sleep(protocol.BeatSeconds * time.Second)
+	}
 }
 
 // open opens the command's standard streams, while /dev is where the kernel put it.
@@ -164,11 +197,21 @@ func fileSystems(job protocol.Job) error {
 	if err := mount(protocol.RootTag, "/machine", "9p", unix.MS_RDONLY, options+"loose"); err != nil {
 		return err
 	}
-	if err := mount("above", "/above", "tmpfs", 0, "size=80%,mode=0755"); err != nil {
+	if job.Disk {
+		for range 500 { // the kernel finds it in its own time
+			if _, err := os.Stat(protocol.Disk); err == nil {
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		if err := mount(protocol.Disk, "/above", "ext4", 0, ""); err != nil {
+			return err
+		}
+	} else if err := mount("above", "/above", "tmpfs", 0, "size=80%,mode=0755"); err != nil {
 		return err
 	}
 	for _, dir := range []string{"/above/upper", "/above/work"} {
-		if err := os.Mkdir(dir, 0o755); err != nil {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
 	}
@@ -177,6 +220,11 @@ func fileSystems(job protocol.Job) error {
 	}
 	for i, dir := range job.Write {
 		if err := mount(protocol.RootTag+strconv.Itoa(i), "/root"+dir, "9p", 0, options+"none"); err != nil {
+			return err
+		}
+	}
+	for i, dir := range job.Read {
+		if err := mount(protocol.RootTag+strconv.Itoa(len(job.Write)+i), "/root"+dir, "9p", unix.MS_RDONLY, options+"loose"); err != nil {
 			return err
 		}
 	}
@@ -199,6 +247,9 @@ func fileSystems(job protocol.Job) error {
 	}
 	if err := os.Chdir("/"); err != nil {
 		return err
+	}
+	if job.Init != "" {
+		return nil // it makes its own
 	}
 	return ownFileSystems(job)
 }
@@ -240,16 +291,10 @@ func settle() (*protocol.Up, error) {
 	if err := unix.Sethostname([]byte("emulated")); err != nil {
 		return nil, os.NewSyscallError("sethostname", err)
 	}
-	kvm, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
-	if err != nil {
-		return nil, fmt.Errorf("the kernel has no KVM in it: %w", err)
-	}
-	defer kvm.Close()
-	if err := keepVM(kvm); err != nil {
-		return nil, err
-	}
-	if err := os.Chmod("/dev/kvm", 0o666); err != nil {
-		return nil, err
+	// libvirt looks its host's name up with each domain.
+	if hosts, err := os.OpenFile("/etc/hosts", os.O_APPEND|os.O_WRONLY, 0); err == nil {
+		fmt.Fprintln(hosts, "127.0.1.1 emulated")
+		hosts.Close()
 	}
 	sock, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -263,6 +308,22 @@ func settle() (*protocol.Up, error) {
 	lo.SetUint16(unix.IFF_UP)
 	if err := unix.IoctlIfreq(sock, unix.SIOCSIFFLAGS, lo); err != nil {
 		return nil, fmt.Errorf("switching on the loopback interface: %w", err)
+	}
+	return up()
+}
+
+// up looks whether this is a KVM host.
+func up() (*protocol.Up, error) {
+	kvm, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err != nil {
+		return nil, fmt.Errorf("the kernel has no KVM in it: %w", err)
+	}
+	defer kvm.Close()
+	if err := keepVM(kvm); err != nil {
+		return nil, err
+	}
+	if err := os.Chmod("/dev/kvm", 0o666); err != nil {
+		return nil, err
 	}
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
@@ -279,17 +340,28 @@ func settle() (*protocol.Up, error) {
 	return up, nil
 }
 
-// keepVM keeps a virtual machine, without a processor, for as long as the host runs. With the first one that begins, and the last
-// one that ends, the kernel patches its scheduler (the static key preempt_notifier_key). Under TCG with several threads a
-// processor may go on with the breakpoint that stood there meanwhile: it then takes it for ever, with interrupts off, and
-// the host hangs. Seen with QEMU 7.2 and Linux 6.1 once in some ten minutes of starting and ending domains.
+// keepVM keeps a virtual machine with a processor that never runs for as long as the host does. With the first machine that
+// begins, and the last one that ends, the kernel patches its scheduler (the static key preempt_notifier_key); with the first
+// and the last processor whose APIC is switched off, as each one's is at its reset, much of its APIC (apic_sw_disabled). Under
+// TCG with several threads a processor may go on with the breakpoint that stood there meanwhile: it then takes it for ever,
+// with interrupts off, and the host hangs. Seen with QEMU 7.2 and Linux 6.1 once in some ten minutes of starting and ending
+// domains.
 func keepVM(kvm *os.File) error {
-	const createVM = 0xae01 // KVM_CREATE_VM of the kernel's include/uapi/linux/kvm.h
+	// Of the kernel's include/uapi/linux/kvm.h.
+	const createVM, createIRQChip, createVCPU = 0xae01, 0xae60, 0xae41
 	vm, _, errno := unix.Syscall(unix.SYS_IOCTL, kvm.Fd(), createVM, 0)
 	if errno != 0 {
 		return os.NewSyscallError("ioctl KVM_CREATE_VM", errno)
 	}
 	unix.CloseOnExec(int(vm))
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, vm, createIRQChip, 0); errno != 0 {
+		return os.NewSyscallError("ioctl KVM_CREATE_IRQCHIP", errno)
+	}
+	vcpu, _, errno := unix.Syscall(unix.SYS_IOCTL, vm, createVCPU, 0)
+	if errno != 0 {
+		return os.NewSyscallError("ioctl KVM_CREATE_VCPU", errno)
+	}
+	unix.CloseOnExec(int(vcpu))
 	return nil
 }
 

@@ -1,5 +1,5 @@
 // Package protocol is what package kvmhost and process 1 of the emulated host say to each other: JSON values over the
-// port Control, in turn a Job and Signals to the host, Progress from it.
+// port Control, in turn a Job and Signals or Calls to the host, Progress from it.
 package protocol
 
 // The virtio serial ports of the host.
@@ -13,8 +13,12 @@ const (
 // BeatSeconds is how often a host says that it lives.
 const BeatSeconds = 5
 
-// RootTag is the 9p mount tag of the machine's file system. Those of Job.Write are this and their index.
+// RootTag is the 9p mount tag of the host's root, which is the machine's or an image. Those of Job.Write are this and their index,
+// those of Job.Read follow.
 const RootTag = "root"
+
+// Disk is where a host with a disk of its own has it.
+const Disk = "/dev/vda"
 
 // Job is the command that the host is booted for.
 type Job struct {
@@ -23,6 +27,12 @@ type Job struct {
 	Dir  string
 	// Write are the directories that the command shares with the machine, at the same path.
 	Write []string
+	// Read are directories of the machine's that the host sees, by their places in it.
+	Read []string
+	// Init is the program that becomes process 1. The host then runs Calls, and no command of its own.
+	Init string
+	// Disk says that what the host writes goes to its disk, not to memory.
+	Disk bool
 	// Terminal gives the command a terminal, the first virtio console, instead of the three ports.
 	Terminal      bool
 	Rows, Columns uint16
@@ -31,12 +41,29 @@ type Job struct {
 // Signal is sent to the command's process group.
 type Signal struct{ Number int }
 
-// Progress is one of these: the host is up, it still lives, the command has ended, the host is broken.
+// Call is a command for a host whose process 1 is its own.
+type Call struct {
+	ID    int
+	Args  []string
+	Input []byte
+}
+
+// Result is what came of a Call.
+type Result struct {
+	ID     int
+	Output []byte // both streams
+	Code   int    // as a shell gives it
+	Error  string // "" where it began
+}
+
+// Progress is one of these: the host is up, it still lives, the command or a call has ended, the host is broken.
 type Progress struct {
-	Beat  bool   `json:",omitempty"` // every BeatSeconds while the command runs
+	Beat  bool   `json:",omitempty"` // every BeatSeconds while the host runs
 	Up    *Up    `json:",omitempty"`
 	Exit  *int   `json:",omitempty"` // as a shell gives it
 	Error string `json:",omitempty"`
+
+	Result *Result `json:",omitempty"`
 }
 
 // Up says what the host is.

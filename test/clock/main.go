@@ -1,0 +1,49 @@
+// Command clock reads the clocks of running domains with the kvmclock guest, on a whole host where no test program runs: for each
+// name a line "NAME OFFSET BACKSTEPS", the offset against CLOCK_MONOTONIC_RAW in ns, and how often the guest saw time go back.
+package main
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"ftclock/spawn"
+	"ftclock/test/guest"
+)
+
+func main() {
+	for _, name := range os.Args[1:] {
+		offset, backsteps, err := read(name)
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "clock: error: %s: %v\n", name, err)
+			os.Exit(1)
+		}
+		fmt.Println(name, offset, backsteps)
+	}
+}
+
+func read(name string) (offset, backsteps int64, err error) {
+	text, err := os.ReadFile(spawn.PIDFile("/run/libvirt/qemu", name))
+	if err != nil {
+		return 0, 0, err
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return 0, 0, err
+	}
+	c, err := guest.Open(pid)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer c.Close()
+	if err := c.WaitMoving(5 * time.Minute); err != nil {
+		return 0, 0, err
+	}
+	if offset, err = c.SettledOffset(); err != nil {
+		return 0, 0, err
+	}
+	count, _, err := c.Backsteps()
+	return offset, int64(count), err
+}

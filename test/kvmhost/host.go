@@ -1,0 +1,278 @@
+package kvmhost
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"ftclock/test/built"
+	"ftclock/test/kvmhost/protocol"
+
+	"golang.org/x/sys/unix"
+)
+
+// HostOptions are what whole hosts can differ in.
+type HostOptions struct {
+	// Image is the directory of a whole Debian, which the host can't change: see package container.
+	Image string
+	// Disk is a file that keeps what the host writes; it is made where it isn't there. "" has it go with the host.
+	Disk string
+	// Read are directories of this machine that the host sees, by their places in it. The places are made in its file system.
+	Read map[string]string
+	// Suite and Append are Options'.
+	Suite, Append string
+	// Memory is in MiB; 0 is 3072.
+	Memory int
+	// Link is one end of a Link. Its network card has no address before the host gives it one.
+	Link *os.File
+}
+
+// Host is a whole host that runs: a Debian with its own process 1, on a virtual machine whose plug can be pulled. The machine is
+// emulated, unless this one has a KVM that nests..
+type Host struct {
+	*machine
+
+	say      sync.Mutex
+	mu       sync.Mutex
+	last     int
+	waiting  map[int]chan protocol.Result
+	gone     chan struct{} // closed when nothing is heard of it any more
+	why      error         // why, once gone is closed
+	released sync.Once
+}
+
+// quiet has systemd not wait for a login on the console, whose device nobody tells it of.
+const quiet = "systemd.mask=serial-getty@ttyS0.service "
+
+// Link is a network cable: two hosts get an end each.
+func Link() (one, other *os.File, err error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	return os.NewFile(uintptr(pair[0]), "link"), os.NewFile(uintptr(pair[1]), "link"), nil
+}
+
+// address is a network card's: locally administered, for one host.
+func address() string {
+	b := make([]byte, 5)
+	_, _ = rand.Read(b)
+	return fmt.Sprintf("52:%02x:%02x:%02x:%02x:%02x", b[0], b[1], b[2], b[3], b[4])
+}
+
+// Boot boots a whole host and waits until its system manager has started everything. It wants root, to read all of the image.
+func Boot(o HostOptions) (*Host, error) {
+	root, err := built.Root()
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(root, "build/host")
+	memory, err := lacks(dir)
+	if err != nil {
+		return nil, err
+	}
+	if o.Memory == 0 {
+		o.Memory = leastMemory
+	}
+	f, err := prepare(dir, o.Suite, func(format string, values ...any) { fmt.Fprintf(os.Stderr, "host: "+format+"\n", values...) })
+	if err != nil {
+		return nil, err
+	}
+	if err := format(o.Disk); err != nil {
+		return nil, err
+	}
+	job := protocol.Job{Init: "/sbin/init", Disk: o.Disk != "", Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		"LC_ALL=C.UTF-8", "HOME=/root", "TERM=dumb", "DEBIAN_FRONTEND=noninteractive"}}
+	m := machineOptions{kernel: f, memory: min(memory, o.Memory), append: quiet + o.Append, root: o.Image, disk: o.Disk, link: o.Link}
+	if m.nested, err = nests(); err != nil {
+		return nil, err
+	}
+	for outside, inside := range o.Read {
+		m.read, job.Read = append(m.read, outside), append(job.Read, inside)
+	}
+	h := &Host{waiting: map[int]chan protocol.Result{}, gone: make(chan struct{})}
+	if h.machine, err = boot(m); err != nil {
+		return nil, err
+	}
+	if err := h.begin(job); err != nil {
+		h.Cut()
+		return nil, fmt.Errorf("booting a host of %s: %w", o.Image, err)
+	}
+	return h, nil
+}
+
+// nests says whether this machine's KVM runs hosts that have a KVM of their own.
+func nests() (bool, error) {
+	native, err := Native()
+	if err != nil || !native {
+		return false, err
+	}
+	for _, module := range []string{"kvm_intel", "kvm_amd"} {
+		if text, err := os.ReadFile("/sys/module/" + module + "/parameters/nested"); err == nil && strings.ContainsAny(string(text), "Y1") {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// format makes a file system for what a host writes, unless it is there.
+func format(disk string) error {
+	if disk == "" {
+		return nil
+	}
+	f, err := os.OpenFile(disk, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if errors.Is(err, os.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Truncate(4 << 30); err != nil {
+		return err
+	}
+	mkfs := exec.Command("mkfs.ext4", "-q", "-F", disk)
+	mkfs.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
+	if out, err := mkfs.CombinedOutput(); err != nil {
+		return errors.Join(fmt.Errorf("making the host's disk: mkfs.ext4: %w: %s", err, bytes.TrimSpace(out)), os.Remove(disk))
+	}
+	return nil
+}
+
+func (h *Host) begin(job protocol.Job) error {
+	if err := json.NewEncoder(h.control).Encode(job); err != nil {
+		return err
+	}
+	up := make(chan error, 1)
+	go h.hear(up)
+	select {
+	case err := <-up:
+		if err != nil {
+			return err
+		}
+	case <-h.gone:
+		return h.why
+	}
+	for end := time.Now().Add(bootPatience); ; time.Sleep(200 * time.Millisecond) {
+		out, err := h.Run("systemctl", "is-system-running")
+		if state := strings.TrimSpace(out); state == "running" || state == "degraded" {
+			return nil
+		}
+		select {
+		case <-h.gone:
+			return h.why
+		default:
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("it isn't up in %v: %w: %s; its last words: %s", bootPatience, err, out, h.words())
+		}
+	}
+}
+
+// hear takes what the host says until its end.
+func (h *Host) hear(up chan<- error) {
+	heard := make(chan protocol.Progress)
+	go func() {
+		defer close(heard)
+		from := json.NewDecoder(h.control)
+		for {
+			var p protocol.Progress
+			if from.Decode(&p) != nil {
+				return
+			}
+			heard <- p
+		}
+	}()
+	alive := time.NewTimer(bootPatience)
+	end := func(why error) {
+		h.why = why
+		close(h.gone)
+		for range heard {
+		}
+	}
+	for {
+		select {
+		case <-alive.C:
+			why := fmt.Errorf("%w: nothing heard of it; its processors: %s; its last words: %s", ErrHangs, h.processors(), h.words())
+			_ = h.qemu.Process.Kill()
+			end(why)
+			return
+		case p, ok := <-heard:
+			switch {
+			case !ok:
+				end(fmt.Errorf("the host has ended; its last words: %s", h.words()))
+				return
+			case p.Error != "":
+				up <- errors.New(p.Error)
+			case p.Up != nil:
+				up <- nil
+			case p.Beat:
+				alive.Reset(hangs)
+			case p.Result != nil:
+				h.mu.Lock()
+				to := h.waiting[p.Result.ID]
+				delete(h.waiting, p.Result.ID)
+				h.mu.Unlock()
+				if to != nil {
+					to <- *p.Result
+				}
+			}
+		}
+	}
+}
+
+// Run runs a command on the host, as root, outside of any unit, and gives what it prints, both streams, with the error where it
+// fails or the host ends.
+func (h *Host) Run(args ...string) (string, error) { return h.Feed(nil, args...) }
+
+// Feed is Run with something on the command's standard input.
+func (h *Host) Feed(input []byte, args ...string) (string, error) {
+	to := make(chan protocol.Result, 1)
+	h.mu.Lock()
+	h.last++
+	c := protocol.Call{ID: h.last, Args: slices.Clone(args), Input: input}
+	h.waiting[c.ID] = to
+	h.mu.Unlock()
+	h.say.Lock()
+	err := json.NewEncoder(h.control).Encode(c)
+	h.say.Unlock()
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", strings.Join(args, " "), err)
+	}
+	select {
+	case r := <-to:
+		switch {
+		case r.Error != "":
+			err = fmt.Errorf("%s: %s", strings.Join(args, " "), r.Error)
+		case r.Code != 0:
+			err = fmt.Errorf("%s: exit code %d: %s", strings.Join(args, " "), r.Code, bytes.TrimSpace(r.Output))
+		}
+		return string(r.Output), err
+	case <-h.gone:
+		return "", fmt.Errorf("%s: %w", strings.Join(args, " "), h.why)
+	}
+}
+
+// Cut pulls the host's plug. What it hadn't written to its disk is lost.
+func (h *Host) Cut() { h.released.Do(h.end) }
+
+// PowerOff shuts the host down, and waits for that.
+func (h *Host) PowerOff(patience time.Duration) error {
+	go func() { _, _ = h.Run("systemctl", "poweroff") }()
+	select {
+	case <-h.ended:
+		h.Cut()
+		return nil
+	case <-time.After(patience):
+		return fmt.Errorf("powering off: it takes longer than %v; its last words: %s", patience, h.words())
+	}
+}
