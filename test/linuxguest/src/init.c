@@ -26,6 +26,11 @@
 #define PAGE_MAGIC_B 0x31646e696c657867ull
 #define MOST_CPUS    64
 
+/* The first vCPU reads all the time. The others are awake for 3 ms of 12: a host with fewer processors than vCPUs has
+ * to run QEMU and everything else beside them. */
+#define AWAKE  3000000u /* ns */
+#define ASLEEP 9000000u /* ns */
+
 struct page {
     uint64_t magic[2];
     uint64_t cpu, cpus;
@@ -104,6 +109,7 @@ static void *run(void *argument) {
     int cpu = (int)(intptr_t)argument, kmsg = -1;
     volatile struct page *page = &pages[cpu];
     struct history monotonic = {0}, realtime = {0};
+    const struct timespec asleep = {0, ASLEEP};
     uint64_t due = 0;
     cpu_set_t one;
 
@@ -121,8 +127,13 @@ static void *run(void *argument) {
         uint64_t real = publish(&page->realtime, &realtime, CLOCK_REALTIME);
 
         compare(page);
-        if (cpu != 0 || ns < due)
+        if (ns < due)
             continue;
+        if (cpu != 0) {
+            nanosleep(&asleep, NULL);
+            due = now(CLOCK_MONOTONIC) + AWAKE;
+            continue;
+        }
         due = ns + 1000000000u;
         printf("ftclock clock realtime=%llu monotonic=%llu tsc=%llu source=", (unsigned long long)real,
                (unsigned long long)ns, (unsigned long long)rdtsc());
