@@ -177,11 +177,20 @@ func (p *pair) endProcess() {
 
 // killAll is for a test that failed.
 func (p *pair) killAll() {
-	for _, pid := range p.processes() {
-		_ = unix.Kill(pid, unix.SIGKILL)
-	}
-	for _, pid := range p.processes() {
-		_ = unix.Kill(pid, unix.SIGKILL)
+	// Whichever of the two is about to start the other one again.
+	for end := time.Now().Add(patience); time.Now().Before(end); {
+		pids := p.processes()
+		if len(pids) == 0 {
+			break
+		}
+		for _, pid := range pids {
+			_ = unix.Kill(pid, unix.SIGSTOP)
+		}
+		if all := p.processes(); len(all) == len(pids) {
+			for _, pid := range all {
+				_ = unix.Kill(pid, unix.SIGKILL)
+			}
+		}
 	}
 	_ = p.first.Wait()
 	for {
