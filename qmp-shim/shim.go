@@ -193,6 +193,9 @@ func Run(c Config) (err error) {
 		return err
 	}
 	go s.serveControl(requests)
+	if c.DomainDir != "" && c.Clock != "" && !c.Later {
+		go func() { _ = record.SetManaged(c.LastStops, c.UUID, true) }() // its disk may hang
+	}
 
 	terms := make(chan os.Signal, 1)
 	signal.Notify(terms, syscall.SIGTERM, syscall.SIGINT)

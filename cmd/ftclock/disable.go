@@ -5,6 +5,7 @@ import (
 
 	"libvirt.org/go/libvirt"
 
+	"ftclock/record"
 	"ftclock/xml-templates"
 )
 
@@ -42,6 +43,11 @@ func (c *disableCmd) Run(p *program) error {
 			p.printf("%s: disabled in its definition\n", d.name)
 		} else {
 			p.printf("%s: nothing of ftclock in its definition\n", d.name)
+		}
+	}
+	if isLocal(h.uri) {
+		if err := record.SetManaged(records, d.uuid, false); err != nil {
+			p.warn("%s; `ftclock status` will miss the domain", sayError(err))
 		}
 	}
 	if l != nil {

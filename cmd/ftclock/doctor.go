@@ -63,6 +63,7 @@ func (doctorCmd) Run(p *program) error {
 	findings = append(findings, x.checkTimer()...)
 	findings = append(findings, x.checkPtrace(), x.checkAppArmor(), x.checkSELinux())
 	findings = append(findings, checkStateDir(shims)...)
+	findings = append(findings, checkForgotten()...)
 	findings = append(findings, checkSynchronised())
 	if printFindings(p.ui, findings) {
 		return errProblem

@@ -183,7 +183,7 @@ var (
 	descOffset  = hostDesc("host_clock_offset_seconds", "What is still to be corrected in the host's clock.")
 	descEst     = hostDesc("host_clock_estimated_error_seconds", "The kernel's estimate of the host clock's error.")
 	descMax     = hostDesc("host_clock_maximum_error_seconds", "The kernel's bound of the host clock's error.")
-	statesShown = []control.State{control.Starting, control.Correcting, control.Watching, control.Uncorrected, gone, unknown}
+	statesShown = []control.State{control.Starting, control.Correcting, control.Watching, control.Uncorrected, forgotten, gone, unknown}
 )
 
 // Describe says what there can be.
@@ -221,6 +221,11 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 		})
 	}
 	group.Wait()
+	for _, e := range forgottenDomains() {
+		for _, m := range ofDomain(e) {
+			to <- m
+		}
+	}
 }
 
 // askInTime is askShim for a scrape: who doesn't answer in time, or may not be asked, is an entry, too.

@@ -23,7 +23,7 @@ type statusCmd struct {
 
 func (statusCmd) Help() string {
 	return "Exit code 1 says that the clock of a running domain in the list isn't corrected now, whatever the reason (also one that was " +
-		"switched off with disable --live, or enabled while it ran), that a shim is gone, or that shim and module disagreed about " +
+		"switched off with disable --live, enabled while it ran, or was managed until somebody wrote its definition anew), that a shim is gone, or that shim and module disagreed about " +
 		"a pause; 3, that it couldn't be asked."
 }
 
@@ -47,7 +47,7 @@ type entry struct {
 // exporter say the same.
 func (e entry) bad() bool {
 	switch e.State {
-	case control.Uncorrected, control.Watching, pending, gone, unmanaged, unknown:
+	case control.Uncorrected, control.Watching, pending, gone, unmanaged, forgotten, unknown:
 		return true
 	}
 	return e.Disagreements > 0
@@ -109,6 +109,7 @@ type found struct {
 	defined    bool   // our metadata is in the definition of the next start
 	running    bool   // our metadata is in what runs
 	why        string // what is wrong with it
+	forgotten  *entry // it was managed, and isn't any more
 }
 
 // managed lists libvirt's domains with our metadata, by UUID, and with them the one that was asked for, whatever it
@@ -150,6 +151,7 @@ func (c *statusCmd) askLibvirt(uri string) (map[string]found, error) {
 		return nil, fmt.Errorf("listing domains: %w", err)
 	}
 	known := make(map[string]found)
+	lost := forgottenDomains()
 	for i := range all {
 		d, err := h.describe(&all[i])
 		if errors.Is(err, libvirt.ERR_NO_DOMAIN) {
@@ -159,7 +161,10 @@ func (c *statusCmd) askLibvirt(uri string) (map[string]found, error) {
 			return nil, err
 		}
 		f := look(d)
-		if f.defined || f.running || c.means(f) || f.id != "" && hasDir(f.uuid) {
+		if i := slices.IndexFunc(lost, isForgotten(f.uuid)); i >= 0 && !f.defined && !f.running {
+			f.forgotten = &lost[i]
+		}
+		if f.defined || f.running || f.forgotten != nil || c.means(f) || f.id != "" && hasDir(f.uuid) {
 			known[f.uuid] = f
 		}
 		d.free()
@@ -258,6 +263,9 @@ func askShim(info control.Info, known map[string]found, records int) (entry, err
 
 // withoutShim is a domain that no shim was started for, or that has ended with its shim.
 func withoutShim(f found) entry {
+	if f.forgotten != nil {
+		return *f.forgotten
+	}
 	e := entry{mute: true, Status: control.Status{Name: f.name, UUID: f.uuid, Why: f.why}}
 	switch {
 	case !f.defined && !f.running:

@@ -240,3 +240,37 @@ func TestKVMABusyQEMUStartsLate(t *testing.T) {
 		})
 	}
 }
+
+// A manager that writes a domain's definition anew, without what it doesn't know, is noticed at the next start.
+func TestKVMADefinitionWrittenAnew(t *testing.T) {
+	const name = "anew"
+	d := define(t, managed(name, clockElement))
+	if err := d.Create(); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Destroy(); err != nil {
+		t.Fatal(err)
+	}
+	x := privatelibvirt.GuestXML(name, elf)
+	uuid, err := d.GetUUIDString()
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.UUID = uuid
+	if _, err := privatelibvirt.Define(conn, x); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Create(); err != nil {
+		t.Fatal(err)
+	}
+	for _, command := range []string{"status", "doctor"} {
+		out, err := exec.Command(privatelibvirt.Prefix+"/bin/ftclock", command).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), name) {
+			t.Errorf("ftclock %s: %v\n%s", command, err, out)
+		}
+	}
+	ftclock(t, "disable", name)
+	if out := ftclock(t, "status"); strings.Contains(out, name) {
+		t.Errorf("disabled, and told of all the same:\n%s", out)
+	}
+}

@@ -1,0 +1,83 @@
+package main
+
+import (
+	"encoding/xml"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"ftclock/control"
+	"ftclock/record"
+	metadata "ftclock/xml-templates"
+)
+
+// forgotten is the state of a domain that runs without our metadata, and that was managed before.
+const forgotten control.State = "forgotten"
+
+// statusDir is where libvirt's QEMU driver keeps the status of the domains that run, an XML file each (virDomainObjSave).
+var statusDir = pidDir
+
+// maxStatus bounds such a file, bytes.
+const maxStatus = 16 << 20
+
+// forgottenDomains finds the running domains that were managed at an earlier start, have nothing of ours now, and that nobody has
+// disabled: a manager wrote their definitions anew. It asks libvirt's files, not libvirt: the exporter can't.
+func forgottenDomains() (all []entry) {
+	files, _ := filepath.Glob(filepath.Join(statusDir, "*.xml"))
+	for _, file := range files {
+		name, uuid, managed, err := readDomainStatus(file)
+		if err != nil || managed || !isUUID(uuid) || hasDir(uuid) || !record.Managed(records, uuid) {
+			continue
+		}
+		all = append(all, entry{mute: true, Status: control.Status{Name: name, UUID: uuid, State: forgotten,
+			Why: "it was managed, and its definition has nothing of ftclock any more: a manager wrote it anew? `ftclock enable --live " +
+				shellWord(name) + "` serves it again, `ftclock disable " + shellWord(name) + "` says that it is meant"}})
+	}
+	return all
+}
+
+func isForgotten(uuid string) func(entry) bool {
+	return func(e entry) bool { return strings.EqualFold(e.UUID, uuid) }
+}
+
+// readDomainStatus reads a status file of libvirt's: <domstatus> with a <domain> in it.
+func readDomainStatus(file string) (name, uuid string, managed bool, err error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return "", "", false, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxStatus+1))
+	if err == nil && len(text) > maxStatus {
+		err = errors.New("it is too long")
+	}
+	if err != nil {
+		return "", "", false, err
+	}
+	var status struct {
+		XMLName xml.Name `xml:"domstatus"`
+		Domain  struct {
+			Name string `xml:"name"`
+			UUID string `xml:"uuid"`
+		} `xml:"domain"`
+	}
+	if err := xml.Unmarshal(text, &status); err != nil {
+		return "", "", false, err
+	}
+	return status.Domain.Name, status.Domain.UUID, metadata.Managed(text), nil
+}
+
+// checkForgotten is the doctor's look at them.
+func checkForgotten() []finding {
+	all := forgottenDomains()
+	slices.SortFunc(all, func(a, b entry) int { return strings.Compare(a.Name, b.Name) })
+	var findings []finding
+	for _, e := range all {
+		what, mend, _ := strings.Cut(e.Why, "? ")
+		findings = append(findings, finding{bad, e.Name + " runs uncorrected: " + what, mend})
+	}
+	return findings
+}
