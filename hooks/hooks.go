@@ -118,7 +118,7 @@ func (h Host) start(d metadata.Domain) (err error) {
 	defer unix.Close(fd)
 	err = renameNoReplace(fd, control.MonitorSocket, control.QEMUSocket)
 	if errors.Is(err, unix.EEXIST) {
-		if err = clear(fd); err == nil {
+		if err = removeStale(fd); err == nil {
 			err = renameNoReplace(fd, control.MonitorSocket, control.QEMUSocket)
 		}
 	}
@@ -206,8 +206,8 @@ func shortNames(name string) []string {
 	return []string{bytes}
 }
 
-// clear removes what a host that lost power left in the way: a socket of QEMU's that nobody listens on any more.
-func clear(dir int) error {
+// removeStale removes what a host that lost power left in the way: a socket of QEMU's that nobody listens on any more.
+func removeStale(dir int) error {
 	address := "/proc/self/fd/" + strconv.Itoa(dir) + "/" + control.QEMUSocket
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {

@@ -108,6 +108,9 @@ func newDomain(log zerolog.Logger, m memory, save func(memory)) (*domain, error)
 func (d *domain) remember() {
 	m := &d.memory
 	m.Clock, m.Gate, m.Why, m.Method, m.QEMU = "", d.gate, d.why, d.method, d.qemu
+	if d.isBusy { // the next worker tries, too
+		m.Why = ""
+	}
 	if d.policy != nil {
 		m.Clock = d.policy.XML()
 	}

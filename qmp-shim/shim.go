@@ -484,6 +484,7 @@ func (s *shim) load() {
 	// A main thread that is never idle doesn't answer a cont either: it still pins memory, or loads a state.
 	for end := time.Now().Add(busyWait); s.mode() == control.Relay && errors.Is(err, attach.ErrBusy) && time.Now().Before(end) && s.qemuLives(); {
 		s.domain.busy(err)
+		time.Sleep(200 * time.Millisecond) // of a process that is stopped it is known at once
 		again, cancel := context.WithTimeout(context.Background(), loadWait)
 		page, fd, method, err = loadModule(again, p, s.Module)
 		cancel()

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -222,6 +223,9 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	}
 	group.Wait()
 	for _, e := range forgottenDomains() {
+		if slices.ContainsFunc(infos, func(i control.Info) bool { return i.UUID == e.UUID }) {
+			continue // its shim ended meanwhile
+		}
 		for _, m := range ofDomain(e) {
 			to <- m
 		}
