@@ -196,6 +196,11 @@ func lacks(dir string) (memory int, err error) {
 	if err != nil {
 		return 0, err
 	}
+	return memoryFor(text)
+}
+
+// memoryFor is how much memory a host gets on a machine with that /proc/meminfo, MiB.
+func memoryFor(text []byte) (memory int, err error) {
 	available := regexp.MustCompile(`MemAvailable: +(\d+) kB`).FindSubmatch(text)
 	if available == nil {
 		return 0, errors.New("/proc/meminfo has no MemAvailable")

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"ftclock/test/built"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestNative(t *testing.T) {
@@ -121,6 +123,47 @@ func TestTheHostGoes(t *testing.T) {
 	for _, dir := range left {
 		if qemu, _ := exec.Command("pgrep", "-f", dir).Output(); len(qemu) == 0 && !slices.Contains(others, dir) {
 			t.Errorf("%s is left, and no QEMU uses it", dir)
+		}
+	}
+}
+
+// What a machine lacks is said in one line, with the fix.
+func TestWhatAMachineLacks(t *testing.T) {
+	dir, bin := t.TempDir(), t.TempDir()
+	t.Setenv("PATH", bin)
+	said := func(what string) {
+		t.Helper()
+		_, err := lacks(dir)
+		if err == nil || !strings.Contains(err.Error(), what) || !strings.Contains(err.Error(), "; fix: ") || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%v, not a line with %q", err, what)
+		}
+	}
+	qemu := func(version string) {
+		t.Helper()
+		text := "#!/bin/sh\necho 'QEMU emulator version " + version + " (Debian 1:whatever)'\n"
+		if err := os.WriteFile(filepath.Join(bin, "qemu-system-x86_64"), []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	said("needs qemu-system-x86_64")
+	qemu("6.2.0")
+	said("QEMU 6.2 is too old")
+	qemu("10.0.2")
+	if os.Geteuid() == 0 {
+		if err := unix.Mount("small", dir, "tmpfs", 0, "size=1m"); err == nil {
+			said("has room for 1 MiB")
+			if err := unix.Unmount(dir, 0); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	for available, want := range map[int]int{1 << 20: 0, 4 << 20: 3 << 10, 8 << 20: 6 << 10, 64 << 20: mostMemory} {
+		got, err := memoryFor(fmt.Appendf(nil, "MemTotal: 1 kB\nMemAvailable:   %d kB\n", available))
+		if got != want && want != 0 || (want == 0) != (err != nil) {
+			t.Errorf("of %d kB available: %d MiB, %v", available, got, err)
+		}
+		if want == 0 && !strings.Contains(err.Error(), "1024 MiB of memory are available, an emulated host needs 4096; fix: ") {
+			t.Error(err)
 		}
 	}
 }
