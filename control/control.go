@@ -56,7 +56,7 @@ type Info struct {
 
 // Request asks a shim for something.
 type Request struct {
-	Do      string `json:"do"`                // "status", "policy", "anchor", "import" or "quit"
+	Do      string `json:"do"`                // "status", "policy", "anchor", "published", "import" or "quit"
 	Records int    `json:"records,omitempty"` // status: so many of the newest records, at most 256
 	// Clock is the domain's clock element as XML (policy). Empty: watch only, leave the clock to QEMU.
 	Clock string `json:"clock,omitempty"`
@@ -123,6 +123,8 @@ type Status struct {
 	WorstResidual uint64 `json:"worst_residual_ns"`
 	WorstCost     uint64 `json:"worst_cost_ns"`
 	Anchor        Anchor `json:"anchor"`
+	// Published is when somebody last said that the anchor in the domain's metadata is as new as it can be; zero: nobody did to this worker.
+	Published time.Time `json:"published,omitzero"`
 	// Follow is nil until the guest has a reference, Host until a pause of a guest that follows UTC.
 	Follow *Follow `json:"follow,omitempty"`
 	Host   *Host   `json:"host,omitempty"`

@@ -127,7 +127,9 @@ type shim struct {
 	ended   chan struct{} // closed when QEMU has
 	quit    chan struct{} // closed on a request to end
 	oneQuit sync.Once
-	live    liveMetadata
+
+	published atomic.Int64 // CLOCK_REALTIME, ns, of the last "published"; 0: none
+	live      liveMetadata
 }
 
 // Run serves the domain until QEMU has ended, or goes on serving it in the place of a worker that died. It returns an
@@ -808,6 +810,9 @@ func (s *shim) answer(r control.Request) control.Answer {
 			return control.Answer{Error: err.Error()}
 		}
 		return control.Answer{Anchor: &a}
+	case "published":
+		s.published.Store(time.Now().UnixNano())
+		return control.Answer{}
 	case "import":
 		if r.Anchor == nil {
 			return control.Answer{Error: "there is no anchor in the request"}
@@ -821,12 +826,15 @@ func (s *shim) answer(r control.Request) control.Answer {
 		}
 		s.domain.setPolicy(nil)
 	default:
-		return control.Answer{Error: fmt.Sprintf("unknown request %q; known are status, policy, anchor, import, quit", r.Do)}
+		return control.Answer{Error: fmt.Sprintf("unknown request %q; known are status, policy, anchor, published, import, quit", r.Do)}
 	}
 	status := &control.Status{
 		Name: s.Name, UUID: s.UUID, Version: s.Version, Mode: s.mode(),
 		Kept: s.domain.recorder.status(),
 		Shim: os.Getpid(), Keeper: s.Store.KeeperPID(), Workers: s.domain.memory.Workers, Since: s.domain.memory.Since,
+	}
+	if at := s.published.Load(); at != 0 {
+		status.Published = time.Unix(0, at)
 	}
 	s.domain.status(status, min(max(r.Records, 0), 256))
 	return control.Answer{Status: status}

@@ -280,3 +280,30 @@ func TestRequestsAreBounded(t *testing.T) {
 	_ = l.Close()
 	<-ended
 }
+
+// Who publishes the domain's anchor tells the shim, and the status has it.
+func TestThePublishedAnchorIsInTheStatus(t *testing.T) {
+	store, err := keeper.Open(func(what string) { t.Error(what) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &shim{Config: Config{Store: store, Log: zerolog.Nop()}, domain: testDomain(t, byDefault)}
+	published := func() time.Time {
+		t.Helper()
+		answer := s.answer(control.Request{Do: "policy", Clock: byDefault})
+		if answer.Error != "" {
+			t.Fatal(answer.Error)
+		}
+		return answer.Status.Published
+	}
+	if at := published(); !at.IsZero() {
+		t.Errorf("before: %v", at)
+	}
+	before := time.Now()
+	if answer := s.answer(control.Request{Do: "published"}); answer.Error != "" {
+		t.Fatal(answer.Error)
+	}
+	if at := published(); at.Before(before) || at.After(time.Now()) {
+		t.Errorf("after: %v", at)
+	}
+}

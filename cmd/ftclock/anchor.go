@@ -282,6 +282,7 @@ func publish(h *host, name string) error {
 		return fmt.Errorf("asking for the state of %s: %w", d.name, err)
 	}
 	if state != libvirt.DOMAIN_RUNNING {
+		published(d.uuid) // what was published before is good until it runs again
 		return &notNowError{fmt.Errorf("publishing the anchor of %s: it isn't running", d.name)}
 	}
 	// With a job of minutes, as a migration or a live snapshot is, libvirt lets the metadata wait for 30 s, in vain.
@@ -296,5 +297,9 @@ func publish(h *host, name string) error {
 	if err != nil {
 		return fmt.Errorf("publishing the anchor of %s: %w", d.name, err)
 	}
+	published(d.uuid)
 	return nil
 }
+
+// published has the shim tell the exporter. An older shim doesn't know how.
+func published(uuid string) { _, _ = control.Ask(shims, uuid, control.Request{Do: "published"}) }

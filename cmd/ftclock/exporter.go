@@ -142,6 +142,14 @@ var metrics = []metric{
 		func(s *control.Status) (float64, bool) { return float64(s.WorstCost) * ns, true }),
 	gauge("anchor_error_seconds", "Bound of the anchor's own error.",
 		func(s *control.Status) (float64, bool) { return float64(s.Anchor.Error) * ns, s.Anchor.Valid }),
+	gauge("anchor_published_timestamp_seconds", "When the anchor in the domain's metadata was last as new as it can be, or the service began.",
+		func(s *control.Status) (float64, bool) {
+			at := s.Since
+			if s.Published.After(at) {
+				at = s.Published
+			}
+			return float64(at.UnixNano()) * ns, s.Mode == control.Relay && !at.IsZero()
+		}),
 	gauge("served_since_timestamp_seconds", "Since when the shim serves the domain.",
 		func(s *control.Status) (float64, bool) { return float64(s.Since.UnixNano()) * ns, !s.Since.IsZero() }),
 	{desc("recorded_pauses_total", "Pauses that the record on disk tells of."), prometheus.CounterValue,
