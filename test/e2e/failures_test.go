@@ -274,3 +274,46 @@ func TestKVMADefinitionWrittenAnew(t *testing.T) {
 		t.Errorf("disabled, and told of all the same:\n%s", out)
 	}
 }
+
+// Another tool's hook may fail behind ours, or take its time when a domain has gone: nothing of ours is left behind, and the next
+// start works.
+func TestKVMAnotherHook(t *testing.T) {
+	other := filepath.Join(privatelibvirt.HooksDir, "60-other")
+	hook := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(other, []byte("#!/bin/sh\ncat >/dev/null\n"+text+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() { _ = os.Remove(other) })
+	d := define(t, managed("hooked", clockElement))
+	for _, operation := range []string{"start", "started"} {
+		hook(`[ "$2" != ` + operation + ` ]`)
+		if err := d.Create(); err == nil {
+			t.Fatalf("the domain starts although a hook fails at %s", operation)
+		}
+		nothingLeft(t)
+	}
+	hook(`[ "$2" != release ] || sleep 8`)
+	for range 2 {
+		if err := d.Create(); err != nil {
+			t.Fatal(err)
+		}
+		clock, err := d.Clock()
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := offset(t, clock)
+		for range 10 {
+			pause(t, d, 5*time.Millisecond)
+		}
+		if drift := offset(t, clock) - before; drift > maxDrift || drift < -maxDrift {
+			t.Errorf("drift of %d ns", drift)
+		}
+		clock.Close()
+		if err := d.Destroy(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	nothingLeft(t)
+}
