@@ -140,7 +140,11 @@ func TestKVMLoadsIntoAConfinedQEMU(t *testing.T) {
 	needKVM(t)
 	v := startQEMU(t, "kvm", "-runas", "nobody",
 		"-sandbox", "on,obsolete=deny,spawn=deny,resourcecontrol=deny")
-	refuses(t, v.pid, module(t), nil, "can't be reached by the process (uid 65534")
+	hidden := t.TempDir()
+	if err := os.Chmod(hidden, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	refuses(t, v.pid, copied(t, module(t), hidden+"/module.so"), nil, "can't be reached by the process (uid 65534")
 	dir := t.TempDir()
 	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil { // which t.TempDir makes for us alone
 		t.Fatal(err)
