@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ftclock/test/endings"
 )
 
 // patience bounds every wait for something that has to come.
@@ -138,7 +140,9 @@ func startKept(t *testing.T) *kept {
 	}
 	t.Cleanup(func() {
 		_ = unix.Close(k.orders)
-		k.end()
+		if left := endings.Kill(k.processes, patience); len(left) > 0 {
+			t.Errorf("they don't end: %v", left)
+		}
 		_ = k.first.Wait()
 		for {
 			if pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); pid <= 0 && !errors.Is(err, unix.EINTR) {
@@ -147,25 +151,6 @@ func startKept(t *testing.T) *kept {
 		}
 	})
 	return k
-}
-
-// end ends both, whichever of them is about to start the other one again.
-func (k *kept) end() {
-	for end := time.Now().Add(patience); time.Now().Before(end); {
-		pids := k.processes()
-		if len(pids) == 0 {
-			return
-		}
-		for _, pid := range pids {
-			_ = unix.Kill(pid, unix.SIGSTOP)
-		}
-		if all := k.processes(); len(all) == len(pids) {
-			for _, pid := range all {
-				_ = unix.Kill(pid, unix.SIGKILL)
-			}
-		}
-	}
-	k.t.Errorf("they don't end: %v", k.processes())
 }
 
 func (k *kept) hear() string {

@@ -43,7 +43,7 @@ func isForgotten(uuid string) func(entry) bool {
 	return func(e entry) bool { return strings.EqualFold(e.UUID, uuid) }
 }
 
-// readDomainStatus reads a status file of libvirt's: <domstatus> with a <domain> in it.
+// readDomainStatus reads a status file of libvirt's: <domstatus> with a <domain> in it. A managed domain's isn't parsed, as most are.
 func readDomainStatus(file string) (name, uuid string, managed bool, err error) {
 	f, err := os.Open(file)
 	if err != nil {
@@ -54,8 +54,8 @@ func readDomainStatus(file string) (name, uuid string, managed bool, err error) 
 	if err == nil && len(text) > maxStatus {
 		err = errors.New("it is too long")
 	}
-	if err != nil {
-		return "", "", false, err
+	if err != nil || metadata.Managed(text) {
+		return "", "", err == nil, err
 	}
 	var status struct {
 		XMLName xml.Name `xml:"domstatus"`
@@ -67,7 +67,7 @@ func readDomainStatus(file string) (name, uuid string, managed bool, err error) 
 	if err := xml.Unmarshal(text, &status); err != nil {
 		return "", "", false, err
 	}
-	return status.Domain.Name, status.Domain.UUID, metadata.Managed(text), nil
+	return status.Domain.Name, status.Domain.UUID, false, nil
 }
 
 // checkForgotten is the doctor's look at them.

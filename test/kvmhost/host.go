@@ -2,7 +2,6 @@ package kvmhost
 
 import (
 	"bytes"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,8 +15,6 @@ import (
 
 	"ftclock/test/built"
 	"ftclock/test/kvmhost/protocol"
-
-	"golang.org/x/sys/unix"
 )
 
 // HostOptions are what whole hosts can differ in.
@@ -32,12 +29,10 @@ type HostOptions struct {
 	Suite, Append string
 	// Memory is in MiB; 0 is 3072.
 	Memory int
-	// Link is one end of a Link. Its network card has no address before the host gives it one.
-	Link *os.File
 }
 
 // Host is a whole host that runs: a Debian with its own process 1, on a virtual machine whose plug can be pulled. The machine is
-// emulated, unless this one has a KVM that nests..
+// emulated, unless this one has a KVM that nests.
 type Host struct {
 	*machine
 
@@ -52,22 +47,6 @@ type Host struct {
 
 // quiet has systemd not wait for a login on the console, whose device nobody tells it of.
 const quiet = "systemd.mask=serial-getty@ttyS0.service "
-
-// Link is a network cable: two hosts get an end each.
-func Link() (one, other *os.File, err error) {
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, os.NewSyscallError("socketpair", err)
-	}
-	return os.NewFile(uintptr(pair[0]), "link"), os.NewFile(uintptr(pair[1]), "link"), nil
-}
-
-// address is a network card's: locally administered, for one host.
-func address() string {
-	b := make([]byte, 5)
-	_, _ = rand.Read(b)
-	return fmt.Sprintf("52:%02x:%02x:%02x:%02x:%02x", b[0], b[1], b[2], b[3], b[4])
-}
 
 // Boot boots a whole host and waits until its system manager has started everything. It wants root, to read all of the image.
 func Boot(o HostOptions) (*Host, error) {
@@ -92,7 +71,7 @@ func Boot(o HostOptions) (*Host, error) {
 	}
 	job := protocol.Job{Init: "/sbin/init", Disk: o.Disk != "", Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"LC_ALL=C.UTF-8", "HOME=/root", "TERM=dumb", "DEBIAN_FRONTEND=noninteractive"}}
-	m := machineOptions{kernel: f, memory: min(memory, o.Memory), append: quiet + o.Append, root: o.Image, disk: o.Disk, link: o.Link}
+	m := machineOptions{kernel: f, memory: min(memory, o.Memory), append: quiet + o.Append, root: o.Image, disk: o.Disk}
 	if m.nested, err = nests(); err != nil {
 		return nil, err
 	}
@@ -153,7 +132,7 @@ func (h *Host) begin(job protocol.Job) error {
 		return err
 	}
 	up := make(chan error, 1)
-	go h.hear(up)
+	go h.follow(up)
 	select {
 	case err := <-up:
 		if err != nil {
@@ -178,20 +157,9 @@ func (h *Host) begin(job protocol.Job) error {
 	}
 }
 
-// hear takes what the host says until its end.
-func (h *Host) hear(up chan<- error) {
-	heard := make(chan protocol.Progress)
-	go func() {
-		defer close(heard)
-		from := json.NewDecoder(h.control)
-		for {
-			var p protocol.Progress
-			if from.Decode(&p) != nil {
-				return
-			}
-			heard <- p
-		}
-	}()
+// follow takes what the host says until its end.
+func (h *Host) follow(up chan<- error) {
+	heard := h.hear()
 	alive := time.NewTimer(bootPatience)
 	end := func(why error) {
 		h.why = why
@@ -264,15 +232,3 @@ func (h *Host) Feed(input []byte, args ...string) (string, error) {
 
 // Cut pulls the host's plug. What it hadn't written to its disk is lost.
 func (h *Host) Cut() { h.released.Do(h.end) }
-
-// PowerOff shuts the host down, and waits for that.
-func (h *Host) PowerOff(patience time.Duration) error {
-	go func() { _, _ = h.Run("systemctl", "poweroff") }()
-	select {
-	case <-h.ended:
-		h.Cut()
-		return nil
-	case <-time.After(patience):
-		return fmt.Errorf("powering off: it takes longer than %v; its last words: %s", patience, h.words())
-	}
-}

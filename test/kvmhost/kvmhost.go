@@ -132,11 +132,7 @@ func (o Options) native(args []string) (int, error) {
 			if err != nil && !errors.As(err, &exit) {
 				return 0, err
 			}
-			status := cmd.ProcessState.Sys().(syscall.WaitStatus)
-			if status.Signaled() {
-				return 128 + int(status.Signal()), nil
-			}
-			return status.ExitStatus(), nil
+			return protocol.ExitCode(cmd.ProcessState.Sys().(syscall.WaitStatus)), nil
 		}
 	}
 }
@@ -262,7 +258,6 @@ type machineOptions struct {
 	root        string   // directory of the file system that the host has below its own
 	write, read []string // directories that it shares, see protocol.Job
 	disk        string   // file, "" for none
-	link        *os.File // an end of a connected pair of sockets, the host's network; nil for none
 	terminal    bool
 	nested      bool // by the machine's own KVM, and its guests by nested virtualization
 }
@@ -329,9 +324,6 @@ func boot(o machineOptions) (_ *machine, err error) {
 			}
 		}
 	}
-	if o.link != nil {
-		args = append(args, "-netdev", fmt.Sprintf("socket,id=link,fd=%d", 3+len(theirs)), "-device", "virtio-net-pci,netdev=link,mac="+address())
-	}
 	// Every file that the host has open is one of QEMU's.
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err == nil {
@@ -340,9 +332,6 @@ func boot(o machineOptions) (_ *machine, err error) {
 	}
 	m.qemu = exec.Command("qemu-system-x86_64", args...)
 	m.qemu.ExtraFiles = theirs
-	if o.link != nil {
-		m.qemu.ExtraFiles = append(m.qemu.ExtraFiles, o.link)
-	}
 	// A Ctrl-C is passed on to the command, not to QEMU; with this program QEMU goes, too.
 	m.qemu.SysProcAttr = &syscall.SysProcAttr{Setpgid: !o.terminal, Pdeathsig: unix.SIGKILL}
 	if o.terminal {
@@ -417,6 +406,23 @@ func (m *machine) processors() string {
 	return strings.Join(all, "; ")
 }
 
+// hear gives what the host says, and is closed at its end.
+func (m *machine) hear() <-chan protocol.Progress {
+	heard := make(chan protocol.Progress)
+	go func() {
+		defer close(heard)
+		from := json.NewDecoder(m.control)
+		for {
+			var p protocol.Progress
+			if from.Decode(&p) != nil {
+				return
+			}
+			heard <- p
+		}
+	}()
+	return heard
+}
+
 // serve hands the command over and passes everything on until it has ended.
 func (m *machine) serve(job *protocol.Job, timeout time.Duration, progress func(string, ...any)) (int, error) {
 	say := json.NewEncoder(m.control)
@@ -436,18 +442,7 @@ func (m *machine) serve(job *protocol.Job, timeout time.Duration, progress func(
 		copied.Go(func() { _, _ = io.Copy(os.Stdout, m.streams[1]) })
 		copied.Go(func() { _, _ = io.Copy(os.Stderr, m.streams[2]) })
 	}
-	heard := make(chan protocol.Progress)
-	go func() {
-		defer close(heard)
-		from := json.NewDecoder(m.control)
-		for {
-			var p protocol.Progress
-			if from.Decode(&p) != nil {
-				return
-			}
-			heard <- p
-		}
-	}()
+	heard := m.hear()
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
 	defer signal.Stop(signals)

@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"ftclock/test/kvmhost"
+	"ftclock/test/kvmhost/protocol"
 
 	"golang.org/x/sys/unix"
 )
@@ -126,7 +127,7 @@ func supervise(cmd *exec.Cmd) int {
 		fmt.Fprintln(os.Stderr, "private libvirt:", err)
 		return 1
 	default:
-		return code(exit.Sys().(syscall.WaitStatus))
+		return protocol.ExitCode(exit.Sys().(syscall.WaitStatus))
 	}
 }
 
@@ -139,14 +140,6 @@ func inForeground() bool {
 	defer unix.Close(tty)
 	group, err := unix.IoctlGetInt(tty, unix.TIOCGPGRP)
 	return err == nil && group == unix.Getpgrp()
-}
-
-// code is the exit code a shell would give.
-func code(s syscall.WaitStatus) int {
-	if s.Signaled() {
-		return 128 + int(s.Signal())
-	}
-	return s.ExitStatus()
 }
 
 // initialize is process 1: it makes the private file systems, starts the
@@ -193,7 +186,7 @@ func initialize() int {
 			return 1
 		}
 		if pid == cmd.Process.Pid {
-			return code(status)
+			return protocol.ExitCode(status)
 		}
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"ftclock/control"
 	"ftclock/keeper"
 	"ftclock/spawn"
+	"ftclock/test/endings"
 )
 
 // patience bounds every wait for something that has to come. It is no measure of anything.
@@ -177,20 +178,8 @@ func (p *pair) endProcess() {
 
 // killAll is for a test that failed.
 func (p *pair) killAll() {
-	// Whichever of the two is about to start the other one again.
-	for end := time.Now().Add(patience); time.Now().Before(end); {
-		pids := p.processes()
-		if len(pids) == 0 {
-			break
-		}
-		for _, pid := range pids {
-			_ = unix.Kill(pid, unix.SIGSTOP)
-		}
-		if all := p.processes(); len(all) == len(pids) {
-			for _, pid := range all {
-				_ = unix.Kill(pid, unix.SIGKILL)
-			}
-		}
+	if left := endings.Kill(p.processes, patience); len(left) > 0 {
+		p.t.Errorf("they don't end: %v", left)
 	}
 	_ = p.first.Wait()
 	for {

@@ -72,10 +72,7 @@ func call(c protocol.Call) protocol.Result {
 	var exit *exec.ExitError
 	switch {
 	case errors.As(err, &exit):
-		status := exit.Sys().(syscall.WaitStatus)
-		if r.Code = status.ExitStatus(); status.Signaled() {
-			r.Code = 128 + int(status.Signal())
-		}
+		r.Code = protocol.ExitCode(exit.Sys().(syscall.WaitStatus))
 	case err != nil && !errors.Is(err, exec.ErrWaitDelay):
 		r.Error = err.Error()
 	}

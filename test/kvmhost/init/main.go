@@ -426,10 +426,7 @@ func run(job protocol.Job, streams [3]*os.File, heard *json.Decoder) (int, error
 			return 0, os.NewSyscallError("wait4", err)
 		case pid == cmd.Process.Pid:
 			wait(&copied)
-			if status.Signaled() {
-				return 128 + int(status.Signal()), nil
-			}
-			return status.ExitStatus(), nil
+			return protocol.ExitCode(status), nil
 		}
 	}
 }

@@ -2,6 +2,8 @@
 // port Control, in turn a Job and Signals or Calls to the host, Progress from it.
 package protocol
 
+import "syscall"
+
 // The virtio serial ports of the host.
 const (
 	Control = "ftclock.control"
@@ -54,6 +56,14 @@ type Result struct {
 	Output []byte // both streams
 	Code   int    // as a shell gives it
 	Error  string // "" where it began
+}
+
+// ExitCode is the exit code that a shell would give.
+func ExitCode(s syscall.WaitStatus) int {
+	if s.Signaled() {
+		return 128 + int(s.Signal())
+	}
+	return s.ExitStatus()
 }
 
 // Progress is one of these: the host is up, it still lives, the command or a call has ended, the host is broken.
