@@ -47,7 +47,8 @@ LOGROTATE = $(SYSCONFDIR)/logrotate.d/ftclock
 GOFLAGS_ALL = -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 MODULE_CFLAGS = -std=c11 -O2 -g -fPIC -fvisibility=hidden -ffile-prefix-map=$(CURDIR)=. -Wall -Wextra -Werror
 MODULE_LDFLAGS = -shared -Wl,-z,now,-z,relro,-z,defs,-z,nodelete
-MODULE_SOURCES = qemu-plugin/module.c qemu-plugin/rule.c
+MODULE_SOURCES = qemu-plugin/module.c qemu-plugin/rule.c qemu-plugin/vcpus.c
+MODULE_HEADERS = qemu-plugin/rule.h qemu-plugin/vcpus.h
 
 TESTFLAGS ?=
 
@@ -61,7 +62,7 @@ bin/ftclock:
 	CGO_ENABLED=1 $(GO) build -buildmode=pie $(GOFLAGS_ALL) -o $@ ./cmd/ftclock
 bin/ftclock-hook bin/ftclock-shim:
 	CGO_ENABLED=0 $(GO) build $(GOFLAGS_ALL) -o $@ ./cmd/$(@F)
-bin/libftclock-qemu.so: $(MODULE_SOURCES) qemu-plugin/rule.h clockpage/clockpage.h
+bin/libftclock-qemu.so: $(MODULE_SOURCES) $(MODULE_HEADERS) clockpage/clockpage.h
 	@mkdir -p bin
 	$(CC) $(MODULE_CFLAGS) $(MODULE_LDFLAGS) -o $@ $(MODULE_SOURCES)
 
@@ -113,9 +114,9 @@ build/test/%.so: test/e2e/testdata/%.c | build/test
 build/test/%.so: test/bench/testdata/%.c | build/test
 	$(CC) $(TEST_CFLAGS) -fPIC -shared -o $@ $< -ldl
 # The module with another version of the clock page.
-build/test/module-%.so: $(MODULE_SOURCES) qemu-plugin/rule.h clockpage/clockpage.h | build/test
+build/test/module-%.so: $(MODULE_SOURCES) $(MODULE_HEADERS) clockpage/clockpage.h | build/test
 	@mkdir -p build/test/module-$*/qemu-plugin build/test/module-$*/clockpage
-	@cp $(MODULE_SOURCES) qemu-plugin/rule.h build/test/module-$*/qemu-plugin/
+	@cp $(MODULE_SOURCES) $(MODULE_HEADERS) build/test/module-$*/qemu-plugin/
 	@sed -E 's/^(#define FTCLOCK_PAGE_MAJOR) .*/\1 $(basename $*)/; s/^(#define FTCLOCK_PAGE_MINOR) .*/\1 $(patsubst .%,%,$(suffix $*))/' \
 		clockpage/clockpage.h >build/test/module-$*/clockpage/clockpage.h
 	cd build/test/module-$* && $(CC) $(MODULE_CFLAGS) $(MODULE_LDFLAGS) -o ../module-$*.so $(MODULE_SOURCES)

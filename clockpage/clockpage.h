@@ -24,6 +24,7 @@
  *   1.1  the section import, behind the ring; the reasons FROM_IMPORT and FROM_ANCHOR
  *   1.2  imports of any value, by either clock, for either event; enum ftclock_leg
  *        the sections host and follow, behind import; anchor.slept; record.error and record.slept
+ *   1.3  the guest's TSC, of now, anchor, import and record; anchors are of the last stop
  */
 #ifndef FTCLOCK_CLOCKPAGE_H
 #define FTCLOCK_CLOCKPAGE_H
@@ -35,7 +36,7 @@
 #define FTCLOCK_PAGE_NAME  "ftclock-page"
 #define FTCLOCK_PAGE_MAGIC UINT64_C(0x314b434f4c435446) /* "FTCLOCK1" in memory */
 #define FTCLOCK_PAGE_MAJOR 1
-#define FTCLOCK_PAGE_MINOR 2
+#define FTCLOCK_PAGE_MINOR 3
 #define FTCLOCK_PAGE_SIZE  36864 /* bytes: 9 pages of 4 KiB; the sections, the ring, and room */
 #define FTCLOCK_RING_LEN   256   /* records; pause N is in record (N - 1) % FTCLOCK_RING_LEN */
 
@@ -84,6 +85,13 @@ enum ftclock_reason {
     FTCLOCK_REASON_WRITE_FAILED = 14, /* passed: the kernel refused the anchor's value */
     FTCLOCK_REASON_FROM_IMPORT = 15,  /* anchored: a loaded state, by the import */
     FTCLOCK_REASON_FROM_ANCHOR = 16,  /* anchored: a loaded state of this process's own guest */
+};
+
+/* What was done with the guest's TSC where its clock was moved. */
+enum ftclock_tsc {
+    FTCLOCK_TSC_LEFT = 0,    /* nothing: the clock wasn't moved, or the guest's TSC went on with it */
+    FTCLOCK_TSC_MOVED = 1,   /* moved by as much, on every vCPU */
+    FTCLOCK_TSC_UNMOVED = 2, /* the kernel can't move it, or what it should read isn't known: it is where QEMU put it */
 };
 
 /* The host clock by which an import is carried on. */
@@ -170,10 +178,13 @@ struct ftclock_now {
     uint64_t saved;  /* what KVM_GET_CLOCK said, ns */
     uint64_t stop_raw;
     uint64_t stop_real;
-    uint64_t reserved[3];
+    uint64_t tsc; /* what vCPU 0's TSC read at the same time; 0: not known */
+    uint32_t khz; /* its frequency; 0: not known, or it isn't the host's */
+    uint32_t reserved0;
+    uint64_t reserved;
 };
 
-/* Sections 6 and 7. Writer: the module. Clocks of one instant; moved by held pauses. */
+/* Sections 6 and 7. Writer: the module. Clocks of one instant: of the last stop, or of a write after it. */
 struct ftclock_anchor {
     uint32_t seq;
     uint32_t valid;
@@ -185,7 +196,10 @@ struct ftclock_anchor {
     int64_t steer;  /* reference 1: what was added to follow the disciplined clock */
     uint64_t error; /* bound of the pairing's error */
     uint64_t slept; /* how long the host had slept since it booted: CLOCK_BOOTTIME - CLOCK_MONOTONIC */
-    uint64_t reserved[7];
+    uint64_t tsc;   /* vCPU 0's TSC; 0: not known */
+    uint32_t khz;   /* its frequency; 0: not known, or it isn't the host's */
+    uint32_t reserved0;
+    uint64_t reserved[5];
 };
 
 /* The ring. Writer: the module. */
@@ -200,16 +214,17 @@ struct ftclock_record {
     uint64_t stop_real;
     uint64_t cont_real;
     int64_t lost;          /* cont_raw - stop_raw; with slept, what stock QEMU would have taken from the guest */
-    int64_t residual_stop; /* kernel's clock - anchor at the stop */
-    int64_t residual_cont; /* the same at the cont, before a write; 0 if it wasn't read */
+    int64_t residual_stop; /* kernel's clock - the last anchor at the stop, beyond its own drift */
+    int64_t residual_cont; /* kernel's clock - this pause's anchor at the cont, before a write; 0: not read */
     uint64_t order_lost;   /* the shim's figure; 0 without an order */
     uint64_t cost;         /* time in the module at the cont, the kernel's part included */
     uint16_t decision;
     uint16_t reason;
     uint16_t event;
-    uint16_t ordered; /* 1: by order */
-    uint64_t error;   /* bound of what CLOCK_REALTIME was off UTC by, or of the import; 0: not known */
-    uint64_t slept;   /* how long the host slept in this pause: CLOCK_MONOTONIC_RAW stood still meanwhile */
+    uint8_t ordered; /* 1: by order */
+    uint8_t tsc;     /* enum ftclock_tsc */
+    uint64_t error;  /* bound of what CLOCK_REALTIME was off UTC by, or of the import; 0: not known */
+    uint64_t slept;  /* how long the host slept in this pause: CLOCK_MONOTONIC_RAW stood still meanwhile */
 };
 
 /*
@@ -229,7 +244,9 @@ struct ftclock_import {
     uint64_t error; /* bound of the pairing's error, the hosts' own included */
     uint32_t event; /* FTCLOCK_EVENT_MIGRATE, or else it is a restore */
     uint32_t any;   /* 0: for a write of this very value; 1: for any */
-    uint64_t reserved[2];
+    uint64_t tsc;   /* what the guest's TSC read at that instant */
+    uint32_t khz;   /* its frequency; 0: nothing is known of the TSC */
+    uint32_t reserved;
 };
 
 /* Behind import. Writer: the shim. How good the host's clock is, as adjtimex(2) says. */
@@ -326,6 +343,8 @@ FTCLOCK_AT(ftclock_now, pause, 8);
 FTCLOCK_AT(ftclock_now, saved, 16);
 FTCLOCK_AT(ftclock_now, stop_raw, 24);
 FTCLOCK_AT(ftclock_now, stop_real, 32);
+FTCLOCK_AT(ftclock_now, tsc, 40);
+FTCLOCK_AT(ftclock_now, khz, 48);
 FTCLOCK_AT(ftclock_anchor, seq, 0);
 FTCLOCK_AT(ftclock_anchor, valid, 4);
 FTCLOCK_AT(ftclock_anchor, epoch, 8);
@@ -336,6 +355,8 @@ FTCLOCK_AT(ftclock_anchor, boot, 40);
 FTCLOCK_AT(ftclock_anchor, steer, 48);
 FTCLOCK_AT(ftclock_anchor, error, 56);
 FTCLOCK_AT(ftclock_anchor, slept, 64);
+FTCLOCK_AT(ftclock_anchor, tsc, 72);
+FTCLOCK_AT(ftclock_anchor, khz, 80);
 FTCLOCK_AT(ftclock_record, seq, 0);
 FTCLOCK_AT(ftclock_record, flags, 4);
 FTCLOCK_AT(ftclock_record, number, 8);
@@ -354,6 +375,7 @@ FTCLOCK_AT(ftclock_record, decision, 104);
 FTCLOCK_AT(ftclock_record, reason, 106);
 FTCLOCK_AT(ftclock_record, event, 108);
 FTCLOCK_AT(ftclock_record, ordered, 110);
+FTCLOCK_AT(ftclock_record, tsc, 111);
 FTCLOCK_AT(ftclock_record, error, 112);
 FTCLOCK_AT(ftclock_record, slept, 120);
 FTCLOCK_AT(ftclock_page, head, 0);
@@ -374,6 +396,8 @@ FTCLOCK_AT(ftclock_import, rate, 24);
 FTCLOCK_AT(ftclock_import, error, 32);
 FTCLOCK_AT(ftclock_import, event, 40);
 FTCLOCK_AT(ftclock_import, any, 44);
+FTCLOCK_AT(ftclock_import, tsc, 48);
+FTCLOCK_AT(ftclock_import, khz, 56);
 FTCLOCK_AT(ftclock_host, seq, 0);
 FTCLOCK_AT(ftclock_host, synchronised, 4);
 FTCLOCK_AT(ftclock_host, at_raw, 8);

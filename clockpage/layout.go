@@ -5,7 +5,7 @@ const (
 	Name       = "ftclock-page"
 	Magic      = 0x314b434f4c435446
 	Major      = 1
-	Minor      = 2
+	Minor      = 3
 	Size       = 36864
 	RingLen    = 256
 	RecordSize = 128
@@ -90,7 +90,10 @@ type Now struct {
 	Saved    uint64 // ns, kvmclock
 	StopRaw  uint64 // ns
 	StopReal uint64 // ns
-	_        [3]uint64
+	TSC      uint64 // ticks, vCPU 0's at the same time; 0: not known
+	KHz      uint32 // its frequency; 0: not known, or it isn't the host's
+	_        uint32
+	_        uint64
 }
 
 // Anchor is a set of clock readings, in ns, of one instant.
@@ -105,7 +108,11 @@ type Anchor struct {
 	Steer int64
 	Error uint64
 	Slept uint64 // how long the host had slept since it booted
-	_     [7]uint64
+
+	TSC uint64 // ticks, vCPU 0's; 0: not known
+	KHz uint32 // its frequency; 0: not known, or it isn't the host's
+	_   uint32
+	_   [5]uint64
 }
 
 // Record tells of one pause. Times are ns; the clocks are named by their suffix, Saved and WentOn are kvmclock.
@@ -127,7 +134,8 @@ type Record struct {
 	Decision     Decision
 	Reason       Reason
 	Event        EventShort
-	Ordered      uint16
+	Ordered      uint8
+	TSC          TSC
 	Error        uint64 // bound of what CLOCK_REALTIME was off UTC by; 0: not known
 	Slept        uint64 // how long the host slept in this pause
 }
@@ -143,7 +151,9 @@ type Import struct {
 	Error uint64 // bound of the pairing's error
 	Event Event  // Migrate or Restore
 	Any   uint32 // 0: for a state whose clock is this very value; 1: for any
-	_     [2]uint64
+	TSC   uint64 // ticks, what the guest's TSC read at that instant
+	KHz   uint32 // its frequency; 0: nothing is known of the TSC
+	_     uint32
 }
 
 // Host is how good the host's clock is, written by the shim. Times are ns.
@@ -230,6 +240,18 @@ func (e Event) String() string {
 type EventShort uint16
 
 func (e EventShort) String() string { return Event(e).String() }
+
+// TSC is what was done with the guest's TSC where its clock was moved (enum ftclock_tsc).
+type TSC uint8
+
+// The values of TSC.
+const (
+	TSCLeft    TSC = iota // the clock wasn't moved, or the guest's TSC went on with it
+	TSCMoved              // moved by as much, on every vCPU
+	TSCUnmoved            // it couldn't be: guests that read their time from it are where QEMU put them
+)
+
+func (t TSC) String() string { return name(int(t), "left", "moved", "not moved") }
 
 // Decision is what became of QEMU's KVM_SET_CLOCK (enum ftclock_decision).
 type Decision uint16

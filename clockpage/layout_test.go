@@ -96,6 +96,10 @@ var values = map[string]uint64{
 	"FTCLOCK_DO_CATCH_UP": uint64(CatchUp),
 	"FTCLOCK_DO_HOLD":     uint64(Hold),
 
+	"FTCLOCK_TSC_LEFT":    uint64(TSCLeft),
+	"FTCLOCK_TSC_MOVED":   uint64(TSCMoved),
+	"FTCLOCK_TSC_UNMOVED": uint64(TSCUnmoved),
+
 	"FTCLOCK_LEG_REAL": uint64(LegReal),
 	"FTCLOCK_LEG_RAW":  uint64(LegRaw),
 
@@ -158,13 +162,14 @@ func TestValuesAreTheHeaders(t *testing.T) {
 func TestStrings(t *testing.T) {
 	runPeer(t, nil, "layout")
 	kinds := map[string]func(uint64) string{
+		"tsc":      func(v uint64) string { return TSC(v).String() },
 		"leg":      func(v uint64) string { return Leg(v).String() },
 		"do":       func(v uint64) string { return Do(v).String() },
 		"event":    func(v uint64) string { return Event(v).String() },
 		"decision": func(v uint64) string { return Decision(v).String() },
 		"reason":   func(v uint64) string { return Reason(v).String() },
 	}
-	widest := map[string]uint64{"leg": 1<<32 - 1, "do": 1<<32 - 1, "event": 1<<32 - 1, "decision": 1<<16 - 1, "reason": 1<<16 - 1}
+	widest := map[string]uint64{"tsc": 255, "leg": 1<<32 - 1, "do": 1<<32 - 1, "event": 1<<32 - 1, "decision": 1<<16 - 1, "reason": 1<<16 - 1}
 	for kind, text := range kinds {
 		n := uint64(len(peer.header.enums[kind]))
 		texts := map[string]bool{}

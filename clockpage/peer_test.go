@@ -179,7 +179,7 @@ var (
 	structs     = regexp.MustCompile(`(?s)struct ftclock_(\w+) \{(.*?)\n\};`)
 	enums       = regexp.MustCompile(`(?s)enum ftclock_(\w+) \{(.*?)\n\};`)
 	enumerators = regexp.MustCompile(`(FTCLOCK_\w+) = (\d+),`)
-	members     = regexp.MustCompile(`(?:u?int(?:16|32|64)_t) (\w+)(?:\[\d+\])?;`)
+	members     = regexp.MustCompile(`(?:u?int(?:8|16|32|64)_t) (\w+)(?:\[\d+\])?;`)
 	defines     = regexp.MustCompile(`(?m)^#define (FTCLOCK_\w+) +(?:U?INT64_C\(|\d)`)
 )
 
@@ -210,7 +210,7 @@ func parseHeader(src string) (header, error) {
 	for _, d := range defines.FindAllStringSubmatch(src, -1) {
 		h.defines = append(h.defines, d[1])
 	}
-	if len(h.sections) != 10 || len(h.enums) != 5 || len(h.defines) < 8 {
+	if len(h.sections) != 10 || len(h.enums) != 6 || len(h.defines) < 8 {
 		return h, fmt.Errorf("clockpage.h: found %d sections, %d enumerations, %d constants", len(h.sections), len(h.enums),
 			len(h.defines))
 	}

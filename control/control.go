@@ -215,6 +215,7 @@ type Record struct {
 	Cost         uint64 `json:"cost_ns"`
 	Error        uint64 `json:"error_ns"`
 	Slept        uint64 `json:"slept_ns"`
+	TSC          string `json:"tsc,omitempty"` // "moved" or "not moved" where the guest's clock was moved
 }
 
 // List reads the Infos of all shims below dir, running or not, sorted by name. An Info that can't be read is left out

@@ -28,6 +28,7 @@
 #include <x86intrin.h>
 
 #include "rule.h"
+#include "vcpus.h"
 
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 8U
@@ -36,8 +37,6 @@
 #if !defined(__x86_64__)
 #error kvmclock is a clock of x86; the slots are found for x86-64 only
 #endif
-
-typedef int ioctl_function(int fd, unsigned long request, void *argument);
 
 static ioctl_function *next; /* what was in the slot */
 static struct rule rule;
@@ -75,6 +74,10 @@ static const struct host host = {
     .mono = mono_ns,
     .tai = tai_ns,
     .tsc = host_tsc,
+    .tsc_offset = vcpus_tsc_offset,
+    .move_tsc = vcpus_move_tsc,
+    .vm_khz = vcpus_vm_khz,
+    .vcpu_khz = vcpus_khz,
 };
 
 /*
@@ -263,6 +266,7 @@ __attribute__((constructor)) static void start(void) {
     if (!page)
         return;
     next = function_of(&program, slots[0]);
+    vcpus_start(next);
     rule_start(&rule, &host, page, (uint32_t)getpid());
     size_t set = 0;
     while (set < n && set_slot(&program, slots[set]) == 0)

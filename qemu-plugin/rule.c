@@ -9,14 +9,18 @@
  * reading back at the cont (KVM_SET_CLOCK): only that write makes the guest lose the pause. So the best correction is
  * to leave the write out.
  *
- * To know that leaving it out is right, the rule keeps an anchor, a pair of readings (kvmclock, CLOCK_MONOTONIC_RAW) of
- * one instant. From then on the guest's clock should always be
+ * The measure is a guest that was never paused. Its kvmclock runs at a rate of its own, up to 230 ns a second off
+ * CLOCK_MONOTONIC_RAW, and its NTP has learnt that. So CLOCK_MONOTONIC_RAW judges the pause, and never the run: each
+ * stop takes an anchor, a pair of readings (kvmclock, CLOCK_MONOTONIC_RAW) of one instant, and until the next stop the
+ * guest's clock should be
  *
  *     anchor.clock + (raw now - anchor.raw)
  *
  * At a cont that is to be caught up the rule reads the kernel's clock. If it is where the anchor says, within the
- * tolerance, the write is dropped. If not, the anchor's value is written: absolute, so that errors never add up. A
- * pause that is to be held is passed through, and the anchor moves by exactly that pause.
+ * tolerance and what its own rate makes of the pause, the write is dropped, and the clock is to the nanosecond that of
+ * a guest that wasn't paused: nothing can add up. If not, the anchor's value is written and read back. What it was
+ * missed by is left to correct, and the next anchor is that much away from its reading. A pause that is to be held is
+ * passed through, and its anchor is taken when the kernel has taken the value.
  *
  * A host that sleeps has CLOCK_MONOTONIC_RAW and CLOCK_MONOTONIC stand still; CLOCK_BOOTTIME and kvmclock count the
  * time. So does the anchor: to "raw" above belongs what the host slept. Within a pause it is part of the pause.
@@ -27,8 +31,8 @@
  * held pauses, and outlives the anchor: what one pause can't give, a later one does. A debt that no slew pays off in
  * reasonable time, a clock that was set to another day, is given up: the base moves by it, and the guest stays.
  *
- * Any doubt means: QEMU's own value goes through as if we weren't there, the anchor is given up, the next stop takes a
- * new one, and the record says why.
+ * Any doubt means: QEMU's own value goes through as if we weren't there, the anchor is given up and taken anew, and the
+ * record says why.
  *
  * There is no allocation, no lock and no printing in here. The page can be written by the shim at any time and is only
  * ever copied from, with bounded retries; what the rule itself relies on is in struct rule.
@@ -38,13 +42,17 @@
 #include <errno.h>
 #include <string.h>
 
-/* A held write that took longer than this from our reading of the clock to its end was preempted, and is made again. */
+/* Readings of clocks that take longer than this were preempted, and are made again. */
 #define WRITE_SLOW  INT64_C(2000)
 #define WRITE_TRIES 3
-/* The same for a loaded state's value, which can't be read back: nothing has run yet, and the clock isn't stable. */
-#define RESTORE_SLOW INT64_C(10000)
 /* The longest time that the kernel itself may take between the call of KVM_SET_CLOCK and its effect. */
-#define LAG_MAX INT64_C(20000)
+#define LAG_MAX INT64_C(200000)
+/* How long after a stop the TSC is read that is saved: QEMU first drains its disks. And what a reading may be off by.
+ */
+#define TSC_READ_LATE (60 * SECOND)
+#define TSC_SLACK     INT64_C(1000000)
+/* A reading whose instant is known less well isn't steered by. */
+#define STEER_BLUR 20000
 /* Ticks of the TSC, 1 us or more, in which CLOCK_MONOTONIC_RAW is read unless we are preempted. */
 #define PAIR_SLOW 5000
 /* How often a page section that is being written is read again. */
@@ -54,6 +62,12 @@
 /* The clock that we write may be above QEMU's by the pause, give or take this: the residual that is corrected at once.
  */
 #define WRITE_SLACK (2 * FTCLOCK_REANCHOR)
+#define SECOND      INT64_C(1000000000)
+/* What kvmclock may leave CLOCK_MONOTONIC_RAW by itself, ppb: both are the TSC, scaled by two factors that differ by up
+ * to 230 (the resolution of the kernel's). */
+#define OWN_RATE UINT64_C(300)
+/* The kernel may tell how long the host slept by a clock of whole seconds. */
+#define SLEEP_ERROR UINT64_C(2000000000)
 /* A shorter sleep of the host isn't told from the time between two readings; it is corrected as any residual. */
 #define SLEEP_LEAST INT64_C(100000)
 /* A smaller step of CLOCK_REALTIME isn't counted, though it is followed: we may have been preempted between two
@@ -131,6 +145,8 @@ static void publish_now(struct rule *r) {
         .saved = r->saved,
         .stop_raw = r->stop.raw,
         .stop_real = r->stop.real,
+        .tsc = r->stop_tsc,
+        .khz = r->khz,
     };
     publish(&r->page->now, &now, sizeof(now));
 }
@@ -142,6 +158,15 @@ static void publish_anchor(struct rule *r) { publish(&r->page->anchor, &r->ancho
 /* --- the clocks --- */
 
 static uint64_t magnitude(int64_t v) { return v < 0 ? -(uint64_t)v : (uint64_t)v; }
+
+static int64_t clamp(int64_t v, int64_t most) { return v > most ? most : v < -most ? -most : v; }
+
+/* What the kernel's clock may have left the host's other clocks by itself from one moment to another. */
+static uint64_t own_drift(const struct moment *from, const struct moment *to) {
+    uint64_t slept = to->slept - from->slept;
+    uint64_t passed = to->raw - from->raw + slept;
+    return passed / SECOND * OWN_RATE + passed % SECOND * OWN_RATE / SECOND + (slept ? SLEEP_ERROR : 0);
+}
 
 /*
  * Finds out whether the host slept. CLOCK_BOOTTIME and CLOCK_MONOTONIC run at one rate, and only a sleep moves them
@@ -250,17 +275,24 @@ static uint64_t expected(const struct rule *r, uint64_t raw) {
     return r->anchor.clock + (raw - r->anchor.raw) + (r->slept - r->anchor.slept) + (uint64_t)r->anchor.steer;
 }
 
-static void take_anchor(struct rule *r, const struct reading *from) {
-    uint64_t epoch = r->anchor.epoch + 1;
+/* What the guest's TSC read at the instant of a reading; 0: not known. */
+static uint64_t guest_tsc(const struct rule *r, const struct reading *at) {
+    return r->khz && at->data.flags & KVM_CLOCK_HOST_TSC ? at->data.host_tsc + (uint64_t)r->tsc_offset : 0;
+}
+
+/* Of this reading, from which the clock is left to be corrected by r->left. */
+static void take_anchor(struct rule *r, const struct reading *from, uint64_t epoch) {
     r->anchor = (struct ftclock_anchor){
         .valid = 1,
         .epoch = epoch,
-        .clock = from->data.clock,
+        .clock = from->data.clock - (uint64_t)r->left,
         .raw = from->at.raw,
         .real = from->at.real,
         .boot = from->at.boot,
         .error = from->error,
         .slept = from->at.slept,
+        .tsc = guest_tsc(r, from),
+        .khz = r->khz,
     };
     publish_anchor(r);
 }
@@ -269,12 +301,11 @@ static void give_up_anchor(struct rule *r) {
     if (!r->anchor.valid)
         return;
     r->anchor.valid = 0;
+    r->left = 0;
     publish_anchor(r);
 }
 
 /* --- the reference --- */
-
-#define SECOND INT64_C(1000000000)
 
 /* What the guest follows, at the time that CLOCK_REALTIME read real. */
 static uint64_t reference(const struct rule *r, uint64_t real) { return real + (uint64_t)(r->tai * SECOND); }
@@ -341,21 +372,111 @@ static int64_t debt(const struct rule *r, const struct moment *now) {
     return (int64_t)(reference(r, now->real) - r->follow.base - expected(r, now->raw));
 }
 
-/* Begins anew with a guest whose clock was set by somebody else: it goes on from what its clock is now. */
-static void begin_following(struct rule *r, int fd) {
-    struct reading best = {.error = UINT64_MAX};
-    for (int i = 0; i < WRITE_TRIES && best.error > FTCLOCK_TOLERANCE; i++) {
+/* Reads again while a reading is blurred, and keeps the best. A reading whose error is UINT64_MAX is none yet. */
+static void read_better(struct rule *r, int fd, struct reading *best) {
+    for (int i = 0; i < WRITE_TRIES && best->error > FTCLOCK_TOLERANCE; i++) {
         struct kvm_clock_data data = {0};
         struct reading other;
-        if (read_clock(r, fd, &data, &other) == 0 && other.error < best.error)
-            best = other;
+        if (read_clock(r, fd, &data, &other) == 0 && other.error < best->error &&
+            (best->error == UINT64_MAX || other.data.flags == best->data.flags))
+            *best = other;
     }
+}
+
+/* False: the kernel doesn't say, or its clock isn't stable. */
+static bool read_stable(struct rule *r, int fd, struct reading *now) {
+    struct kvm_clock_data data = {0};
+    if (read_clock(r, fd, &data, now) < 0 || !(data.flags & KVM_CLOCK_TSC_STABLE))
+        return false;
+    read_better(r, fd, now);
+    return true;
+}
+
+/* Begins anew with a guest whose clock was set by somebody else: it goes on from what its clock is now. */
+static void begin_following(struct rule *r, int fd) {
+    struct reading now = {.error = UINT64_MAX};
+    read_better(r, fd, &now);
     r->follow.known = 0;
-    if (best.error != UINT64_MAX)
-        take_base(r, best.data.clock, best.at.real);
+    if (now.error != UINT64_MAX)
+        take_base(r, now.data.clock, now.at.real);
+}
+
+/* --- the guest's TSC --- */
+
+/*
+ * kvmclock is the TSC, scaled by its frequency in whole kHz (kvm_guest_time_update), so that the two go on together
+ * while nobody moves either. A guest's TSC that the kernel scales isn't followed: its factor isn't told. It doesn't
+ * scale where the frequencies differ by less than 250 ppm (tsc_tolerance_ppm).
+ */
+static void learn_tsc(struct rule *r, int fd) {
+    const struct host *h = r->host;
+    r->tsc_asked = true;
+    r->khz = 0;
+    if (h->tsc_offset(&r->tsc_offset) < 0)
+        return;
+    uint32_t guest = h->vcpu_khz(), vm = h->vm_khz(fd);
+    uint64_t span = h->raw() - r->first_raw;
+    double measured = (double)(h->tsc() - r->first_tsc) * 1e6 / (double)span;
+    if ((int64_t)span < RATE_SPAN)
+        return;
+    if ((double)guest > measured * 0.9997 && (double)guest < measured * 1.0003)
+        r->khz = vm ? vm : guest;
+}
+
+/* Ticks of a TSC in so many ns. */
+static int64_t ticks(int64_t ns, uint32_t khz) { return (int64_t)((__int128)ns * khz / 1000000); }
+
+/*
+ * Moves the guest's TSC to where its clock was moved by a restore. QEMU set it to what it read at some time after the
+ * stop, and it has run since QEMU was told. So what it lacks is at most what the clock was moved by, and less by at
+ * most the time that this process is there, give or take what a reading of another host may be off by: anything else
+ * isn't the TSC that the reading is of, because the guest was reset since.
+ */
+static uint8_t move_tsc(struct rule *r, int fd, uint64_t from_clock, uint64_t from_tsc, uint32_t from_khz,
+                        const struct kvm_clock_data *loaded, const struct ftclock_record *rec, uint64_t error) {
+    struct reading now;
+    learn_tsc(r, fd);
+    if (!from_khz || !r->khz || !read_stable(r, fd, &now))
+        return FTCLOCK_TSC_UNMOVED;
+    uint64_t clock = now.data.clock - (uint64_t)r->left; /* where the next pause has it */
+    uint64_t has = guest_tsc(r, &now);
+    if (!has)
+        return FTCLOCK_TSC_UNMOVED;
+    uint64_t should = from_tsc + (uint64_t)ticks((int64_t)(loaded->clock - from_clock), from_khz) +
+                      (uint64_t)ticks((int64_t)(clock - loaded->clock), r->khz);
+    int64_t by = (int64_t)(should - has);
+    int64_t here = (int64_t)(now.at.raw - r->first_raw) + TSC_READ_LATE;
+    int64_t slack = error < (uint64_t)SECOND ? (int64_t)error + TSC_SLACK : SECOND;
+    if (by > ticks(rec->lost + slack, r->khz) || by < ticks(rec->lost - here - slack, r->khz) ||
+        r->host->move_tsc(by) < 0)
+        return FTCLOCK_TSC_UNMOVED;
+    r->tsc_offset += by;
+    return FTCLOCK_TSC_MOVED;
 }
 
 /* --- the stop --- */
+
+/*
+ * What the kernel's clock left CLOCK_MONOTONIC_RAW by in the run, by its own rate, is no pause's doing. What goes
+ * beyond that, after a write, is the error of our own readings, which must not add up: it is left to correct. Else it
+ * is somebody else's doing: a guest whose clock was set by him follows its reference from there.
+ */
+static void judge_run(struct rule *r, const struct reading *now) {
+    struct moment from = {.raw = r->anchor.raw, .slept = r->anchor.slept};
+    int64_t drift = (int64_t)own_drift(&from, &now->at);
+    int64_t off = (int64_t)(now->data.clock - expected(r, now->at.raw));
+    r->stop_residual = off - clamp(off - r->left, drift);
+    if (r->wrote)
+        r->left = r->stop_residual;
+    if (magnitude(r->stop_residual) > FTCLOCK_REANCHOR) {
+        r->counts.reanchored++;
+        r->anchor.valid = 0;
+        r->follow.known = 0;
+        r->left = r->stop_residual = 0;
+    } else if (magnitude(r->stop_residual) > r->counts.worst_residual) {
+        r->counts.worst_residual = magnitude(r->stop_residual);
+    }
+}
 
 int rule_get_clock(struct rule *r, int fd, struct kvm_clock_data *data) {
     struct reading now;
@@ -366,43 +487,34 @@ int rule_get_clock(struct rule *r, int fd, struct kvm_clock_data *data) {
     int error = errno;
     notice_steps(r);
 
-    /* QEMU may read more than once in a pause (before it migrates, say): the last value is the one that it writes back.
-     */
+    /* QEMU may read more than once in a pause (before it migrates, say): the last value is the one that it writes back,
+     * the first one says where the clock was. */
+    bool again = r->stopped;
     r->stopped = true;
     r->stop_flags = now.data.flags;
     r->stop_stable = now.data.flags & KVM_CLOCK_TSC_STABLE;
     r->saved = now.data.clock;
     r->stop = now.at;
-    r->stop_residual = 0;
+    if (r->stop_stable && !r->tsc_asked)
+        learn_tsc(r, fd);
+    else if (r->khz && r->host->tsc_offset(&r->tsc_offset) < 0)
+        r->khz = 0;
+    r->stop_tsc = r->stop_stable ? guest_tsc(r, &now) : 0;
 
     if (!r->stop_stable) {
         give_up_anchor(r);
-    } else if (r->anchor.valid) {
-        r->stop_residual = (int64_t)(now.data.clock - expected(r, now.at.raw));
-        if (magnitude(r->stop_residual) > FTCLOCK_REANCHOR) {
-            r->counts.reanchored++;
-            r->stop_residual = 0;
-            r->anchor.valid = 0;
-            r->follow.known = 0;
-        } else if (magnitude(r->stop_residual) > r->counts.worst_residual) {
-            r->counts.worst_residual = magnitude(r->stop_residual);
-        }
-    }
-    if (r->stop_stable && !r->anchor.valid) {
-        /* An anchor is for a long time: if this reading is blurred, the kernel is asked again, and the better one
-         * taken. */
-        struct reading best = now;
-        for (int i = 0; i < WRITE_TRIES && best.error > FTCLOCK_TOLERANCE; i++) {
-            struct kvm_clock_data again = {0};
-            struct reading other;
-            if (read_clock(r, fd, &again, &other) == 0 && other.error < best.error &&
-                (other.data.flags & KVM_CLOCK_TSC_STABLE))
-                best = other;
-        }
-        take_anchor(r, &best);
+        r->stop_residual = 0;
+    } else if (!r->anchor.valid || !again) {
+        r->stop_residual = 0;
+        if (r->anchor.valid)
+            judge_run(r, &now);
+        if (now.error > FTCLOCK_TOLERANCE)
+            read_better(r, fd, &now);
+        take_anchor(r, &now, r->anchor.epoch + !r->anchor.valid);
         if (!r->follow.known)
-            take_base(r, best.data.clock, best.at.real);
+            take_base(r, now.data.clock, now.at.real);
     }
+    r->wrote = false;
     publish_counts(r);
     publish_now(r);
     errno = error;
@@ -499,17 +611,15 @@ static int64_t steer(struct rule *r, const struct ftclock_policy *p, const struc
     return by;
 }
 
-static int write_clock(struct rule *r, int fd, uint64_t clock) {
-    /* Flags stay 0: KVM_CLOCK_REALTIME would have the kernel add time of its own. */
-    struct kvm_clock_data data = {.clock = clock};
-    return r->host->clock_ioctl(fd, KVM_SET_CLOCK, &data);
-}
-
 /* Makes QEMU's own write. */
 static int pass(struct rule *r, int fd, struct kvm_clock_data *data, struct ftclock_record *rec, uint16_t reason) {
     int rc = r->host->clock_ioctl(fd, KVM_SET_CLOCK, data);
     int error = errno;
+    struct reading now;
     give_up_anchor(r);
+    learn_tsc(r, fd); /* QEMU set it as well, where it loaded a state */
+    if (rc >= 0 && read_stable(r, fd, &now))
+        take_anchor(r, &now, r->anchor.epoch + 1);
     r->order_seen = __atomic_load_n(&r->page->order.seq, __ATOMIC_RELAXED); /* an order for this pause has had it */
     rec->decision = FTCLOCK_PASSED;
     rec->reason = reason;
@@ -518,40 +628,78 @@ static int pass(struct rule *r, int fd, struct kvm_clock_data *data, struct ftcl
     return rc;
 }
 
+/* Makes QEMU's own write, and takes what follows from it: the guest stood still until the kernel took the value. */
 static int hold(struct rule *r, int fd, struct kvm_clock_data *data, struct ftclock_record *rec, uint16_t reason) {
-    struct moment before;
-    int rc, error;
-    /* The pause ends when the kernel takes the value: a write that was preempted, or slept in, is made again. */
-    for (int i = 0; i < WRITE_TRIES; i++) {
-        notice_sleep(r);
-        uint64_t begin = r->host->raw();
-        before = (struct moment){.real = r->host->real(), .boot = r->host->boot(), .raw = r->host->raw()};
-        before.slept = r->slept;
-        rc = r->host->clock_ioctl(fd, KVM_SET_CLOCK, data);
-        error = errno;
-        bool slow = r->host->raw() - begin > WRITE_SLOW;
-        notice_sleep(r);
-        if (rc < 0 || (!slow && r->slept == before.slept))
-            break;
-    }
-    /* With KVM_CLOCK_REALTIME the kernel added the pause after all: the anchor doesn't know how much. */
-    if (rc < 0 || data->flags & KVM_CLOCK_REALTIME) {
-        give_up_anchor(r);
-    } else {
-        r->anchor.raw += before.raw - r->stop.raw;
-        r->anchor.real += before.real - r->stop.real;
-        r->anchor.boot += before.boot - r->stop.boot;
-        r->anchor.slept += before.slept - r->stop.slept;
-        publish_anchor(r);
+    int rc = r->host->clock_ioctl(fd, KVM_SET_CLOCK, data);
+    int error = errno;
+    struct reading now;
+    /* With KVM_CLOCK_REALTIME the kernel added the pause after all. */
+    bool held = rc >= 0 && !(data->flags & KVM_CLOCK_REALTIME);
+    bool known = held && read_stable(r, fd, &now);
+    if (held) {
         /* By a clock that has the reference's rate, and no steps: a step within the pause stays a debt. */
-        r->follow.base += before.boot - r->stop.boot;
+        r->follow.base +=
+            known ? now.at.boot - r->stop.boot - (now.data.clock - r->saved) : r->host->boot() - r->stop.boot;
         publish_follow(r);
     }
+    if (known)
+        take_anchor(r, &now, r->anchor.epoch);
+    else
+        give_up_anchor(r);
     rec->decision = rc < 0 ? FTCLOCK_PASSED : FTCLOCK_HELD;
     rec->reason = rc < 0 ? FTCLOCK_REASON_WRITE_FAILED : reason;
     rec->went_on = data->clock;
     errno = error;
     return rc;
+}
+
+/*
+ * Writes what the guest's clock should be, never below what it was. The kernel takes the value some time after we made
+ * it, by which the clock is late. So it is read back, and if it is off by more than the tolerance, written again with
+ * that time added. False: the kernel refused it.
+ */
+static bool write_expected(struct rule *r, int fd, uint64_t least, struct ftclock_record *rec) {
+    int64_t lag = 0;
+    for (int i = 0; i < WRITE_TRIES; i++) {
+        uint64_t clock = expected(r, r->host->raw()) + (uint64_t)lag;
+        bool back = (int64_t)(clock - least) < 0;
+        if (back)
+            clock = least;
+        struct kvm_clock_data own = {.clock = clock}; /* no flags: the kernel is to add nothing of its own */
+        if (r->host->clock_ioctl(fd, KVM_SET_CLOCK, &own) < 0)
+            return i > 0; /* the first value stands */
+        rec->went_on = clock;
+        r->wrote = true;
+        if (back)
+            rec->reason = FTCLOCK_REASON_NEVER_BACK;
+        struct reading now;
+        if (!read_stable(r, fd, &now)) {
+            give_up_anchor(r);
+            break;
+        }
+        r->left = (int64_t)(now.data.clock - expected(r, now.at.raw));
+        if (back || magnitude(r->left) <= FTCLOCK_TOLERANCE + now.error)
+            break;
+        /* A longer time isn't the kernel's: we were preempted, and won't be for as long again. */
+        lag -= r->left;
+        if (lag < 0 || lag > LAG_MAX)
+            lag = 0;
+    }
+    return true;
+}
+
+/* Whether the kernel's clock went on in this pause as CLOCK_MONOTONIC_RAW did. What its own rate made of it is the
+ * guest's. */
+static bool judge_pause(struct rule *r, const struct reading *now) {
+    int64_t drift = (int64_t)own_drift(&r->stop, &now->at);
+    int64_t moved = (int64_t)(now->data.clock - expected(r, now->at.raw)) - r->left;
+    uint64_t blur = r->anchor.error + now->error;
+    /* In doubt the kernel's clock is right: nobody but QEMU sets it. */
+    uint64_t tolerance = FTCLOCK_TOLERANCE + (uint64_t)drift + (blur > FTCLOCK_TOLERANCE ? blur : 0);
+    if (magnitude(moved) > tolerance)
+        return false;
+    r->anchor.clock += (uint64_t)clamp(moved, drift);
+    return true;
 }
 
 static int catch_up(struct rule *r, int fd, struct kvm_clock_data *data, struct ftclock_record *rec,
@@ -562,46 +710,30 @@ static int catch_up(struct rule *r, int fd, struct kvm_clock_data *data, struct 
         return pass(r, fd, data, rec, FTCLOCK_REASON_READ_FAILED);
     if (!(got.flags & KVM_CLOCK_TSC_STABLE))
         return pass(r, fd, data, rec, FTCLOCK_REASON_UNSTABLE);
+    if (now.error > FTCLOCK_TOLERANCE)
+        read_better(r, fd, &now);
+    rec->residual_cont = (int64_t)(now.data.clock - expected(r, now.at.raw));
+    bool right = judge_pause(r, &now);
     /* A reading whose instant isn't known well would be taken for a debt; there is another pause. */
-    int64_t steered = now.error <= LAG_MAX ? steer(r, p, &now.at) : 0;
-    rec->residual_cont = (int64_t)(got.clock - expected(r, now.at.raw));
-    /* A reading whose instant isn't known well could hide a residual: then the anchor's value is the surer one. */
-    if (magnitude(rec->residual_cont) <= FTCLOCK_TOLERANCE && now.error <= FTCLOCK_TOLERANCE && got.clock >= r->saved) {
+    int64_t steered = now.error <= STEER_BLUR ? steer(r, p, &now.at) : 0;
+    if (right && magnitude(r->left - steered) <= FTCLOCK_TOLERANCE && now.data.clock >= r->saved) {
+        r->left -= steered;
         rec->decision = FTCLOCK_DROPPED;
         rec->reason = FTCLOCK_REASON_IN_TOLERANCE;
-        rec->went_on = got.clock;
+        rec->went_on = now.data.clock;
         return 0;
     }
+    publish_anchor(r);
 
-    /* The kernel takes the value some time after we made it, by which the clock is late. So it is read back, and if it
-     * is off by more than the tolerance, written again with that time added. */
-    int64_t lag = 0;
-    for (int i = 0; i < WRITE_TRIES; i++) {
-        uint64_t raw = r->host->raw();
-        uint64_t clock = expected(r, raw) + (uint64_t)lag;
-        uint64_t pause = raw - r->stop.raw + (r->slept - r->stop.slept);
-        int64_t ahead = (int64_t)(clock - r->saved);
-        if (ahead < -WRITE_SLACK || ahead > (int64_t)pause + WRITE_SLACK + (steered > 0 ? steered : 0))
-            return pass(r, fd, data, rec, FTCLOCK_REASON_BOUNDS);
-        if (ahead < 0)
-            clock = r->saved;
-        if (write_clock(r, fd, clock) < 0) {
-            if (i > 0)
-                break; /* the first value stands */
-            return pass(r, fd, data, rec, FTCLOCK_REASON_WRITE_FAILED);
-        }
-        rec->reason = ahead < 0 ? FTCLOCK_REASON_NEVER_BACK : FTCLOCK_REASON_OUT_OF_TOLERANCE;
-        rec->went_on = clock;
-        if (ahead < 0 || read_clock(r, fd, &got, &now) < 0)
-            break;
-        int64_t residual = (int64_t)(got.clock - expected(r, now.at.raw));
-        if (magnitude(residual) <= FTCLOCK_TOLERANCE)
-            break;
-        /* A longer time isn't the kernel's: we were preempted, and won't be for as long again. */
-        lag -= residual;
-        if (lag < 0 || lag > LAG_MAX)
-            lag = 0;
-    }
+    uint64_t raw = r->host->raw();
+    uint64_t pause = raw - r->stop.raw + (r->slept - r->stop.slept);
+    int64_t ahead = (int64_t)(expected(r, raw) - r->saved);
+    if (ahead < -WRITE_SLACK ||
+        ahead > (int64_t)(pause + own_drift(&r->stop, &now.at)) + WRITE_SLACK + (steered > 0 ? steered : 0))
+        return pass(r, fd, data, rec, FTCLOCK_REASON_BOUNDS);
+    rec->reason = FTCLOCK_REASON_OUT_OF_TOLERANCE;
+    if (!write_expected(r, fd, r->saved, rec))
+        return pass(r, fd, data, rec, FTCLOCK_REASON_WRITE_FAILED);
     rec->decision = FTCLOCK_ANCHORED;
     return 0;
 }
@@ -651,6 +783,9 @@ static int restore(struct rule *r, int fd, struct kvm_clock_data *data, struct f
     if (!limit || limit > FTCLOCK_LIMIT_MAX)
         limit = FTCLOCK_LIMIT_MAX;
 
+    struct reading here;
+    if (!imported && r->stopped && read_stable(r, fd, &here))
+        judge_pause(r, &here);
     struct moment now;
     int64_t away;
     if (!state_away(r, &import, imported, data->clock, &now, &away))
@@ -674,45 +809,39 @@ static int restore(struct rule *r, int fd, struct kvm_clock_data *data, struct f
             return pass(r, fd, data, rec, FTCLOCK_REASON_BOUNDS);
         reason = FTCLOCK_REASON_NEVER_BACK;
     }
-    /* A write that we were preempted before is late by so much, and made again. */
-    uint64_t clock = 0, took = 0;
-    for (int i = 0; i < WRITE_TRIES; i++) {
-        if (i > 0 && !state_away(r, &import, imported, data->clock, &now, &away))
-            break;
-        rec->lost = away > 0 ? away : 0;
-        clock = data->clock + (uint64_t)rec->lost;
-        if (write_clock(r, fd, clock) < 0) {
-            if (i > 0)
-                break; /* the first value stands */
-            return pass(r, fd, data, rec, FTCLOCK_REASON_WRITE_FAILED);
-        }
-        took = r->host->raw() - now.raw;
-        if (took <= RESTORE_SLOW)
-            break;
-    }
-    /* The next stop's reading is compared with this, and what the write took is made good then. Until then the guest
-     * may be behind by that. */
-    uint64_t error = imported ? import.error : r->anchor.error;
-    error = error > UINT64_MAX - took ? UINT64_MAX : error + took;
-    if (imported && error > rec->error)
-        rec->error = error < INT64_MAX ? error : INT64_MAX;
+    /* The TSC that belongs to the guest's clock: as it came with the reading, or as it was at this process's last stop.
+     */
+    uint64_t from_clock = imported ? import.clock : r->saved, from_tsc = imported ? import.tsc : r->stop_tsc;
+    uint32_t from_khz = imported ? import.khz : r->stop_tsc ? r->khz : 0;
+    struct ftclock_anchor before = r->anchor;
     r->anchor = (struct ftclock_anchor){
         .valid = 1,
         .epoch = r->anchor.epoch + 1,
-        .clock = clock,
+        .clock = data->clock + (uint64_t)rec->lost,
         .raw = now.raw,
         .real = now.real,
         .boot = now.boot,
         .slept = r->slept,
-        .error = error,
+        .error = imported ? import.error : r->anchor.error,
     };
+    r->left = 0;
+    uint64_t error = r->anchor.error;
+    if (!write_expected(r, fd, data->clock, rec)) {
+        r->anchor = before;
+        return pass(r, fd, data, rec, FTCLOCK_REASON_WRITE_FAILED);
+    }
+    rec->reason = reason;
+    rec->tsc = move_tsc(r, fd, from_clock, from_tsc, from_khz, data, rec, error);
+    /* The guest is off by what the write missed. Where that can't be read, it is no more than all of this took. */
+    uint64_t missed = r->anchor.valid ? magnitude(r->left) : r->host->raw() - now.raw;
+    r->anchor.error = error > UINT64_MAX - missed ? UINT64_MAX : error + missed;
+    if (imported && r->anchor.error > rec->error)
+        rec->error = r->anchor.error < INT64_MAX ? r->anchor.error : INT64_MAX;
     publish_anchor(r);
     /* A guest that is ahead owes it to its reference. An older state of the same guest goes on with its old base. */
     if (imported)
         take_base(r, data->clock + (uint64_t)away, now.real);
     rec->decision = FTCLOCK_ANCHORED;
-    rec->reason = reason;
-    rec->went_on = clock;
     return 0;
 }
 

@@ -30,6 +30,11 @@ struct host {
     uint64_t (*mono)(void); /* CLOCK_MONOTONIC */
     uint64_t (*tai)(void);  /* CLOCK_TAI */
     uint64_t (*tsc)(void);  /* the host's TSC, as KVM_CLOCK_HOST_TSC means it */
+    /* The guest's TSC, see vcpus.h. */
+    int (*tsc_offset)(int64_t *offset);
+    int (*move_tsc)(int64_t by);
+    uint32_t (*vm_khz)(int fd);
+    uint32_t (*vcpu_khz)(void);
 };
 
 /* What the module remembers. All in one place, zero at first, touched by one thread at a time. */
@@ -47,6 +52,15 @@ struct rule {
     uint64_t ran_since_raw; /* the last cont; 0: unknown */
     uint64_t order_seen;    /* sequence of the last order that was judged */
     uint32_t import_used;   /* sequence of the last import that a state was judged by */
+
+    /* The guest's TSC is the host's and this. Neither is known while khz is 0. */
+    int64_t tsc_offset;
+    uint32_t khz;
+    bool tsc_asked;
+    uint64_t stop_tsc; /* what it read at the stop; 0: not known */
+
+    int64_t left; /* what the guest's clock was ahead of where it should be by, and wasn't corrected */
+    bool wrote;   /* the last cont wrote a value */
 
     struct ftclock_anchor anchor; /* the page's copy is for readers: this one can't be written from outside */
     struct ftclock_counts counts;

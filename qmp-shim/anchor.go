@@ -3,6 +3,7 @@ package shim
 import (
 	"errors"
 	"fmt"
+	"math/bits"
 	"os"
 	"strings"
 	"time"
@@ -12,6 +13,7 @@ import (
 
 	"ftclock/clockpage"
 	"ftclock/control"
+	"ftclock/kvmclock"
 	metadata "ftclock/xml-templates"
 )
 
@@ -25,11 +27,11 @@ Between two processes of one host, as long as it isn't booted anew, CLOCK_MONOTO
 microseconds. Between two hosts CLOCK_REALTIME does, as well as the two agree.
 */
 
-// What the vCPUs of a guest whose QEMU hasn't read its clock yet can be told apart by: kvmclock before and after they
-// first run, and kvmclock from CLOCK_MONOTONIC_RAW, in ns and in ns a second. Measured; both are bounds.
+// What kvmclock leaves CLOCK_MONOTONIC_RAW by, in ns a second: at most, and beyond kvmclock.Drift where the TSC's frequency is known.
+// The latter doesn't hold over an update of KVM's master clock, as by a vCPU that is plugged in.
 const (
-	startError = 200_000
-	startRate  = 300
+	ownRate   = 300
+	knownRate = 1
 )
 
 // sleptSlack is what two figures of the host's sleep may differ by: they are differences of readings made one after the
@@ -129,29 +131,38 @@ func (d *domain) readAnchor() (metadata.Anchor, error) {
 		Real: at.real, Raw: at.raw, Boot: bootID(), Slept: at.slept,
 		Rate: host.rate, HostError: host.maxError, Synchronised: host.synchronised,
 	}
-	switch first, err := page.Record(1); {
-	case module.Valid == 1:
-		h, herr := page.Head()
-		a.Clock = readOn(module, herr == nil && h.Minor >= 2, at)
-		a.Error = module.Error + at.error
-	case err == nil && page.Counts().Pauses == 1 && first.Event == clockpage.EventShort(clockpage.Start) && at.raw >= first.ContRaw:
-		// It has never been paused: since QEMU's start it has run from the value that QEMU gave it.
-		a.Clock = first.WentOn + (at.raw - first.ContRaw)
-		a.Error = startError + (at.raw-first.ContRaw)/1e9*startRate + at.error
-	default:
+	if module.Valid != 1 {
 		return metadata.Anchor{}, errors.New("its clock hasn't been read yet: the next pause does that, however short")
+	}
+	a.Clock = readOn(module, at)
+	a.Error = module.Error + at.error + (at.raw-module.Raw)/1e9*ownRate
+	if module.KHz != 0 {
+		if kvmclock.OnTSC() {
+			drift := int64(float64(at.raw-module.Raw) * kvmclock.Drift(module.KHz))
+			a.Clock += uint64(drift)
+			a.Error = module.Error + at.error + (at.raw-module.Raw)/1e9*knownRate
+		}
+		a.KHz = uint64(module.KHz)
+		a.TSC = module.TSC + ticks(a.Clock-module.Clock, module.KHz)
 	}
 	return a, a.Check()
 }
 
 // readOn is what the guest's clock reads now, by the module's anchor. It counts what the host sleeps, which CLOCK_MONOTONIC_RAW
-// doesn't; older modules don't say what belongs to their anchor.
-func readOn(module clockpage.Anchor, saysSlept bool, at instant) uint64 {
+// doesn't.
+func readOn(module clockpage.Anchor, at instant) uint64 {
 	clock := module.Clock + (at.raw - module.Raw) + uint64(module.Steer)
-	if saysSlept && at.slept > module.Slept+uint64(sleptSlack) {
+	if at.slept > module.Slept+uint64(sleptSlack) {
 		clock += at.slept - module.Slept
 	}
 	return clock
+}
+
+// ticks is how many ticks a TSC makes in so many ns of kvmclock, which the kernel makes of it by its whole kHz.
+func ticks(ns uint64, khz uint32) uint64 {
+	high, low := bits.Mul64(ns, uint64(khz))
+	n, _ := bits.Div64(high%1e6, low, 1e6)
+	return n
 }
 
 // importAnchor gives the module the anchor of a state that is going to be loaded, or was given to a QEMU that waits for it.
@@ -160,7 +171,7 @@ func (d *domain) importAnchor(a metadata.Anchor, event clockpage.Event) error {
 		return err
 	}
 	at, host := readInstant(), readDiscipline()
-	v := clockpage.Import{Clock: a.Clock, Event: event, Any: 1, Error: a.Error + at.error}
+	v := clockpage.Import{Clock: a.Clock, Event: event, Any: 1, Error: a.Error + at.error, TSC: a.TSC, KHz: uint32(a.KHz)}
 	if here(a.Boot, a.Slept, at) {
 		v.Leg, v.At = clockpage.LegRaw, a.Raw
 	} else {

@@ -385,6 +385,9 @@ func (d *domain) contAnswered(t uint64, failed bool) {
 			"if such pauses are to be caught up", known(record.Event)))
 	case record.Decision == clockpage.Passed && record.Reason != clockpage.First && record.Event != clockpage.EventShort(clockpage.Start):
 		d.warn(fmt.Sprintf("a pause wasn't caught up: %v; `ftclock status --records 256` shows which", known(record.Reason)))
+	case record.TSC == clockpage.TSCUnmoved:
+		d.warn("the guest's clock was caught up, but its TSC couldn't be moved with it: a guest that reads its time from the tsc clock " +
+			"source is behind; set its clock, or have it use kvm-clock")
 	}
 }
 
@@ -574,7 +577,15 @@ func (d *domain) status(s *control.Status, records int) {
 			Ordered: r.Ordered == 1, Saved: r.Saved, WentOn: r.WentOn,
 			StopRaw: r.StopRaw, ContRaw: r.ContRaw, StopReal: r.StopReal, ContReal: r.ContReal,
 			Lost: r.Lost, OrderLost: r.OrderLost, ResidualStop: r.ResidualStop, ResidualCont: r.ResidualCont, Cost: r.Cost,
-			Error: r.Error, Slept: r.Slept,
+			Error: r.Error, Slept: r.Slept, TSC: movedTSC(r.TSC),
 		})
 	}
+}
+
+// movedTSC is empty for most pauses, which leave the guest's TSC alone.
+func movedTSC(t clockpage.TSC) string {
+	if t == clockpage.TSCLeft {
+		return ""
+	}
+	return t.String()
 }

@@ -22,6 +22,8 @@ type lastStop struct {
 	Raw   uint64 `json:"raw_ns"`   // and CLOCK_MONOTONIC_RAW, good as metadata.Anchor says
 	Boot  string `json:"boot_id"`
 	Slept uint64 `json:"slept_ns"`
+	TSC   uint64 `json:"tsc,omitempty"`     // the guest's at the same time, and its frequency; 0: not known
+	KHz   uint32 `json:"tsc_khz,omitempty"` // kHz
 }
 
 // bad says why a reading can't be. It comes from QEMU, or from a file.
@@ -57,6 +59,7 @@ func (s *shim) keepLastStop() {
 		}
 		at := readInstant()
 		stop := lastStop{Saved: now.Saved, Real: now.StopReal, Raw: now.StopRaw, Boot: bootID(), Slept: at.slept}
+		stop.TSC, stop.KHz = now.TSC, now.KHz
 		// If the host slept since the stop, or its clock was set, CLOCK_REALTIME knows better.
 		if apart := int64(at.real-now.StopReal) - int64(at.raw-now.StopRaw); apart > int64(time.Second) || apart < -int64(time.Second) {
 			stop.Boot = ""
@@ -130,7 +133,7 @@ func (s *shim) importState(page *clockpage.Page) {
 	case incoming == control.Migrated:
 		err = errors.New("no anchor came with it: `systemctl enable --now ftclock-anchor.timer` on the host that it came from, or `ftclock anchor publish` there before a migration")
 	case stop != nil && (incoming == "" || s.Anchor == nil || stop.of(*s.Anchor)):
-		v := clockpage.Import{Clock: stop.Saved, At: stop.Real, Event: clockpage.Restore}
+		v := clockpage.Import{Clock: stop.Saved, At: stop.Real, Event: clockpage.Restore, TSC: stop.TSC, KHz: stop.KHz}
 		if incoming == control.Restored && s.Anchor != nil {
 			v.Any = 1 // an older state of the same guest is on the same line
 		}

@@ -194,7 +194,7 @@ func row(b []byte, r *clockpage.Record) []byte {
 	for i, v := range [...]int64{int64(r.Number), int64(r.Decision), int64(r.Reason), int64(r.Event), int64(r.Ordered), int64(r.Flags),
 		int64(r.Saved), int64(r.WentOn), int64(r.StopRaw), int64(r.ContRaw), int64(r.StopReal), int64(r.ContReal),
 		r.Lost, r.ResidualStop, r.ResidualCont, int64(r.OrderLost), int64(r.Cost),
-		int64(r.Error), int64(r.Slept)} {
+		int64(r.Error), int64(r.Slept), int64(r.TSC)} {
 		if i > 0 {
 			b = append(b, ',')
 		}
@@ -209,11 +209,14 @@ func fromRow(v []int64) (r clockpage.Record, err error) {
 		return r, fmt.Errorf("a pause has %d numbers, want 19", len(v))
 	}
 	r.Number, r.Decision, r.Reason = uint64(v[0]), clockpage.Decision(v[1]), clockpage.Reason(v[2])
-	r.Event, r.Ordered, r.Flags = clockpage.EventShort(v[3]), uint16(v[4]), uint32(v[5])
+	r.Event, r.Ordered, r.Flags = clockpage.EventShort(v[3]), uint8(v[4]), uint32(v[5])
 	r.Saved, r.WentOn, r.StopRaw, r.ContRaw = uint64(v[6]), uint64(v[7]), uint64(v[8]), uint64(v[9])
 	r.StopReal, r.ContReal = uint64(v[10]), uint64(v[11])
 	r.Lost, r.ResidualStop, r.ResidualCont, r.OrderLost, r.Cost = v[12], v[13], v[14], uint64(v[15]), uint64(v[16])
 	r.Error, r.Slept = uint64(v[17]), uint64(v[18])
+	if len(v) > 19 {
+		r.TSC = clockpage.TSC(v[19])
+	}
 	return r, nil
 }
 

@@ -21,6 +21,7 @@ const (
 const (
 	maxClock = uint64(100 * 365 * 24 * time.Hour)
 	maxRate  = int64(1e6) // ppb; more isn't disciplined any more
+	maxKHz   = 100_000_000
 )
 
 // Anchor is what a guest's clock read at one instant, for the host or the process that goes on with the guest. Nothing
@@ -39,6 +40,9 @@ type Anchor struct {
 	// HostError bounds the error of Real against UTC, as adjtimex(2) has it (maxerror), ns.
 	HostError    uint64 `json:"host_error_ns"`
 	Synchronised bool   `json:"synchronised"` // whether the host's clock is
+	// TSC is what the guest's TSC read at that instant, and KHz its frequency; both 0 where it isn't known.
+	TSC uint64 `json:"tsc,omitempty"`
+	KHz uint64 `json:"tsc_khz,omitempty"`
 }
 
 // Check says what in an anchor can't be.
@@ -52,6 +56,8 @@ func (a Anchor) Check() error {
 		return errors.New("times of more than a century can't be")
 	case a.Rate > maxRate || a.Rate < -maxRate:
 		return fmt.Errorf("a rate of %d ppb can't be", a.Rate)
+	case a.KHz > maxKHz:
+		return fmt.Errorf("a TSC of %d kHz can't be", a.KHz)
 	case len(a.Boot) > 64:
 		return errors.New("a boot's id isn't that long")
 	}
@@ -69,6 +75,7 @@ func (a *Anchor) fields() []struct {
 	}{
 		{"clock", &a.Clock}, {"real", &a.Real}, {"raw", &a.Raw}, {"boot", &a.Boot}, {"slept", &a.Slept},
 		{"rate", &a.Rate}, {"error", &a.Error}, {"host-error", &a.HostError}, {"synchronised", &a.Synchronised},
+		{"tsc", &a.TSC}, {"tsc-khz", &a.KHz},
 	}
 }
 
@@ -125,7 +132,10 @@ func (*anchorReader) close(*scanner, *element) error             { return nil }
 func readAnchor(e *element) (a Anchor, err error) {
 	for _, f := range a.fields() {
 		attr := e.attr(f.name)
-		if attr == nil {
+		switch {
+		case attr == nil && (f.at == &a.TSC || f.at == &a.KHz): // an earlier version's
+			continue
+		case attr == nil:
 			return Anchor{}, fmt.Errorf("it has no %s", f.name)
 		}
 		switch v := f.at.(type) {

@@ -296,12 +296,16 @@ func recordRow(r control.Record, zone *time.Location) []string {
 
 // unusual is a record's reason, unless its decision says it already.
 func unusual(r control.Record) string {
+	why := oneLine(r.Reason)
 	switch r.Reason {
 	case "", clockpage.NoReason.String(), clockpage.InTolerance.String(), clockpage.OutOfTolerance.String(),
 		clockpage.ByThePolicy.String():
-		return ""
+		why = ""
 	}
-	return oneLine(r.Reason)
+	if r.TSC == clockpage.TSCUnmoved.String() {
+		why += "; its TSC couldn't be moved with its clock"
+	}
+	return why
 }
 
 func wallClock(realNS uint64, zone *time.Location) string {

@@ -37,7 +37,20 @@ static uint64_t clock_now(void) {
     return now += 20;
 }
 
-static const struct host host = {kernel, clock_now, clock_now, clock_now, clock_now, clock_now, clock_now};
+static int offset(int64_t *value) {
+    *value = 0;
+    calls++;
+    return 0;
+}
+
+static int move(int64_t by) { return by ? -1 : 0; }
+
+static uint32_t vm_khz(int fd) { return fd ? 1000000 : 0; }
+
+static uint32_t vcpu_khz(void) { return 1000000; }
+
+static const struct host host = {kernel,    clock_now, clock_now, clock_now, clock_now, clock_now,
+                                 clock_now, offset,    move,      vm_khz,    vcpu_khz};
 
 int main(int argc, char **argv) {
     unsigned long times = argc > 1 ? strtoul(argv[1], NULL, 10) : 1;

@@ -71,7 +71,7 @@ func TestKVMFailover(t *testing.T) {
 			least, most := c.off-maxFailover, c.off+maxFailover
 			if c.reason != clockpage.FromImport {
 				least, most = int64(r.ContRaw)-stood-maxDrift, int64(r.ContRaw+r.Cost)-stood+maxDrift
-				if r.WentOn != r.Saved {
+				if r.WentOn < r.Saved || r.WentOn > r.Saved+r.Cost { // the write may be made again, a little later
 					t.Errorf("the guest's clock was at %d ns, and went on from %d", r.Saved, r.WentOn)
 				}
 			}
@@ -97,7 +97,7 @@ func TestKVMFailover(t *testing.T) {
 			for range 5 {
 				b.pause(t, 5*time.Millisecond)
 			}
-			// What the first write was late by is made good at the first pause.
+			// What the write was off by is made good at the first pause.
 			later := offset(t, clock) - p.before
 			if later > off+maxDrift || later < off-int64(r.Cost)-maxDrift {
 				t.Errorf("after 5 pauses more it is %d ns behind, before %d", later, off)

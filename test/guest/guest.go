@@ -11,9 +11,12 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unsafe"
+
+	"ftclock/kvmclock"
 
 	"golang.org/x/sys/unix"
 )
@@ -267,7 +270,8 @@ func (c *Clock) SettledOffset() (offset int64, err error) {
 	return best, nil
 }
 
-// Offset samples for that long and returns the smallest CLOCK_MONOTONIC_RAW - clock in ns. What the guest took to publish a sample
+// Offset samples for that long and returns by how much at least the clock is behind CLOCK_MONOTONIC_RAW, in ns, kvmclock's own rate
+// taken off: for a guest that nobody touches it stays the same. What the guest took to publish a sample
 // is accounted for; it is never too small, but the host's look is late where the machine is busy, or its own host is: then it
 // takes longer, until there are enough samples and some of them are alike, and isn't settled if that never was so. A guest that
 // falls behind has a growing offset; the difference of two offsets is how much it lost in between.
@@ -308,6 +312,36 @@ func (c *Clock) Offset(d time.Duration) (offset int64, settled bool, err error) 
 	}
 }
 
+// onKVMClock is CLOCK_MONOTONIC_RAW at kvmclock's own rate, see package kvmclock.
+func onKVMClock(raw int64) int64 { return raw + int64(float64(raw)*drift()) }
+
+var drift = sync.OnceValue(func() float64 {
+	if !kvmclock.OnTSC() {
+		return 0
+	}
+	return kvmclock.Drift(hostKHz())
+})
+
+// hostKHz is the frequency that KVM has of the host's TSC; 0 where there is no KVM, or one before Linux 5.18.
+func hostKHz() uint32 {
+	const createVM, getTSCKHz = 0xae01, 0xaea3 // linux/kvm.h
+	kvm, err := unix.Open("/dev/kvm", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0
+	}
+	defer func() { _ = unix.Close(kvm) }()
+	vm, err := unix.IoctlRetInt(kvm, createVM)
+	if err != nil {
+		return 0
+	}
+	defer func() { _ = unix.Close(vm) }()
+	khz, err := unix.IoctlRetInt(vm, getTSCKHz)
+	if err != nil || khz < 0 {
+		return 0
+	}
+	return uint32(khz)
+}
+
 // takeTurns has the calling goroutine stay on one processor after the other, as turn counts up, until done.
 func takeTurns() (turn func(n int), done func()) {
 	runtime.LockOSThread()
@@ -343,7 +377,7 @@ func offsets(all []Sample) (ascending []int64) {
 	const kept = 1e6 // ns
 	tick := ticks(all)
 	for _, s := range all {
-		offset := s.Raw - s.Clock
+		offset := onKVMClock(s.Raw) - s.Clock
 		if late := float64(s.Late) * tick; late < kept {
 			offset -= int64(late)
 		}

@@ -1,0 +1,175 @@
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"ftclock/control"
+	"ftclock/test/kvmhost"
+	"ftclock/test/linuxguest"
+	"ftclock/test/privatelibvirt"
+
+	"libvirt.org/go/libvirtxml"
+)
+
+// maxRestored is what a guest may be off right after a restore, ns; the next pause corrects it.
+const maxRestored = 1_000_000
+
+// tscLead is how far a guest's TSC, in ns of its kvmclock, is ahead of it, and what one reading of both may be off by.
+func tscLead(t *testing.T, d *privatelibvirt.Domain, khz uint64) int64 {
+	t.Helper()
+	clock := reopened(t, d)
+	var least int64
+	// The guest reads the TSC last: the smallest of what was seen does.
+	for i := range 2000 {
+		r, err := clock.Steady()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if lead := int64(float64(r.TSC)*1e6/float64(khz)) - r.Clock; i == 0 || lead < least {
+			least = lead
+		}
+	}
+	return least
+}
+
+// What moves a guest's clock moves its TSC by as much: after a restore that was caught up, the two are where they were to each
+// other.
+func TestKVMTheTSCGoesWithTheClock(t *testing.T) {
+	file := saveFile(t, "both.state")
+	d, _ := start(t, managed("both", restoreRules[1].clock))
+	pause(t, d, 5*time.Millisecond)
+	khz := publishedKHz(t, d)
+	before := tscLead(t, d, khz)
+	mustVirsh(t, "save", "both", file)
+	nothingLeft(t)
+	time.Sleep(3 * time.Second)
+	mustVirsh(t, "restore", file)
+	after := tscLead(t, d, khz)
+	pause(t, d, 5*time.Millisecond)
+	next := tscLead(t, d, khz)
+	s := status(t, d)
+	t.Logf("the TSC moved against the clock by %d ns in the restore, by %d after a pause; %+v", after-before, next-before, s.Records)
+	if s.Records[0].Decision != "anchored" || s.Records[0].TSC != "moved" {
+		t.Errorf("the restore: %+v", s.Records[0])
+	}
+	for _, moved := range []int64{after - before, next - before} {
+		if limit := kvmhost.Stretched(1000); moved > limit || moved < -limit {
+			t.Errorf("the TSC and the clock went apart by %d ns", moved)
+		}
+	}
+}
+
+// A Linux that reads its time from the TSC goes on as if it had never been away, too, on every vCPU.
+func TestKVMATSCGuestIsRestored(t *testing.T) {
+	if missing := linuxguest.Missing(); len(missing) > 0 {
+		privatelibvirt.LeaveOut(t, strings.Join(missing, "; "))
+	}
+	image, err := linuxguest.Build(privatelibvirt.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := saveFile(t, "tsc.state")
+	const away = 5 * time.Second
+	for _, c := range []struct{ name, metadata string }{{"tsc-stock", ""}, {"tsc", restoreRules[1].clock}} {
+		t.Run(c.name, func(t *testing.T) {
+			x := linuxguest.XML(c.name, image, 2)
+			x.OS.Cmdline = "console=ttyS0 clocksource=tsc tsc=reliable quiet"
+			if c.metadata != "" {
+				x.Metadata = &libvirtxml.DomainMetadata{XML: c.metadata}
+			}
+			d := define(t, x)
+			if err := d.Create(); err != nil {
+				t.Fatal(err)
+			}
+			clocks := linuxClocks(t, d)
+			pause(t, d, 5*time.Millisecond)
+			before := linuxOffsets(t, clocks)
+			_ = clocks.Close()
+			mustVirsh(t, "save", c.name, file)
+			time.Sleep(away)
+			mustVirsh(t, "restore", file)
+			restored := linuxOffsets(t, linuxClocks(t, d))
+			pause(t, d, 5*time.Millisecond)
+			clocks = linuxClocks(t, d)
+			after := linuxOffsets(t, clocks)
+			// The first vCPU reads all the time, and is the one to be measured. That the others agree with it shows below.
+			lost, later := restored[0][0]-before[0][0], after[0][0]-before[0][0]
+			t.Logf("CLOCK_MONOTONIC lost %d ns in the restore, %d after a pause", lost, later)
+			switch limit := kvmhost.Stretched(maxDrift); {
+			case c.metadata == "" && lost < int64(away/2):
+				t.Errorf("it lost only %d ns: the measuring doesn't work, or something corrects the clock", lost)
+			case c.metadata != "" && (lost > maxRestored || lost < -maxRestored):
+				t.Errorf("it lost %d ns in the restore", lost)
+			case c.metadata != "" && (later > limit || later < -limit):
+				t.Errorf("it lost %d ns in all", later)
+			}
+			log, err := linuxguest.ReadLog(linuxguest.Console(d.Name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := len(log.Lines); n == 0 || log.Lines[n-1].Source != "tsc" {
+				t.Errorf("the guest's clock source isn't tsc: %+v", log.Lines)
+			}
+			if c.metadata == "" {
+				return
+			}
+			if s := status(t, d); s.Records[0].TSC != "moved" {
+				t.Errorf("the restore: %+v", s.Records[0])
+			}
+			for cpu, clock := range clocks.CPUs {
+				if count, largest, err := clock.Monotonic.Backsteps(); err != nil || count != 0 {
+					t.Errorf("vCPU %d: CLOCK_MONOTONIC went back %d times, by up to %d ns: %v", cpu, count, largest, err)
+				}
+				if count, largest := clock.Across(); count != 0 {
+					t.Errorf("vCPU %d read CLOCK_MONOTONIC below another's %d times, by up to %d ns", cpu, count, largest)
+				}
+			}
+		})
+	}
+}
+
+func saveFile(t *testing.T, name string) string {
+	t.Helper()
+	dir, err := privatelibvirt.QEMUDir("save")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, name)
+}
+
+// publishedKHz is the frequency of a guest's TSC, as its anchor says.
+func publishedKHz(t *testing.T, d *privatelibvirt.Domain) uint64 {
+	t.Helper()
+	uuid, err := d.GetUUIDString()
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := control.Ask(control.Dir, uuid, control.Request{Do: "anchor"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if answer.Anchor == nil || answer.Anchor.KHz == 0 {
+		t.Fatalf("the anchor says nothing of the TSC: %+v", answer.Anchor)
+	}
+	return answer.Anchor.KHz
+}
+
+// linuxClocks waits for a Linux guest's clocks.
+func linuxClocks(t *testing.T, d *privatelibvirt.Domain) *linuxguest.Clocks {
+	t.Helper()
+	pid, err := d.PID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	clocks, err := linuxguest.Open(pid, 15*time.Minute)
+	if err != nil {
+		console, _ := os.ReadFile(linuxguest.Console(d.Name))
+		t.Fatalf("%v\n%s", err, console)
+	}
+	t.Cleanup(func() { _ = clocks.Close() })
+	return clocks
+}
