@@ -47,8 +47,8 @@ LOGROTATE = $(SYSCONFDIR)/logrotate.d/ftclock
 GOFLAGS_ALL = -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 MODULE_CFLAGS = -std=c11 -O2 -g -fPIC -fvisibility=hidden -ffile-prefix-map=$(CURDIR)=. -Wall -Wextra -Werror
 MODULE_LDFLAGS = -shared -Wl,-z,now,-z,relro,-z,defs,-z,nodelete
-MODULE_SOURCES = qemu-plugin/module.c qemu-plugin/rule.c qemu-plugin/vcpus.c
-MODULE_HEADERS = qemu-plugin/rule.h qemu-plugin/vcpus.h
+MODULE_SOURCES = qemu-plugin/module.c qemu-plugin/rule.c qemu-plugin/clocks.c qemu-plugin/vcpus.c
+MODULE_HEADERS = qemu-plugin/rule.h qemu-plugin/clocks.h qemu-plugin/vcpus.h
 
 TESTFLAGS ?=
 

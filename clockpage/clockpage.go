@@ -152,6 +152,16 @@ func (p *Page) Follow() (Follow, error) {
 	return v, err
 }
 
+// Clocks reads which clocks the guest has switched on; ErrNotYet if the module hasn't looked, or is an older one.
+func (p *Page) Clocks() (Clocks, error) {
+	var v Clocks
+	err := read(unsafe.Pointer(&v), p.at(offClocks), unsafe.Sizeof(v))
+	if err == nil && v.seq == 0 {
+		err = ErrNotYet
+	}
+	return v, err
+}
+
 // Counts reads the module's counters. Each is right; they need not be of one instant.
 func (p *Page) Counts() Counts {
 	var v Counts

@@ -23,7 +23,7 @@
  *   1.0  first version
  *   1.1  the section import, behind the ring; the reasons FROM_IMPORT and FROM_ANCHOR
  *   1.2  imports of any value, by either clock, for either event; enum ftclock_leg
- *        the sections host and follow, behind import; anchor.slept; record.error and record.slept
+ *        the sections host, follow and clocks, behind import; anchor.slept; record.error and record.slept
  *   1.3  the guest's TSC, of now, anchor, import and record; anchors are of the last stop
  */
 #ifndef FTCLOCK_CLOCKPAGE_H
@@ -98,6 +98,14 @@ enum ftclock_tsc {
 enum ftclock_leg {
     FTCLOCK_LEG_REAL = 0, /* CLOCK_REALTIME: from another host, or from before a reboot */
     FTCLOCK_LEG_RAW = 1,  /* CLOCK_MONOTONIC_RAW: of this host, since it booted */
+};
+
+/* The clocks that follow kvmclock; in ftclock_clocks.on or'ed. */
+enum ftclock_clock {
+    FTCLOCK_CLOCK_KVMCLOCK = 1,       /* kvmclock itself */
+    FTCLOCK_CLOCK_HYPERV_PAGE = 2,    /* Hyper-V's reference TSC page */
+    FTCLOCK_CLOCK_HYPERV_COUNTER = 4, /* its reference counter, which a guest that has introduced itself may read */
+    FTCLOCK_CLOCK_NOT_KNOWN = 8,      /* alone: the last look gave no answer */
 };
 
 /* Times are worth a limit of at most this: older guests' clock arithmetic wraps on long jumps. */
@@ -278,6 +286,20 @@ struct ftclock_follow {
     uint64_t reserved[5];
 };
 
+/*
+ * Behind follow. Writer: the module. Which of the clocks that it keeps the guest has switched on, as the first vCPU's
+ * state said at a cont. Which of several a guest reads, or whether it reads yet another one, can't be seen.
+ */
+struct ftclock_clocks {
+    uint32_t seq;     /* 0: nobody looked yet */
+    uint32_t on;      /* enum ftclock_clock; 0: none of them */
+    uint64_t at_raw;  /* the last look */
+    uint64_t without; /* on 0: how long the guest has run, pauses not counted, since it was first seen so */
+    uint64_t looks;
+    uint64_t failed; /* of the looks */
+    uint64_t reserved[3];
+};
+
 struct ftclock_page {
     struct ftclock_head head;
     struct ftclock_policy policy;
@@ -289,6 +311,7 @@ struct ftclock_page {
     struct ftclock_import import;
     struct ftclock_host host;
     struct ftclock_follow follow;
+    struct ftclock_clocks clocks;
 };
 
 /* A running clock that left its anchor by more than this was set by somebody else: 100 ms. */
@@ -388,6 +411,7 @@ FTCLOCK_AT(ftclock_page, ring, 512);
 FTCLOCK_AT(ftclock_page, import, 33280);
 FTCLOCK_AT(ftclock_page, host, 33344);
 FTCLOCK_AT(ftclock_page, follow, 33408);
+FTCLOCK_AT(ftclock_page, clocks, 33536);
 FTCLOCK_AT(ftclock_import, seq, 0);
 FTCLOCK_AT(ftclock_import, leg, 4);
 FTCLOCK_AT(ftclock_import, clock, 8);
@@ -414,6 +438,12 @@ FTCLOCK_AT(ftclock_follow, given_up, 56);
 FTCLOCK_AT(ftclock_follow, last_given, 64);
 FTCLOCK_AT(ftclock_follow, leaps, 72);
 FTCLOCK_AT(ftclock_follow, sleeps, 80);
+FTCLOCK_AT(ftclock_clocks, seq, 0);
+FTCLOCK_AT(ftclock_clocks, on, 4);
+FTCLOCK_AT(ftclock_clocks, at_raw, 8);
+FTCLOCK_AT(ftclock_clocks, without, 16);
+FTCLOCK_AT(ftclock_clocks, looks, 24);
+FTCLOCK_AT(ftclock_clocks, failed, 32);
 static_assert(sizeof(struct ftclock_record) == 128, "a record is two cache lines");
 static_assert(sizeof(struct ftclock_page) <= FTCLOCK_PAGE_SIZE, "the page holds all sections");
 

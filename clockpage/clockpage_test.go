@@ -160,7 +160,11 @@ func TestWeReadWhatTheModuleWrites(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	for _, section := range []any{p.Counts(), now, anchor, record, follow} {
+	clocks, err := p.Clocks()
+	if err != nil {
+		t.Error(err)
+	}
+	for _, section := range []any{p.Counts(), now, anchor, record, follow, clocks} {
 		v := reflect.ValueOf(section)
 		for i, f := range named(v.Type()) {
 			field := v.FieldByIndex(f.Index)
@@ -230,7 +234,8 @@ func TestWeNeverReadTwoGenerations(t *testing.T) {
 		var record Record
 		err3 := read(unsafe.Pointer(&record), p.at(offRing), unsafe.Sizeof(record))
 		follow, err4 := p.Follow()
-		if err := errors.Join(err, err2, err3, err4); err != nil {
+		clocks, err5 := p.Clocks()
+		if err := errors.Join(err, err2, err3, err4, err5); err != nil {
 			if !errors.Is(err, ErrTorn) {
 				t.Fatal(err)
 			}
@@ -246,6 +251,7 @@ func TestWeNeverReadTwoGenerations(t *testing.T) {
 		oneGeneration(t, anchor, anchor.Clock)
 		oneGeneration(t, record, record.Number)
 		oneGeneration(t, follow, follow.Base)
+		oneGeneration(t, clocks, clocks.AtRaw)
 	}
 	t.Logf("%d readings whole, %d torn, %d changes", whole, torn, changes)
 }

@@ -182,6 +182,17 @@ type Follow struct {
 	_         [5]uint64
 }
 
+// Clocks says which of the clocks that ftclock keeps the guest has switched on. Times are ns.
+type Clocks struct {
+	seq     uint32
+	On      Clock  // 0: none of them
+	AtRaw   uint64 // CLOCK_MONOTONIC_RAW of the last look
+	Without uint64 // On 0: how long the guest has run since it was first seen so
+	Looks   uint64
+	Failed  uint64
+	_       [3]uint64
+}
+
 // Offsets of the sections in the page, in bytes.
 const (
 	offHead   = 0
@@ -194,6 +205,7 @@ const (
 	offImport = offRing + RingLen*RecordSize
 	offHost   = offImport + 64
 	offFollow = offHost + 64
+	offClocks = offFollow + 128
 )
 
 // Leg is the host clock by which an import is carried on (enum ftclock_leg).
@@ -206,6 +218,17 @@ const (
 )
 
 func (l Leg) String() string { return name(int(l), "CLOCK_REALTIME", "CLOCK_MONOTONIC_RAW") }
+
+// Clock is one of the clocks that follow kvmclock, or several or'ed (enum ftclock_clock).
+type Clock uint32
+
+// The values of Clock.
+const (
+	KVMClock      Clock = 1
+	HyperVPage    Clock = 2
+	HyperVCounter Clock = 4
+	ClockNotKnown Clock = 8
+)
 
 // Do is what is done with a pause (enum ftclock_do).
 type Do uint32

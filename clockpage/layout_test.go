@@ -21,6 +21,7 @@ var mirrors = map[string]reflect.Type{
 	"import": reflect.TypeFor[Import](),
 	"host":   reflect.TypeFor[Host](),
 	"follow": reflect.TypeFor[Follow](),
+	"clocks": reflect.TypeFor[Clocks](),
 }
 
 // Names that differ by more than their spelling.
@@ -102,6 +103,11 @@ var values = map[string]uint64{
 
 	"FTCLOCK_LEG_REAL": uint64(LegReal),
 	"FTCLOCK_LEG_RAW":  uint64(LegRaw),
+
+	"FTCLOCK_CLOCK_KVMCLOCK":       uint64(KVMClock),
+	"FTCLOCK_CLOCK_HYPERV_PAGE":    uint64(HyperVPage),
+	"FTCLOCK_CLOCK_HYPERV_COUNTER": uint64(HyperVCounter),
+	"FTCLOCK_CLOCK_NOT_KNOWN":      uint64(ClockNotKnown),
 
 	"FTCLOCK_EVENT_NONE":       uint64(NoEvent),
 	"FTCLOCK_EVENT_CHECKPOINT": uint64(Checkpoint),

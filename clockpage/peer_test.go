@@ -210,7 +210,7 @@ func parseHeader(src string) (header, error) {
 	for _, d := range defines.FindAllStringSubmatch(src, -1) {
 		h.defines = append(h.defines, d[1])
 	}
-	if len(h.sections) != 10 || len(h.enums) != 6 || len(h.defines) < 8 {
+	if len(h.sections) != 11 || len(h.enums) != 7 || len(h.defines) < 8 {
 		return h, fmt.Errorf("clockpage.h: found %d sections, %d enumerations, %d constants", len(h.sections), len(h.enums),
 			len(h.defines))
 	}

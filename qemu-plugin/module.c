@@ -27,6 +27,7 @@
 #include <unistd.h>
 #include <x86intrin.h>
 
+#include "clocks.h"
 #include "rule.h"
 #include "vcpus.h"
 
@@ -40,6 +41,7 @@
 
 static ioctl_function *next; /* what was in the slot */
 static struct rule rule;
+static struct clocks clocks;
 static int inside;
 
 static uint64_t clock_ns(clockid_t id) {
@@ -80,6 +82,18 @@ static const struct host host = {
     .vcpu_khz = vcpus_khz,
 };
 
+/* The answer tells of the guest's clocks. */
+static int clock_ctrl(int fd, unsigned long request, void *argument) {
+    int rc = next(fd, request, argument);
+    int error = errno;
+    if (!__atomic_exchange_n(&inside, 1, __ATOMIC_ACQUIRE)) {
+        clocks_look(&clocks, fd, rc < 0 ? error : 0, rule.counts.pauses, rule.stop.raw);
+        __atomic_store_n(&inside, 0, __ATOMIC_RELEASE);
+    }
+    errno = error;
+    return rc;
+}
+
 /*
  * In QEMU's place of ioctl. QEMU declares requests as int (accel/kvm/kvm-all.c, kvm_vm_ioctl), so they come
  * sign-extended: 32 bits are compared. QEMU calls both requests under its big lock; should two ever meet, the second
@@ -87,6 +101,8 @@ static const struct host host = {
  */
 static int our_ioctl(int fd, unsigned long request, void *argument) {
     uint32_t what = (uint32_t)request;
+    if (__builtin_expect(what == KVM_KVMCLOCK_CTRL, 0))
+        return clock_ctrl(fd, request, argument);
     if (__builtin_expect(what != (uint32_t)KVM_SET_CLOCK && what != (uint32_t)KVM_GET_CLOCK, 1))
         return next(fd, request, argument);
     if (__atomic_exchange_n(&inside, 1, __ATOMIC_ACQUIRE)) {
@@ -267,6 +283,7 @@ __attribute__((constructor)) static void start(void) {
         return;
     next = function_of(&program, slots[0]);
     vcpus_start(next);
+    clocks = (struct clocks){.vcpu_ioctl = next, .raw = raw_ns, .page = page};
     rule_start(&rule, &host, page, (uint32_t)getpid());
     size_t set = 0;
     while (set < n && set_slot(&program, slots[set]) == 0)

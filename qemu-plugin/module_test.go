@@ -134,6 +134,8 @@ func (f facts) untouched(t *testing.T) {
 	f.want(t, "get-bad-address", "-1 EFAULT")
 	f.want(t, "get", "0 untouched", "0 untouched")
 	f.want(t, "set", "0 untouched", "0 untouched", "0 untouched")
+	f.want(t, "ctrl", "-1 EINVAL", "0 untouched", "-1 EINVAL")
+	f.want(t, "msr")
 }
 
 // served checks that the module does its work in the fake.
@@ -155,6 +157,7 @@ func (f facts) served(t *testing.T) {
 		t.Errorf("the slot leads to %s", m)
 	}
 	f.want(t, "first", "passed reason 8")
+	f.want(t, "clocks", "0", "1", "6") // none, kvmclock, Hyper-V's page and counter
 	if slices.Equal(f["stable"], []string{"1", "1"}) {
 		f.want(t, "caught-up", "1", "1")
 		for _, p := range f["pause"] {

@@ -47,6 +47,7 @@ static struct ftclock_record record;
 static struct ftclock_import import;
 static struct ftclock_host host;
 static struct ftclock_follow follow;
+static struct ftclock_clocks clocks;
 
 static void store_counts(struct ftclock_page *page) {
     for (size_t i = 0; i < sizeof(counts) / 8; i++) {
@@ -85,6 +86,7 @@ static int fill(struct ftclock_page *page) {
     publish(&page->now, &now, sizeof(now));
     publish(&page->anchor, &anchor, sizeof(anchor));
     publish(&page->follow, &follow, sizeof(follow));
+    publish(&page->clocks, &clocks, sizeof(clocks));
     for (uint64_t i = 0; i < FTCLOCK_RING_LEN; i++) {
         record.number = i + 1;
         publish(&page->ring[i], &record, sizeof(record));
@@ -124,6 +126,7 @@ _Noreturn static void storm(struct ftclock_page *page) {
 #include "members.inc"
         publish(&page->anchor, &anchor, sizeof(anchor));
         publish(&page->follow, &follow, sizeof(follow));
+        publish(&page->clocks, &clocks, sizeof(clocks));
         publish(&page->ring[0], &record, sizeof(record));
         publish(&page->now, &now, sizeof(now)); /* last: a reader waits for it */
         gap(&state);

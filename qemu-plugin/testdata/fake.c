@@ -24,6 +24,8 @@
 
 #include "../../clockpage/clockpage.h"
 
+#define RAM 16384 /* bytes */
+
 extern char __executable_start[];
 
 /* QEMU's kvm_vm_ioctl and its like have the request as int: what has the 31st bit set arrives sign-extended. */
@@ -63,6 +65,24 @@ static void show_record(const struct ftclock_page *page, const char *what) {
     printf("%s=%s reason %u\n", what, r->decision < 5 ? decisions[r->decision] : "unknown", r->reason);
 }
 
+/* QEMU says this to each vCPU at a cont, and the module sees what the guest has switched on. */
+static void show_clocks(int vcpu, const struct ftclock_page *page) {
+    int rc = call(vcpu, KVM_KVMCLOCK_CTRL, 0);
+    show_errno("ctrl", rc);
+    if (page)
+        printf("clocks=%u\n", page->clocks.on);
+}
+
+/* The guest writes an MSR. */
+static void set_msr(int vcpu, uint32_t index, uint64_t value) {
+    struct {
+        struct kvm_msrs head;
+        struct kvm_msr_entry entry;
+    } msrs = {.head = {.nmsrs = 1}, .entry = {.index = index, .data = value}};
+    if (call(vcpu, KVM_SET_MSRS, &msrs) != 1)
+        printf("msr=%#x refused\n", index);
+}
+
 int main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IONBF, 0);
     if (argc < 2)
@@ -72,8 +92,18 @@ int main(int argc, char **argv) {
         perror("opening /dev/kvm");
         return 1;
     }
-    int vm = call(kvm, KVM_CREATE_VM, 0);
-    if (vm < 0 || call(vm, KVM_CREATE_VCPU, 0) < 0) {
+    int vm = call(kvm, KVM_CREATE_VM, 0), vcpu = call(vm, KVM_CREATE_VCPU, 0);
+    void *ram = mmap(NULL, RAM, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    struct kvm_userspace_memory_region memory = {.memory_size = RAM, .userspace_addr = (uintptr_t)ram};
+    /* It offers Hyper-V's reference time, by counter and by page. */
+    struct {
+        struct kvm_cpuid2 head;
+        struct kvm_cpuid_entry2 leaves[3];
+    } cpuid = {.head = {.nent = 3},
+               .leaves = {{.function = 0x40000000, .eax = 0x40000005},
+                          {.function = 0x40000001, .eax = 0x31237648 /* Hv#1 */},
+                          {.function = 0x40000003, .eax = 1 << 1 | 1 << 9}}};
+    if (vcpu < 0 || call(vm, KVM_SET_USER_MEMORY_REGION, &memory) < 0 || call(vcpu, KVM_SET_CPUID2, &cpuid) < 0) {
         perror("making a VM");
         return 1;
     }
@@ -102,6 +132,7 @@ int main(int argc, char **argv) {
     errno = 77;
     show_errno("set", call(vm, KVM_SET_CLOCK, &clock));
     show_record(page, "first");
+    show_clocks(vcpu, page);
     const uint64_t paused = 300000000; /* ns: a busy host takes less from a write to the reading behind it */
     struct timespec run = {0, (long)paused};
     nanosleep(&run, NULL);
@@ -121,6 +152,14 @@ int main(int argc, char **argv) {
         errno = error;
         show_errno("set", rc);
         show_record(page, "pause");
+        if (i == 0) {
+            set_msr(vcpu, 0x4b564d01, 4096 | 1);
+        } else {
+            set_msr(vcpu, 0x4b564d01, 0);
+            set_msr(vcpu, 0x40000000, 1);
+            set_msr(vcpu, 0x40000021, 8192 | 1);
+        }
+        show_clocks(vcpu, page);
         printf("caught-up=%d\n", after.clock - clock.clock >= paused);
     }
 
