@@ -88,9 +88,28 @@ type State string
 const (
 	Starting    State = "starting"    // QEMU isn't there yet, or the module isn't loaded yet
 	Correcting  State = "correcting"  // the module follows the policy
+	Unkept      State = "unkept"      // it does, but the guest has switched on no clock that ftclock keeps
 	Watching    State = "watching"    // the module records, QEMU's own values go through
 	Uncorrected State = "uncorrected" // no module: Why says the reason
 )
+
+// GuestClock says which of the clocks that ftclock keeps the guest has switched on. Whether it reads that one can't be seen.
+type GuestClock string
+
+// The values of GuestClock.
+const (
+	KVMClock       GuestClock = "kvmclock"
+	HyperVPage     GuestClock = "hyperv-page"    // Hyper-V's reference TSC page
+	HyperVCounter  GuestClock = "hyperv-counter" // Hyper-V's reference counter, but not the page
+	NoClockYet     GuestClock = "none-yet"       // none of them: it hasn't run for long
+	NoClock        GuestClock = "none"           // none of them, for UnkeptAfter
+	ClockNotSeen   GuestClock = "not-seen"       // nobody looked yet: the module does at a pause
+	ClockNotKnown  GuestClock = "not-known"      // the kernel didn't say
+	ClockOldModule GuestClock = "old-module"     // the module is of a version that doesn't look
+)
+
+// UnkeptAfter is how long a guest may run without a clock that ftclock keeps, before that counts: firmware and boot loaders need none.
+const UnkeptAfter = 3 * time.Minute
 
 // Status is what a shim knows of its domain. All times and clocks are nanoseconds.
 type Status struct {
@@ -107,6 +126,8 @@ type Status struct {
 	Workers uint64    `json:"workers"`          // how many workers there were; each but the first took over from one that died
 	Since   time.Time `json:"since"`
 	Clock   string    `json:"clock"` // the policy's XML; empty: watch only
+	// GuestClock is empty while the module isn't loaded.
+	GuestClock GuestClock `json:"guest_clock,omitempty"`
 
 	Pauses        uint64 `json:"pauses"`
 	Dropped       uint64 `json:"dropped"`

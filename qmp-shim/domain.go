@@ -543,7 +543,8 @@ func pageDo(a metadata.Action) clockpage.Do {
 func (d *domain) status(s *control.Status, records int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	s.State, s.Why, s.Method, s.QEMU = d.state, d.why, d.method, d.qemu
+	s.Why, s.Method, s.QEMU = d.why, d.method, d.qemu
+	s.State, s.GuestClock, _ = d.kept()
 	s.Disagreements, s.LastDisagreement = d.disagreements, d.lastDisagreement
 	s.Warnings = append([]string(nil), d.warnings...)
 	if d.policy != nil {

@@ -36,6 +36,7 @@ type recorder struct {
 	writer *record.Writer
 	qemu   int // whose record writer keeps
 	ended  bool
+	unkept bool // said so in the log
 }
 
 // lookAlone is how often it looks by itself. A ring holds as many pauses as 200 a second make in that time.
@@ -124,7 +125,8 @@ func (r *recorder) collect() uint64 {
 func (r *recorder) take() uint64 {
 	d := r.domain
 	d.mu.Lock()
-	page, qemu, state, why, reference := d.page, d.qemu, d.state, d.why, ""
+	page, qemu, why, reference := d.page, d.qemu, d.why, ""
+	state, _, without := d.kept()
 	if d.policy != nil {
 		reference = d.policy.Reference.String()
 	}
@@ -137,7 +139,11 @@ func (r *recorder) take() uint64 {
 		c.Run, c.Again = record.Run(qemu), r.writer != nil
 		r.writer, r.qemu = record.NewWriter(c), qemu
 	}
-	r.writer.SetState(state, why, reference)
+	if state == control.Unkept && !r.unkept {
+		d.log.Warn().Msg("the guest has switched on no clock that ftclock keeps: have it read kvmclock, or Windows Hyper-V's reference time")
+	}
+	r.unkept = state == control.Unkept
+	r.writer.SetState(state, why, reference, without)
 	if page == nil {
 		return 0
 	}

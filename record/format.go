@@ -85,7 +85,8 @@ type begin struct {
 type state struct {
 	Kind      string    `json:"kind"`
 	At        time.Time `json:"at"`
-	State     string    `json:"state"` // control.State
+	Since     time.Time `json:"since,omitzero"` // it was so before At, when nobody knew yet
+	State     string    `json:"state"`          // control.State
 	Why       string    `json:"why,omitempty"`
 	Reference string    `json:"reference,omitempty"`
 	Again     bool      `json:"again,omitempty"`

@@ -330,14 +330,20 @@ func (b *builder) begin(e begin) {
 
 func (b *builder) state(e state) {
 	b.at(e.At)
+	from := e.At
 	if b.span != nil {
 		if b.span.State == control.State(e.State) && b.span.Reference == e.Reference && b.span.Why == e.Why && b.span.Run == b.run {
 			return
 		}
-		b.closeSpan(e.At)
+		if e.Since.After(b.span.From) {
+			from = e.Since
+		} else if !e.Since.IsZero() {
+			from = b.span.From
+		}
+		b.closeSpan(from)
 	}
 	b.ended = nil
-	b.span = &Span{From: e.At, State: control.State(e.State), Why: e.Why, Reference: e.Reference, Run: b.run}
+	b.span = &Span{From: from, State: control.State(e.State), Why: e.Why, Reference: e.Reference, Run: b.run}
 }
 
 // closeSpan ends the open span.
@@ -362,6 +368,8 @@ func (b *builder) keepSpan(s Span) {
 		return
 	case control.Watching:
 		why = "it was only watched"
+	case control.Unkept:
+		why = "the guest had switched on no clock that ftclock keeps"
 	}
 	b.gap(Gap{Kind: Uncorrected, From: s.From, To: s.To, Why: why})
 }

@@ -65,7 +65,7 @@ func newBench(t *testing.T) *bench {
 
 func (b *bench) begin() {
 	b.write = NewWriter(b.conf)
-	b.write.SetState(control.Correcting, "", "raw")
+	b.write.SetState(control.Correcting, "", "raw", 0)
 }
 
 // pauses lets the guest be paused, every step once.
@@ -318,16 +318,42 @@ func TestHostilePage(t *testing.T) {
 	}
 }
 
+// That the guest reads another clock is found out late, and holds for the time before.
+func TestUnkept(t *testing.T) {
+	for name, c := range map[string]struct {
+		without time.Duration
+		from    time.Duration // since the begin
+	}{"for a part": {4 * time.Minute, 6 * time.Minute}, "since the begin": {time.Hour, 0}} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			begin := b.at
+			b.pauses(10, time.Minute)
+			b.write.Collect(b.page)
+			b.write.SetState(control.Unkept, "", "raw", c.without)
+			b.pauses(1, time.Second)
+			b.write.Collect(b.page)
+			b.write.End(EndQEMU)
+			r := b.read()
+			if n := len(r.Spans); n != 2 || r.Spans[1].State != control.Unkept || !r.Spans[1].From.Equal(begin.Add(c.from)) || !r.Spans[0].To.Equal(r.Spans[1].From) {
+				t.Errorf("spans: %+v", r.Spans)
+			}
+			if len(r.Gaps) != 1 || r.Gaps[0].Kind != Uncorrected || !r.Gaps[0].From.Equal(begin.Add(c.from)) || !strings.Contains(r.Gaps[0].Why, "no clock that ftclock keeps") {
+				t.Errorf("gaps: %+v", r.Gaps)
+			}
+		})
+	}
+}
+
 func TestStatesAndEnds(t *testing.T) {
 	b := newBench(t)
 	b.pauses(10, time.Second)
 	b.write.Collect(b.page)
 	b.at = b.at.Add(time.Second)
 	off := b.at
-	b.write.SetState(control.Watching, "", "")
+	b.write.SetState(control.Watching, "", "", 0)
 	b.at = b.at.Add(time.Minute)
 	on := b.at
-	b.write.SetState(control.Correcting, "", "utc")
+	b.write.SetState(control.Correcting, "", "utc", 0)
 	b.pauses(10, time.Second)
 	b.write.Collect(b.page)
 	b.write.End(EndRequest)

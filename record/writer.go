@@ -199,8 +199,8 @@ func (w *Writer) lapsOf(run string) int {
 // Next is the number of the next pause that the record wants.
 func (w *Writer) Next() uint64 { return w.next }
 
-// SetState says how the clock is kept from now on. The same again is nothing new.
-func (w *Writer) SetState(s control.State, why, reference string) {
+// SetState says how the clock is kept from now on, and has been for so long without anybody knowing. The same again is nothing new.
+func (w *Writer) SetState(s control.State, why, reference string, unknown time.Duration) {
 	next := state{Kind: kindState, State: string(s), Why: why, Reference: reference}
 	same := w.state.State == next.State && w.state.Why == next.Why && w.state.Reference == next.Reference
 	if same && w.stated && w.begun {
@@ -211,6 +211,9 @@ func (w *Writer) SetState(s control.State, why, reference string) {
 			w.close() // its pauses were kept in the old way
 		}
 		next.At = w.c.Now()
+		if unknown > 0 {
+			next.Since = next.At.Add(-unknown)
+		}
 		w.state, w.stated = next, false
 	}
 	w.announce()

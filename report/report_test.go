@@ -101,6 +101,20 @@ func TestCleanPeriod(t *testing.T) {
 	}
 }
 
+// Nothing is shown for a guest that reads another clock, though kvmclock was right.
+func TestUnkept(t *testing.T) {
+	dir := t.TempDir()
+	h := history.New(dir, uuid, "web1", begin0, "raw")
+	h.Minutes(10, 240)
+	h.State(control.Unkept, "raw")
+	h.Minutes(10, 240)
+	h.End(record.EndQEMU)
+	p := read(t, dir, Options{To: h.At, Alive: true})
+	if s := p.Statement; s.Uncorrected != 10*time.Minute || s.Verdict(time.Second) == "kept, from the reference" || len(p.Gaps) != 1 || len(s.Findings) != 1 {
+		t.Errorf("uncorrected for %v, gaps %+v, findings %q: %s", s.Uncorrected, p.Gaps, s.Findings, s.Verdict(time.Second))
+	}
+}
+
 // Against the raw clock nothing is claimed about UTC; nor where the host wasn't synchronised.
 func TestNoClaimOfUTC(t *testing.T) {
 	dir := t.TempDir()

@@ -183,6 +183,7 @@ var (
 	descState = desc("domain_state", "1 for the state that the domain's clock is in, 0 for the others.", "state")
 	descBad   = desc("domain_uncorrected", "1: the clock isn't corrected now, whatever the reason, the shim is gone, or shim and module disagreed.")
 	descInfo  = desc("domain_info", "What serves the domain; always 1.", "mode", "method", "version")
+	descClock = desc("guest_clock", "1 for which of the clocks that ftclock keeps the guest has switched on, 0 for the others.", "clock")
 	descCount = desc("pauses_total", "Pauses of the guest, by what was done with QEMU's write of its clock.", "decision")
 
 	descBuild   = prometheus.NewDesc("ftclock_build_info", "The exporter's version; always 1.", []string{"version"}, nil)
@@ -192,7 +193,7 @@ var (
 	descOffset  = hostDesc("host_clock_offset_seconds", "What is still to be corrected in the host's clock.")
 	descEst     = hostDesc("host_clock_estimated_error_seconds", "The kernel's estimate of the host clock's error.")
 	descMax     = hostDesc("host_clock_maximum_error_seconds", "The kernel's bound of the host clock's error.")
-	statesShown = []control.State{control.Starting, control.Correcting, control.Watching, control.Uncorrected, forgotten, gone, unknown}
+	statesShown = []control.State{control.Starting, control.Correcting, control.Unkept, control.Watching, control.Uncorrected, forgotten, gone, unknown}
 )
 
 // Describe says what there can be.
@@ -200,7 +201,7 @@ func (c *collector) Describe(to chan<- *prometheus.Desc) {
 	for _, m := range metrics {
 		to <- m.desc
 	}
-	for _, d := range []*prometheus.Desc{descState, descBad, descInfo, descCount, descBuild, descShims, descListed, descSync, descOffset, descEst, descMax} {
+	for _, d := range []*prometheus.Desc{descState, descBad, descInfo, descClock, descCount, descBuild, descShims, descListed, descSync, descOffset, descEst, descMax} {
 		to <- d
 	}
 }
@@ -274,6 +275,9 @@ func ofDomain(e entry) (all []prometheus.Metric) {
 		return all
 	}
 	add(descInfo, prometheus.GaugeValue, 1, oneLine(string(e.Mode)), oneLine(e.Method), oneLine(e.Version))
+	for _, clock := range guestClocks {
+		add(descClock, prometheus.GaugeValue, truth(e.GuestClock == clock.is), string(clock.is))
+	}
 	for _, c := range []struct {
 		decision string
 		n        uint64

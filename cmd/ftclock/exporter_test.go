@@ -27,7 +27,7 @@ func servedStatus() control.Status {
 	return control.Status{
 		Name: "web\x1b[2J", UUID: "11111111-1111-4111-8111-111111111111", Version: "fake 1", Mode: control.Relay, State: control.Correcting,
 		Method: "ptrace", Workers: 3, Since: time.Unix(1_700_000_000, 0), Published: time.Unix(1_700_000_060, 0),
-		Pauses: 1000, Dropped: 980, Anchored: 10, Held: 7, Passed: 3, OverLimit: 2, Reanchored: 1, Orders: 990, StaleOrders: 4, Busy: 5,
+		GuestClock: control.KVMClock, Pauses: 1000, Dropped: 980, Anchored: 10, Held: 7, Passed: 3, OverLimit: 2, Reanchored: 1, Orders: 990, StaleOrders: 4, Busy: 5,
 		CaughtUp: 5_010_000_001, HeldTime: 2_000_000, WorstResidual: 240, WorstCost: 9000, Disagreements: 0,
 		Anchor:  control.Anchor{Valid: true, Error: 40},
 		Records: []control.Record{{Number: 1000, ResidualStop: -3, ContReal: 1_714_979_289_110_000_000}},
@@ -102,6 +102,9 @@ func TestExporterValues(t *testing.T) {
 		"ftclock_worst_cost_seconds{" + web + "}":             9e-6,
 		"ftclock_anchor_error_seconds{" + web + "}":           40e-9,
 		"ftclock_served_since_timestamp_seconds{" + web + "}": 1_700_000_000,
+
+		"ftclock_guest_clock{clock=kvmclock," + web + "}": 1,
+		"ftclock_guest_clock{clock=none," + web + "}":     0,
 
 		"ftclock_anchor_published_timestamp_seconds{" + web + "}": 1_700_000_060,
 

@@ -22,7 +22,7 @@ type statusCmd struct {
 }
 
 func (statusCmd) Help() string {
-	return "Exit code 1 says that the clock of a running domain in the list isn't corrected now, whatever the reason (also one that was " +
+	return "Exit code 1 says that the clock of a running domain in the list isn't corrected now, whatever the reason (also one whose guest has switched on no clock that ftclock keeps, that was " +
 		"switched off with disable --live, enabled while it ran, or was managed until somebody wrote its definition anew), that a shim is gone, or that shim and module disagreed about " +
 		"a pause; 3, that it couldn't be asked."
 }
@@ -47,7 +47,7 @@ type entry struct {
 // exporter say the same.
 func (e entry) bad() bool {
 	switch e.State {
-	case control.Uncorrected, control.Watching, pending, gone, unmanaged, forgotten, unknown:
+	case control.Uncorrected, control.Unkept, control.Watching, pending, gone, unmanaged, forgotten, unknown:
 		return true
 	}
 	return e.Disagreements > 0

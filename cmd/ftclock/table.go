@@ -137,6 +137,9 @@ func remarks(e entry) []string {
 	} else if e.State == control.Watching {
 		lines = append(lines, "its clock is left to QEMU, which loses every pause; see `ftclock enable --live "+shellWord(oneLine(e.Name))+"`")
 	}
+	if e.State == control.Unkept {
+		lines = append(lines, unkept)
+	}
 	if e.Disagreements > 0 {
 		line := fmt.Sprintf("shim and module disagreed about %s", count(e.Disagreements, "pause"))
 		if e.LastDisagreement != "" {
@@ -191,6 +194,7 @@ func details(e entry, state string) [][2]string {
 		{"mode", mode},
 		{"module", loadedBy(e.Method)},
 		{"policy", policy},
+		{"guest's clock", sayGuestClock(e.GuestClock)},
 		{"since", e.Since.Local().Format("2006-01-02 15:04:05 MST")},
 		{"processes", fmt.Sprintf("QEMU %d, shim %d (%s)", e.QEMU, e.Shim, oneLine(e.Version))},
 		{"pauses", pausesInAll(e.Status)},
@@ -216,6 +220,33 @@ func details(e entry, state string) [][2]string {
 		}
 	}
 	return lines
+}
+
+// unkept is what is wrong with a guest on another clock.
+const unkept = "not kept: the guest has switched on no clock that ftclock keeps (kvmclock, Hyper-V's reference time); any other but the TSC loses every pause"
+
+// guestClocks are what a shim says of the guest's clock, in words.
+var guestClocks = []struct {
+	is   control.GuestClock
+	says string
+}{
+	{control.KVMClock, "kvmclock is on"},
+	{control.HyperVPage, "Hyper-V's reference time is on, by its page"},
+	{control.HyperVCounter, "Hyper-V's reference time is on, by its counter"},
+	{control.NoClockYet, "none that ftclock keeps yet; it runs for less than " + control.UnkeptAfter.String()},
+	{control.NoClock, "none that ftclock keeps"},
+	{control.ClockNotSeen, "not known before its next pause"},
+	{control.ClockNotKnown, "not known: the kernel doesn't say"},
+	{control.ClockOldModule, "not known: the module in QEMU is of a version that doesn't look; the next start has a new one"},
+}
+
+func sayGuestClock(clock control.GuestClock) string {
+	for _, c := range guestClocks {
+		if c.is == clock {
+			return c.says
+		}
+	}
+	return "not known"
 }
 
 func sayHostClock(h control.HostClock) string {

@@ -134,7 +134,7 @@ func TestColour(t *testing.T) {
 
 func TestBad(t *testing.T) {
 	for state, want := range map[control.State]bool{
-		control.Starting: false, control.Correcting: false, control.Watching: true, control.Uncorrected: true,
+		control.Starting: false, control.Correcting: false, control.Watching: true, control.Uncorrected: true, control.Unkept: true,
 		off: false, pending: true, disabled: false, unmanaged: true, gone: true, unknown: true,
 	} {
 		if got := (entry{Status: control.Status{State: state}}).bad(); got != want {

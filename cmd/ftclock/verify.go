@@ -16,8 +16,9 @@ type verifyCmd struct {
 }
 
 func (verifyCmd) Help() string {
-	return "Pauses the domain a few times through libvirt, reads its clock back from the kernel at each stop, and says in one " +
-		"line whether it went on like the host's while the guest was paused. Exit code 1 says that it didn't."
+	return "Pauses the domain a few times through libvirt, reads its kvmclock back from the kernel at each stop, and says in one " +
+		"line whether it went on like the host's while the guest was paused. Exit code 1 says that it didn't, or that the guest has switched on " +
+		"neither it nor Hyper-V's reference time, which follows it; 3, that the guest's clock isn't known. Which of its clocks a guest reads can't be seen."
 }
 
 const (
@@ -74,14 +75,32 @@ func (c *verifyCmd) Run(p *program) error {
 		return fmt.Errorf("verifying the clock of %s: %s", d.name, v.why)
 	}
 	name := oneLine(d.name)
-	if v.fails {
-		p.printf("%s: %s: %s off after %s of %s in all: %s\n", name, p.paint(red, "the clock doesn't hold"), signedNS(v.off),
-			count(uint64(v.pauses), "pause"), sayNS(v.lost), v.why)
+	measured := fmt.Sprintf("%s off after %s of %s in all", signedNS(v.off), count(uint64(v.pauses), "pause"), sayNS(v.lost))
+	kept, err := keptClock(after.GuestClock)
+	switch {
+	case v.fails:
+		p.printf("%s: %s: %s: %s\n", name, p.paint(red, "the clock doesn't hold"), measured, v.why)
 		return errProblem
+	case after.State == control.Unkept:
+		p.printf("%s: %s\n", name, p.paint(red, unkept))
+		return errProblem
+	case err != nil:
+		return hinted(fmt.Errorf("verifying the clock of %s: %w; kvmclock itself holds: %s", d.name, err, measured),
+			"once the guest's system has booted, verify it again")
 	}
-	p.printf("%s: %s: %s off after %s of %s in all\n", name, p.paint(green, "the clock holds"), signedNS(v.off),
-		count(uint64(v.pauses), "pause"), sayNS(v.lost))
+	p.printf("%s: %s: %s\n", name, p.paint(green, kept+" holds"), measured)
 	return nil
+}
+
+// keptClock names the clock that was verified; without one nothing can be said of the guest.
+func keptClock(clock control.GuestClock) (string, error) {
+	switch clock {
+	case control.KVMClock:
+		return "kvmclock", nil
+	case control.HyperVPage, control.HyperVCounter:
+		return "Hyper-V's reference time", nil
+	}
+	return "", fmt.Errorf("the guest's clock: %s", sayGuestClock(clock))
 }
 
 func or(text, other string) string {

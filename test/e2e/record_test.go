@@ -342,7 +342,7 @@ func TestKVMStatusExporterAndRecordAgree(t *testing.T) {
 		}
 	}
 	// One more figure for each, by the command that asks the kernel.
-	if out := ftclock(t, "verify", all[0].Name); !strings.Contains(out, "the clock holds") {
+	if out := ftclock(t, "verify", all[0].Name); !strings.Contains(out, "kvmclock holds") {
 		t.Error(out)
 	}
 	out, err := exec.Command(privatelibvirt.Prefix+"/bin/ftclock", "verify", watched.Name).CombinedOutput()

@@ -52,7 +52,7 @@ func (h *History) Shim(reference string) {
 }
 
 // State says how the clock is kept from now on.
-func (h *History) State(s control.State, reference string) { h.writer.SetState(s, "", reference) }
+func (h *History) State(s control.State, reference string) { h.writer.SetState(s, "", reference, 0) }
 
 // Unseen lets the guest be paused without anybody who looks.
 func (h *History) Unseen(n int, every time.Duration) {
