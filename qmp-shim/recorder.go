@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,7 +37,9 @@ type recorder struct {
 	writer *record.Writer
 	qemu   int // whose record writer keeps
 	ended  bool
-	unkept bool // said so in the log
+	unkept bool      // said so in the log
+	held   uint64    // ns, said in the log
+	heldAt time.Time // when
 }
 
 // lookAlone is how often it looks by itself. A ring holds as many pauses as 200 a second make in that time.
@@ -151,8 +154,19 @@ func (r *recorder) take() uint64 {
 	d.checkHost(now()) // pauses that no monitor shows have bounds, too
 	d.mu.Unlock()
 	n := r.writer.Collect(page)
+	r.tellHeld(page.Counts().HeldTime, time.Now())
 	r.seen.Store(r.writer.Next() - 1)
 	return n
+}
+
+// tellHeld has a line in the log for what was held in all, at most once a day: a policy that holds is easily forgotten.
+func (r *recorder) tellHeld(held uint64, at time.Time) {
+	if held <= r.held || at.Sub(r.heldAt) < 24*time.Hour {
+		return
+	}
+	r.held, r.heldAt = held, at
+	r.domain.log.Warn().Dur("held_ms", time.Duration(min(held, math.MaxInt64))).
+		Msg("pauses were held in all for so long, as the policy or a limit says: the guest's clock is behind by as much; do=\"catch-up\" or a longer limit gives them back")
 }
 
 // status takes over what is new, writes it, and tells of the record; nil where none was begun.

@@ -200,7 +200,7 @@ func details(e entry, state string) [][2]string {
 		{"pauses", pausesInAll(e.Status)},
 		{"lost in all", sayNS(e.CaughtUp + e.HeldTime)},
 		{"caught up", sayNS(e.CaughtUp)},
-		{"held", sayNS(e.HeldTime)},
+		{"held in all", sayNS(e.HeldTime)},
 		{"worst residual", sayNS(e.WorstResidual)},
 		{"worst cost", sayNS(e.WorstCost)},
 		{"anchor", anchor},
