@@ -5,9 +5,11 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"libvirt.org/go/libvirt"
+	"libvirt.org/go/libvirtxml"
 
 	"ftclock/spawn"
 	"ftclock/xml-templates"
@@ -64,6 +66,9 @@ func (c *enableCmd) Run(p *program) error {
 			return err
 		}
 		p.printf("%s\n", c.said(d, t.defined, changed))
+		if d.hasNoClock() {
+			p.warn("the definition of %s switches kvmclock off, and Hyper-V's reference time isn't on: any other clock of its guest but the TSC loses every pause", d.name)
+		}
 	}
 	if l != nil {
 		if err := d.setElement(&policy, libvirt.DOMAIN_AFFECT_LIVE); err != nil {
@@ -216,6 +221,22 @@ func (c *enableCmd) said(d *domain, m metadata.Domain, changed bool) string {
 		return d.name + ": changed in its definition"
 	}
 	return d.name + ": enabled in its definition"
+}
+
+// hasNoClock says whether the definition leaves the guest no clock that ftclock keeps.
+func (d *domain) hasNoClock() bool {
+	text, err := d.xml(libvirt.DOMAIN_XML_INACTIVE)
+	if err != nil {
+		return false
+	}
+	var x libvirtxml.Domain
+	if err := x.Unmarshal(string(text)); err != nil || x.Clock == nil {
+		return false
+	}
+	timer := func(name, present string) bool {
+		return slices.ContainsFunc(x.Clock.Timer, func(t libvirtxml.DomainTimer) bool { return t.Name == name && t.Present == present })
+	}
+	return timer("kvmclock", "no") && !timer("hypervclock", "yes")
 }
 
 func (c *enableCmd) whenItTakesEffect(p *program, h *host, d *domain) {
