@@ -3,7 +3,9 @@
 // vCPU ran; it then gives the clock, CLOCK_REALTIME and the TSC of one
 // instant. KVM's clock goes on while no vCPU runs, so that dropping QEMU's
 // write leaves it right. KVM_CLOCK_REALTIME in a write adds the time since,
-// so that the module must clear it in what it writes.
+// so that the module must clear it in what it writes. KVM_KVMCLOCK_CTRL, which
+// QEMU makes on each vCPU behind its write, fails with EINVAL unless the guest
+// has switched kvmclock on: so the module knows.
 
 package hypervisor
 
@@ -28,6 +30,8 @@ const (
 	kvmRun                 = 0xae80
 	kvmSetClock            = 0x4030ae7b
 	kvmGetClock            = 0x8030ae7c
+	kvmSetMSRs             = 0x4008ae89
+	kvmClockCtrl           = 0xaead
 
 	kvmExitHLT = 5
 
@@ -175,6 +179,27 @@ func TestKVMRealtimeFlagAddsToAWrite(t *testing.T) {
 		// Half of it for what passes between the ioctls.
 		if got := v.getClock(t).clock - write.clock; got < c.adds || got > c.adds+since/2 {
 			t.Errorf("flags %#x: clock is %d ns above what was written, not %d", c.flags, got, c.adds)
+		}
+	}
+}
+
+func TestKVMControlSaysWhetherTheGuestHasKVMClockOn(t *testing.T) {
+	v := newVM(t)
+	const systemTime, on = 0x4b564d01, 0xfffff001 // in the page that it has
+	for _, c := range []struct {
+		write uint64
+		want  error
+	}{{0, unix.EINVAL}, {on, nil}, {0, unix.EINVAL}} {
+		msrs := struct {
+			n, _, index, _ uint32
+			data           uint64
+		}{n: 1, index: systemTime, data: c.write}
+		n, err := ioctl(v.vcpu, kvmSetMSRs, unsafe.Pointer(&msrs))
+		if must(t, "KVM_SET_MSRS", n, err) != 1 {
+			t.Fatal("KVM_SET_MSRS wrote nothing")
+		}
+		if _, err := ioctl(v.vcpu, kvmClockCtrl, nil); err != c.want {
+			t.Errorf("MSR %#x: KVM_KVMCLOCK_CTRL gives %v, want %v", c.write, err, c.want)
 		}
 	}
 }
