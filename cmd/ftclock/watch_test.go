@@ -75,7 +75,7 @@ func (t *terminal) until(patterns ...string) string {
 
 // pausedStatus is a domain with a record for each of the last seconds.
 func pausedStatus(name, uuid string, now time.Time) control.Status {
-	s := control.Status{Name: name, UUID: uuid, Version: "fake 1", Mode: control.Relay, State: control.Correcting, Method: "ptrace", QEMU: 4711, Shim: 4712,
+	s := control.Status{Name: name, UUID: uuid, Version: "fake 1", Mode: control.Relay, State: control.Correcting, GuestClock: control.KVMClock, Method: "ptrace", QEMU: 4711, Shim: 4712,
 		Since: now.Add(-time.Hour), Clock: `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`, Pauses: 1000, Dropped: 1000, CaughtUp: 5_010_000_000,
 		WorstResidual: 240, Anchor: control.Anchor{Valid: true, Epoch: 1, Error: 40}}
 	for i := range 256 {
