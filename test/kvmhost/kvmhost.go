@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"os/exec"
@@ -192,18 +193,46 @@ func lacks(dir string) (memory int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	return memoryFor(text)
+	return memoryFor(text, memoryLimit())
 }
 
-// memoryFor is how much memory a host gets on a machine with that /proc/meminfo, MiB.
-func memoryFor(text []byte) (memory int, err error) {
+// memoryLimit is what this program may use of the machine's memory, in KiB: control groups of either version say so in their
+// places, which for a container are the top ones.
+func memoryLimit() int {
+	least := math.MaxInt
+	groups, _ := os.ReadFile("/proc/self/cgroup")
+	for line := range strings.Lines(string(groups)) {
+		fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(fields) != 3 {
+			continue
+		}
+		dir, file := "/sys/fs/cgroup", "memory.max"
+		if fields[1] == "memory" {
+			dir, file = "/sys/fs/cgroup/memory", "memory.limit_in_bytes"
+		}
+		for _, group := range []string{"/", fields[2]} {
+			text, _ := os.ReadFile(filepath.Join(dir, group, file))
+			if limit, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil { // not "max"
+				least = min(least, limit>>10)
+			}
+		}
+	}
+	return least
+}
+
+// memoryFor is how much memory a host gets, in MiB, on a machine with that /proc/meminfo, of which limit KiB may be used.
+func memoryFor(text []byte, limit int) (memory int, err error) {
 	available := regexp.MustCompile(`MemAvailable: +(\d+) kB`).FindSubmatch(text)
 	if available == nil {
 		return 0, errors.New("/proc/meminfo has no MemAvailable")
 	}
 	kib, _ := strconv.Atoi(string(available[1]))
+	fix := "end something"
+	if limit < kib {
+		kib, fix = limit, "let this control group or container have more"
+	}
 	if memory = min(mostMemory, kib>>10*3/4); memory < leastMemory {
-		return 0, fmt.Errorf("%d MiB of memory are available, an emulated host needs %d; fix: end something", kib>>10, leastMemory*4/3)
+		return 0, fmt.Errorf("%d MiB of memory are available, an emulated host needs %d; fix: %s", kib>>10, leastMemory*4/3, fix)
 	}
 	return memory, nil
 }

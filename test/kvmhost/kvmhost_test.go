@@ -3,6 +3,7 @@ package kvmhost
 import (
 	"bytes"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -157,12 +158,15 @@ func TestWhatAMachineLacks(t *testing.T) {
 			}
 		}
 	}
-	for available, want := range map[int]int{1 << 20: 0, 4 << 20: 3 << 10, 8 << 20: 6 << 10, 64 << 20: mostMemory} {
-		got, err := memoryFor(fmt.Appendf(nil, "MemTotal: 1 kB\nMemAvailable:   %d kB\n", available))
-		if got != want && want != 0 || (want == 0) != (err != nil) {
-			t.Errorf("of %d kB available: %d MiB, %v", available, got, err)
+	const all = math.MaxInt
+	for _, c := range []struct{ available, limit, want int }{
+		{1 << 20, all, 0}, {4 << 20, all, 3 << 10}, {8 << 20, all, 6 << 10}, {64 << 20, all, mostMemory}, {64 << 20, 2 << 20, 0}, {64 << 20, 8 << 20, 6 << 10},
+	} {
+		got, err := memoryFor(fmt.Appendf(nil, "MemTotal: 1 kB\nMemAvailable:   %d kB\n", c.available), c.limit)
+		if got != c.want && c.want != 0 || (c.want == 0) != (err != nil) {
+			t.Errorf("of %d kB available and %d allowed: %d MiB, %v", c.available, c.limit, got, err)
 		}
-		if want == 0 && !strings.Contains(err.Error(), "1024 MiB of memory are available, an emulated host needs 4096; fix: ") {
+		if c.want == 0 && !strings.Contains(err.Error(), fmt.Sprintf("%d MiB of memory are available, an emulated host needs 4096; fix: ", min(c.available, c.limit)>>10)) {
 			t.Error(err)
 		}
 	}
