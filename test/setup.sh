@@ -25,6 +25,18 @@ for group in "$@"; do
     esac
 done
 
+# What is built goes there, and the emulated host's kernel.
+case " $* " in *" host "*)
+    there=$(dirname "$0")/../build
+    mkdir -p "$there"
+    room=$(df -Pm "$there" | tail -n 1 | tr -s ' ' | cut -d ' ' -f 4)
+    if [ ! -e "$there/host/kernel/vmlinuz" ] && [ "$room" -lt 1024 ]; then
+        echo "setup: build/ has room for $room MiB, 1024 are needed; fix: make room there (df -h build)" >&2
+        exit 1
+    fi
+    ;;
+esac
+
 missing=""
 for package in $packages; do
     dpkg-query -W -f '${Status}\n' "$package" 2>/dev/null | grep -q '^install ok installed$' || missing="$missing $package"
