@@ -215,7 +215,8 @@ pictures: setup build built host
 
 # What it installs is what it needs.
 demo: setup-host
-	$(PROGRESS) build $(MAKE) --no-print-directory build built host build/test/demo
+	@$(PROGRESS) build $(MAKE) --no-print-directory build built host build/test/demo || { \
+		echo "demo: building failed, see above; fix: where a module can't be had, see that $$($(GO) env GOPROXY) can be reached, or set GOPROXY to another" >&2; exit 1; }
 	@mkdir -p build/demo
 	cd build && host/run --write demo -- sh -c 'cd demo && exec ../test/demo'
 	cp build/demo/demo.svg build/demo/demo.png .
