@@ -73,40 +73,45 @@ func fetch(home, suite string) error {
 			return err
 		}
 	}
-	name, err := apt.kernel()
-	if name == "" {
+	names, err := apt.kernel()
+	if err != nil {
 		if err := apt.update(); err != nil {
 			return err
 		}
-		name, err = apt.kernel()
+		names, err = apt.kernel()
 	}
 	if err != nil {
 		return err
 	}
-	if err := apt.run("apt-get", "download", name); err != nil {
+	if err := apt.run("apt-get", append([]string{"download"}, names...)...); err != nil {
 		return err
 	}
-	debs, err := filepath.Glob(filepath.Join(work, name+"_*.deb"))
-	if err != nil || len(debs) != 1 {
-		return fmt.Errorf("apt-get download %s brought %d packages", name, len(debs))
+	debs, err := filepath.Glob(filepath.Join(work, "*.deb"))
+	if err != nil || len(debs) != len(names) {
+		return fmt.Errorf("apt-get download %s brought %d packages", strings.Join(names, " "), len(debs))
 	}
 	tree := filepath.Join(work, "tree")
-	if out, err := exec.Command("dpkg-deb", "-x", debs[0], tree).CombinedOutput(); err != nil {
-		return fmt.Errorf("dpkg-deb -x: %w: %s", err, bytes.TrimSpace(out))
+	for _, deb := range debs {
+		if out, err := exec.Command("dpkg-deb", "-x", deb, tree).CombinedOutput(); err != nil {
+			return fmt.Errorf("dpkg-deb -x: %w: %s", err, bytes.TrimSpace(out))
+		}
 	}
 	kernels, _ := filepath.Glob(filepath.Join(tree, "boot/vmlinuz-*"))
 	modules, _ := filepath.Glob(filepath.Join(tree, "usr/lib/modules/*"))
 	if len(modules) == 0 {
 		modules, _ = filepath.Glob(filepath.Join(tree, "lib/modules/*"))
 	}
+	if len(kernels) == 0 && len(modules) == 1 { // Linux 7.2 and later
+		kernels, _ = filepath.Glob(filepath.Join(modules[0], "vmlinuz"))
+	}
 	if len(kernels) != 1 || len(modules) != 1 {
-		return fmt.Errorf("%s has %d kernels and %d trees of modules", name, len(kernels), len(modules))
+		return fmt.Errorf("%s: %d kernels and %d trees of modules", strings.Join(names, ", "), len(kernels), len(modules))
 	}
 	done := filepath.Join(work, "done")
 	if err := os.MkdirAll(done, 0o755); err != nil {
 		return err
 	}
-	if err := errors.Join(os.Rename(modules[0], filepath.Join(done, "modules")), os.Rename(kernels[0], filepath.Join(done, "vmlinuz"))); err != nil {
+	if err := errors.Join(os.Rename(kernels[0], filepath.Join(done, "vmlinuz")), os.Rename(modules[0], filepath.Join(done, "modules"))); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(home); err != nil {
@@ -164,17 +169,29 @@ func (a *apt) run(name string, args ...string) error {
 	return nil
 }
 
-// kernel is the package that linux-image-amd64 stands for.
-func (a *apt) kernel() (string, error) {
-	out, err := a.command("apt-cache", "depends", "linux-image-amd64").Output()
-	if err == nil {
-		for line := range strings.Lines(string(out)) {
-			if name, ok := strings.CutPrefix(strings.TrimSpace(line), "Depends: "); ok && strings.HasPrefix(name, "linux-image-") {
-				return name, nil
-			}
+// kernel are the packages that linux-image-amd64 stands for: the kernel with its modules, or, with Linux 7.2 and later, one for
+// each.
+func (a *apt) kernel() ([]string, error) {
+	image := a.depends("linux-image-amd64", "linux-image-")
+	if len(image) != 1 {
+		return nil, errors.New("apt knows no package linux-image-amd64; fix: use a Debian, or name one by --suite")
+	}
+	return append(image, a.depends(image[0], "linux-binary-", "linux-modules-")...), nil
+}
+
+// depends are the packages that a package depends on, of those that begin with one of the prefixes.
+func (a *apt) depends(name string, prefixes ...string) (names []string) {
+	out, err := a.command("apt-cache", "depends", name).Output()
+	if err != nil {
+		return nil
+	}
+	for line := range strings.Lines(string(out)) {
+		on, ok := strings.CutPrefix(strings.TrimSpace(line), "Depends: ")
+		if ok && slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(on, p) }) {
+			names = append(names, on)
 		}
 	}
-	return "", errors.New("apt knows no package linux-image-amd64; fix: use a Debian, or name one by --suite")
+	return names
 }
 
 // pack makes the initramfs: process 1 and the modules, in the order in which they are loaded.

@@ -171,3 +171,24 @@ func TestWhatAMachineLacks(t *testing.T) {
 		}
 	}
 }
+
+// Debian's kernel is in one package, and from Linux 7.2 on in two. The apt-cache here is a fake.
+func TestKernelPackages(t *testing.T) {
+	bin := t.TempDir()
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	for answers, want := range map[string][]string{
+		"linux-image-amd64) echo '  Depends: linux-image-6.12.1-amd64' ;; *) echo '  PreDepends: linux-base'; echo '  Depends: kmod' ;;": {"linux-image-6.12.1-amd64"},
+		`linux-image-amd64) echo '  Depends: linux-base-amd64'; echo '  Depends: linux-image-7.2.1-amd64' ;;
+		 *) echo ' |Depends: dracut'; for part in base binary modules; do echo "  Depends: linux-$part-7.2.1-amd64"; done ;;`: {
+			"linux-image-7.2.1-amd64", "linux-binary-7.2.1-amd64", "linux-modules-7.2.1-amd64"},
+		"*) exit 1 ;;": nil,
+	} {
+		if err := os.WriteFile(filepath.Join(bin, "apt-cache"), []byte("#!/bin/sh\ncase $2 in "+answers+"\nesac\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		got, err := (&apt{dir: bin}).kernel()
+		if !slices.Equal(got, want) || (err == nil) != (want != nil) {
+			t.Errorf("%q, %v; want %q", got, err, want)
+		}
+	}
+}
