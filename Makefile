@@ -196,7 +196,7 @@ shell: setup-host build built host build/test/shell
 	build/host/run --terminal build/test/shell
 .PHONY: build/test/shell build/test/demo
 build/test/shell: | build/test
-	CGO_ENABLED=1 $(GO) build -o $@ ./test/shell
+	CGO_ENABLED=1 $(GO) build -buildmode=pie $(GOFLAGS_ALL) -o $@ ./test/shell
 
 build/test/packages: FORCE
 	$(PROGRESS) packages $(GO) run ./test/packages/prepare $@
@@ -221,7 +221,7 @@ demo: setup-host
 	cd build && host/run --write demo -- sh -c 'cd demo && exec ../test/demo'
 	cp build/demo/demo.svg build/demo/demo.png .
 build/test/demo: | build/test
-	CGO_ENABLED=1 $(GO) build -o $@ ./test/demo
+	CGO_ENABLED=1 $(GO) build -buildmode=pie $(GOFLAGS_ALL) -o $@ ./test/demo
 
 splits: setup
 	FTCLOCK_REQUIRE=1 FTCLOCK_LONG=1 $(GO) test -race -count=1 -timeout 30m -v -run 'CutAnywhere|AnyPiece|BehindOther' ./qmp-shim
@@ -233,6 +233,7 @@ sweep: setup-host build built host
 	FTCLOCK_LONG=1 $(call on-kvm,-run Sweep,test/e2e)
 
 sim: setup
+# With bin/ftclock's flags Go has compiled most of it already.
 	FTCLOCK_REQUIRE=1 FTCLOCK_SIM_SEEDS=40 $(GO) test -count=1 -timeout 1h -v -run TestRule ./qemu-plugin
 
 CHAOS = FTCLOCK_WORKER_KILLS=1000 FTCLOCK_KEEPER_KILLS=200 FTCLOCK_LIBVIRTD_KILLS=100 FTCLOCK_UPGRADES=100 FTCLOCK_RECONNECTS=300
