@@ -6,23 +6,24 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 	"libvirt.org/go/libvirtxml"
 
 	"ftclock/control"
-	"ftclock/spawn"
 )
 
-type doctorCmd struct{}
+type doctorCmd struct {
+	NoProbe bool `help:"Only look: start no domain."`
+}
 
 func (doctorCmd) Help() string {
 	return "A line for each thing that ftclock needs: ok, warn (something doesn't work, or not as well) or bad (ftclock " +
-		"doesn't work), with what mends it below. Exit code 1 says that something is bad."
+		"doesn't work), with what mends it below. Exit code 1 says that something is bad. " +
+		"As root on a host with KVM it proves the rest by doing: on each QEMU program that managed domains use, a domain named " + probeName + ", without disk " +
+		"and network, goes through libvirt, hook, shim and module, is paused three times, and is removed with all that it leaves."
 }
 
 // grade is how a finding is.
@@ -54,18 +55,19 @@ func (x examined) read(path string) (string, error) {
 	return strings.TrimSpace(string(text)), err
 }
 
-func (doctorCmd) Run(p *program) error {
+func (c *doctorCmd) Run(p *program) error {
 	x := examined{root: "/"}
-	findings := []finding{checkRoot(os.Geteuid()), x.checkKVM(), x.checkKernel(), x.checkClocksource()}
-	findings = append(findings, x.checkLibvirt(p.uri)...)
-	findings = append(findings, x.checkHook()...)
-	findings = append(findings, checkInstalled()...)
+	kvm := x.checkKVM()
+	findings := []finding{checkRoot(os.Geteuid()), kvm, x.checkKernel(), x.checkClocksource(), x.checkHook()}
 	findings = append(findings, x.checkTimer()...)
-	findings = append(findings, x.checkPtrace(), x.checkAppArmor(), x.checkSELinux())
+	findings = append(findings, x.checkSELinux())
 	findings = append(findings, checkStateDir(shims)...)
 	findings = append(findings, checkForgotten()...)
 	findings = append(findings, checkSynchronised())
-	if printFindings(p.ui, findings) {
+	findings = append(findings, checkLibvirt(p, os.Geteuid() == 0 && kvm.grade == good && !c.NoProbe)...)
+	if anyBad := printFindings(p.ui, findings); p.ctx.Err() != nil {
+		return errors.New("interrupted; no probe domain is left")
+	} else if anyBad {
 		return errProblem
 	}
 	return nil
@@ -88,7 +90,7 @@ func checkRoot(euid int) finding {
 	if euid == 0 {
 		return finding{good, "running as root", ""}
 	}
-	return finding{warn, "not running as root: some of what follows can't be seen", "sudo ftclock doctor"}
+	return finding{warn, "not running as root: some of what follows can't be seen, and nothing is proven by a probe domain", "sudo ftclock doctor"}
 }
 
 func (x examined) checkKVM() finding {
@@ -126,21 +128,22 @@ func (x examined) checkClocksource() finding {
 	switch {
 	case err != nil:
 		return finding{warn, sayError(err), "see that /sys is mounted and may be read"}
-	case source == "tsc":
-		return finding{good, "clocksource is tsc", ""}
+	case source == "tsc", source == "hyperv_clocksource_tsc_page": // KVM's gtod_is_based_on_tsc, arch/x86/kvm/x86.c
+		return finding{good, "clocksource is " + source, ""}
 	}
 	mend := "the kernel doesn't offer tsc here: `dmesg | grep -i tsc` tells why"
 	if available, _ := x.read(dir + "available_clocksource"); slices.Contains(strings.Fields(available), "tsc") {
 		mend = "echo tsc > " + dir + "current_clocksource; if the kernel left it by itself, `dmesg | grep -i tsc` tells why"
 	}
-	return finding{bad, "clocksource is " + source + ": KVM gives stable guest clocks with tsc alone, and ftclock leaves others alone",
+	return finding{bad, "clocksource is " + source + ": KVM gives stable guest clocks with the TSC alone, and ftclock leaves others alone",
 		mend}
 }
 
 // --- libvirt and QEMU ---
 
-func (x examined) checkLibvirt(uri string) []finding {
-	h, err := connect(uri)
+// checkLibvirt looks at libvirt, and proves by a probe where that is wanted.
+func checkLibvirt(p *program, probe bool) []finding {
+	h, err := connect(p.uri)
 	if err == nil {
 		defer h.close()
 		err = checkLocal(h, "doctor")
@@ -166,10 +169,10 @@ func (x examined) checkLibvirt(uri string) []finding {
 	}
 	emulators, err := emulators(h)
 	if err != nil {
-		findings = append(findings, finding{warn, sayError(err), "`virsh capabilities` should tell which QEMU there is"})
+		findings = append(findings, finding{bad, sayError(err), "`virt-host-validate qemu` looks further: it isn't ftclock's"})
 	}
-	for _, path := range emulators {
-		findings = append(findings, checkEmulator(path))
+	if probe {
+		findings = append(findings, h.probe(p.ctx, emulators)...)
 	}
 	return findings
 }
@@ -181,26 +184,21 @@ func judgeLibvirt(v uint32) finding {
 	return finding{good, "libvirt " + dotted(v) + " is reached", ""}
 }
 
-// emulators lists the QEMU programs that libvirt would take, and those of the domains that are ours.
-func emulators(h *host) ([]string, error) {
-	var paths []string
-	var first error
-	for _, kind := range []string{"kvm", "qemu"} {
-		text, err := h.GetDomainCapabilities("", "x86_64", "", kind, 0)
-		if err != nil {
-			first = errors.Join(first, fmt.Errorf("asking libvirt for its emulator: %w", err))
-			continue
-		}
-		var caps libvirtxml.DomainCaps
-		if err := caps.Unmarshal(text); err != nil {
-			return nil, fmt.Errorf("reading libvirt's capabilities: %w", err)
-		}
-		paths, first = append(paths, caps.Path), nil
-		break
+// emulators lists the QEMU program that libvirt takes by itself, and those of the domains that are ours.
+func emulators(h *host) (paths []string, err error) {
+	var caps libvirtxml.DomainCaps
+	text, err := h.GetDomainCapabilities("", "x86_64", "", "kvm", 0)
+	if err == nil {
+		err = caps.Unmarshal(text)
 	}
-	all, err := h.ListAllDomains(0)
 	if err != nil {
-		return paths, fmt.Errorf("listing domains: %w", err)
+		err = fmt.Errorf("asking libvirt for its QEMU with KVM: %w", err)
+	} else {
+		paths = []string{caps.Path}
+	}
+	all, listed := h.ListAllDomains(0)
+	if listed != nil {
+		return paths, errors.Join(err, fmt.Errorf("listing domains: %w", listed))
 	}
 	for i := range all {
 		if d, err := h.describe(&all[i]); err == nil {
@@ -210,7 +208,7 @@ func emulators(h *host) ([]string, error) {
 			d.free()
 		}
 	}
-	return paths, first
+	return paths, err
 }
 
 // emulator is the program of a domain of ours, "" of any other.
@@ -229,144 +227,24 @@ func (d *domain) emulator() string {
 	return x.Devices.Emulator
 }
 
-func checkEmulator(path string) finding {
-	slots, bindNow, err := ioctlSlots(path)
-	switch {
-	case err != nil:
-		return finding{bad, "emulator " + path + ": " + sayError(err), "ftclock needs QEMU itself there, as a program for x86-64 that is linked dynamically"}
-	case slots == 0:
-		return finding{bad, "emulator " + path + " doesn't call ioctl through a slot: there is no place for the module",
-			"use the distribution's own QEMU, linked dynamically"}
-	case !bindNow:
-		return finding{bad, "emulator " + path + " binds its slots late: the dynamic linker would take the module's place back",
-			"use the distribution's own QEMU, or link this one with -z now"}
-	}
-	return finding{good, "emulator " + path + " has a slot for ioctl, bound at the start", ""}
-}
-
 // --- the installation ---
 
 // hookLink is how libvirt finds ftclock.
 const hookLink = "/etc/libvirt/hooks/qemu.d/50-ftclock"
 
-func (x examined) checkHook() []finding {
+func (x examined) checkHook() finding {
 	const mend = "install ftclock's package again"
-	link, err := os.Lstat(x.path(hookLink))
-	if err != nil {
-		return []finding{{bad, "libvirt's hook isn't there: " + sayError(err), mend}}
+	if _, err := os.Lstat(x.path(hookLink)); err != nil {
+		return finding{bad, "libvirt's hook isn't there: " + sayError(err), mend}
 	}
 	hook, err := os.Stat(x.path(hookLink))
 	switch {
 	case err != nil:
-		return []finding{{bad, "libvirt's hook leads nowhere: " + sayError(err), mend}}
+		return finding{bad, "libvirt's hook leads nowhere: " + sayError(err), mend}
 	case !hook.Mode().IsRegular() || hook.Mode().Perm()&0o111 == 0:
-		return []finding{{bad, hookLink + " isn't a program that can be run", mend}}
+		return finding{bad, hookLink + " isn't a program that can be run", mend}
 	}
-	findings := []finding{{good, hookLink + " is there", ""}}
-	if changed, ok := link.Sys().(*syscall.Stat_t); ok {
-		since := time.Unix(changed.Ctim.Unix())
-		for _, d := range x.daemons() {
-			if d.started.Before(since.Truncate(time.Second)) {
-				findings = append(findings, finding{warn,
-					fmt.Sprintf("%s (pid %d) is older than the hook, and may have looked for hooks at its start alone", d.name, d.pid),
-					"systemctl restart " + d.name + " (domains keep running)"})
-			}
-		}
-	}
-	return findings
-}
-
-// daemon is a running daemon of libvirt's that starts QEMUs.
-type daemon struct {
-	name    string
-	pid     int
-	started time.Time
-}
-
-// daemons finds them in /proc. What can't be read is left out.
-func (x examined) daemons() []daemon {
-	boot := x.bootTime()
-	entries, _ := os.ReadDir(x.path("/proc"))
-	var found []daemon
-	for _, entry := range entries {
-		pid, err := strconv.Atoi(entry.Name())
-		if err != nil || boot.IsZero() {
-			continue
-		}
-		comm, _ := x.read("/proc/" + entry.Name() + "/comm")
-		if comm != "libvirtd" && comm != "virtqemud" {
-			continue
-		}
-		stat, err := x.read("/proc/" + entry.Name() + "/stat")
-		if err != nil {
-			continue
-		}
-		if ticks, ok := startTicks(stat); ok {
-			found = append(found, daemon{comm, pid, boot.Add(time.Duration(ticks) * time.Second / userHZ)})
-		}
-	}
-	return found
-}
-
-// userHZ is the kernel's unit of time in /proc, the same on every x86 (proc(5), sysconf(_SC_CLK_TCK)).
-const userHZ = 100
-
-// startTicks is field 22 of /proc/PID/stat: the start in ticks since boot. The name in field 2 may hold anything.
-func startTicks(stat string) (uint64, bool) {
-	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
-	if len(fields) < 20 {
-		return 0, false
-	}
-	ticks, err := strconv.ParseUint(fields[19], 10, 64)
-	return ticks, err == nil && ticks < 1<<40
-}
-
-func (x examined) bootTime() time.Time {
-	stat, _ := x.read("/proc/stat")
-	for line := range strings.Lines(stat) {
-		if value, ok := strings.CutPrefix(line, "btime "); ok {
-			if seconds, err := strconv.ParseInt(strings.TrimSpace(value), 10, 64); err == nil {
-				return time.Unix(seconds, 0)
-			}
-		}
-	}
-	return time.Time{}
-}
-
-func checkInstalled() []finding {
-	module, err := spawn.ModulePath()
-	findings := []finding{checkFile("module", module, err, 0o444)}
-	shim, err := spawn.ShimPath()
-	return append(findings, checkFile("shim", shim, err, 0o555))
-}
-
-// checkFile looks whether everybody has these permissions, on the way there as well: QEMU runs as a user of its own.
-func checkFile(what, path string, err error, want os.FileMode) finding {
-	const mend = "install ftclock's package again"
-	var info os.FileInfo
-	if err == nil {
-		info, err = os.Stat(path)
-	}
-	switch {
-	case err != nil:
-		return finding{bad, what + ": " + sayError(err), mend}
-	case !info.Mode().IsRegular() || info.Mode().Perm()&want != want:
-		return finding{bad, fmt.Sprintf("%s %s has the mode %v", what, path, info.Mode()), fmt.Sprintf("chmod a+%s %s", modeLetters(want), path)}
-	}
-	for dir := filepath.Dir(path); dir != "/" && dir != "."; dir = filepath.Dir(dir) {
-		if info, err := os.Stat(dir); err == nil && info.Mode().Perm()&0o001 == 0 {
-			return finding{bad, fmt.Sprintf("%s %s is out of the reach of QEMU's user: %s has the mode %v", what, path, dir, info.Mode()),
-				"chmod a+x " + dir}
-		}
-	}
-	return finding{good, what + " " + path, ""}
-}
-
-func modeLetters(want os.FileMode) string {
-	if want&0o111 != 0 {
-		return "rx"
-	}
-	return "r"
+	return finding{good, hookLink + " is there", ""}
 }
 
 // checkTimer looks for the link by which systemd starts the timer, where there is a systemd that could.
@@ -384,31 +262,6 @@ func (x examined) checkTimer() []finding {
 	}
 	return []finding{{warn, timer + " isn't enabled: migrations, and restores on another host, are held unless somebody else publishes anchors",
 		"systemctl enable --now " + timer}}
-}
-
-// --- what may forbid the attach ---
-
-func (x examined) checkPtrace() finding {
-	const path = "/proc/sys/kernel/yama/ptrace_scope"
-	scope, err := x.read(path)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return finding{good, "ptrace isn't restricted: the kernel has no Yama", ""}
-	case err != nil:
-		return finding{warn, sayError(err), "see that /proc/sys is mounted and may be read"}
-	case scope == "3":
-		return finding{warn, "kernel.yama.ptrace_scope is 3: nobody may attach to QEMU, until a reboot",
-			"set it to 2 or less in /etc/sysctl.d and reboot, or use `ftclock enable --preload`"}
-	}
-	return finding{good, "kernel.yama.ptrace_scope is " + scope + ": root may attach to QEMU", ""}
-}
-
-func (x examined) checkAppArmor() finding {
-	if enabled, err := x.read("/sys/module/apparmor/parameters/enabled"); err != nil || enabled != "Y" {
-		return finding{good, "AppArmor is off", ""}
-	}
-	return finding{good, "AppArmor is on",
-		"libvirt's profiles allow ftclock in /usr/sbin and /usr/lib, where its packages are (make install PREFIX=/usr)"}
 }
 
 func (x examined) checkSELinux() finding {
