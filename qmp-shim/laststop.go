@@ -43,35 +43,35 @@ func (s *shim) lastStopPath() string { return filepath.Join(s.LastStops, s.UUID+
 // keepLastStop notes where the guest's clock stood if QEMU ended while it was paused, for the next QEMU that the state
 // is loaded into. After any other end there is nothing to go on from.
 func (s *shim) keepLastStop() {
-	err := func() error {
+	stop, err := func() (stop lastStop, err error) {
 		s.domain.mu.Lock()
 		page := s.domain.page
 		s.domain.mu.Unlock()
 		if page == nil {
-			return errors.New("there is no page")
+			return stop, errors.New("there is no page")
 		}
 		now, err := page.Now()
 		if err != nil {
-			return err
+			return stop, err
 		}
 		if now.Paused != 1 {
-			return errors.New("it wasn't paused")
+			return stop, errors.New("it wasn't paused")
 		}
 		at := readInstant()
-		stop := lastStop{Saved: now.Saved, Real: now.StopReal, Raw: now.StopRaw, Boot: bootID(), Slept: at.slept}
-		stop.TSC, stop.KHz = now.TSC, now.KHz
+		stop = lastStop{Saved: now.Saved, Real: now.StopReal, Raw: now.StopRaw, Boot: bootID(), Slept: at.slept,
+			TSC: now.TSC, KHz: now.KHz}
 		// If the host slept since the stop, or its clock was set, CLOCK_REALTIME knows better.
 		if apart := int64(at.real-now.StopReal) - int64(at.raw-now.StopRaw); apart > int64(time.Second) || apart < -int64(time.Second) {
 			stop.Boot = ""
 		}
-		if err := stop.bad(time.Now()); err != nil {
-			return err
-		}
-		return s.writeLastStop(stop)
+		return stop, stop.bad(time.Now())
 	}()
 	if err != nil {
 		_ = os.Remove(s.lastStopPath())
 		s.Log.Debug().Err(err).Msg("nothing to go on from")
+	} else if err := s.writeLastStop(stop); err != nil {
+		_ = os.Remove(s.lastStopPath())
+		s.Log.Warn().Err(err).Msg("a restored guest can't be caught up from this stop; make room, or mend the disk")
 	}
 }
 
@@ -81,21 +81,29 @@ func (s *shim) writeLastStop(stop lastStop) error {
 		return err
 	}
 	next := s.lastStopPath() + ".new"
-	if err := os.WriteFile(next, append(text, '\n'), 0o600); err != nil {
-		return err
+	if err = os.WriteFile(next, append(text, '\n'), 0o600); err == nil {
+		err = os.Rename(next, s.lastStopPath())
 	}
-	return os.Rename(next, s.lastStopPath())
+	if err != nil {
+		_ = os.Remove(next)
+	}
+	return err
 }
 
 // readLastStop reads what the last QEMU left; nil if it left nothing that is of use.
 func (s *shim) readLastStop() *lastStop {
-	text, err := os.ReadFile(s.lastStopPath())
+	read := make(chan []byte, 1)
+	err := inTime(s.lastStopPath(), func() error {
+		text, err := os.ReadFile(s.lastStopPath())
+		read <- text
+		return err
+	})
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	var stop lastStop
 	if err == nil {
-		err = json.Unmarshal(text, &stop)
+		err = json.Unmarshal(<-read, &stop)
 	}
 	if err == nil {
 		err = stop.bad(time.Now())

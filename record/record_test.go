@@ -545,6 +545,22 @@ func TestBound(t *testing.T) {
 	}
 }
 
+// Where the domain's directory can't be made, that is what is told, once.
+func TestNoDirectory(t *testing.T) {
+	b := newBench(t)
+	if err := os.RemoveAll(b.dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(b.dir, nil, 0o600); err != nil { // not a directory
+		t.Fatal(err)
+	}
+	b.pauses(20, 50*time.Millisecond)
+	b.write.Collect(b.page)
+	if s := b.write.Status(); !strings.Contains(s.Problem, "mkdir ") || len(b.seen) != 1 {
+		t.Errorf("status %+v, problems %v", s, b.seen)
+	}
+}
+
 // A disk that takes nothing costs what it would have held, and no more: told once, and as missed pauses.
 func TestNoDisk(t *testing.T) {
 	b := newBench(t)

@@ -547,9 +547,17 @@ func (w *Writer) append(kind string, b []byte, sync bool) bool {
 	return err == nil
 }
 
+// makeDir makes the domain's directory. That of all records was made at the shim's start: if it is gone, ftclock was purged, and
+// nothing may be left.
+func (w *Writer) makeDir() error {
+	if err := os.Mkdir(w.path, 0o700); !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return nil
+}
+
 func (w *Writer) tryAppend(kind string, b []byte, sync bool) error {
-	// The directory of all records was made at the shim's start. If it is gone, ftclock was purged, and nothing may be left.
-	if err := os.Mkdir(w.path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := w.makeDir(); err != nil {
 		return fmt.Errorf("keeping the record: %w", err)
 	}
 	numbers, err := segments(w.path, kind)
@@ -680,6 +688,9 @@ func newerVersion(name string) bool {
 func (w *Writer) replaceOpen(b []byte) bool {
 	name := filepath.Join(w.path, open+suffix)
 	err := func() error {
+		if err := w.makeDir(); err != nil {
+			return err
+		}
 		if newerVersion(name) {
 			if err := os.Rename(name, setAside(name)); err != nil {
 				return err

@@ -14,6 +14,7 @@ import (
 	"github.com/godbus/dbus/v5"
 
 	"ftclock/spawn"
+	"ftclock/test/hang"
 )
 
 const id = "6695eb01-f6a4-8304-79aa-97f2502e193f"
@@ -150,5 +151,30 @@ func TestASilentBusIsGivenUp(t *testing.T) {
 	defer cancel()
 	if _, err := connect(ctx); err == nil {
 		t.Error("connected")
+	}
+}
+
+// The readings may be on a disk that hangs: the shim is started without systemd then, which would hang there as well.
+func TestADiskThatHangs(t *testing.T) {
+	if !hang.Alone(t) {
+		return
+	}
+	dir := t.TempDir()
+	end, err := hang.Mount(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer end()
+	direct, note := false, ""
+	h := Host{
+		Booted: t.TempDir(), State: t.TempDir(), LastStops: filepath.Join(dir, "below"),
+		Connect: func(context.Context) (Manager, error) { return &manager{t: t}, nil },
+		Direct:  func(context.Context, spawn.Options) error { direct = true; return nil },
+		Note:    func(_, warning string) { note = warning },
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	if err := h.Start(ctx, options); err != nil || !direct || !strings.Contains(note, "its disk hangs") {
+		t.Errorf("got %v, direct %t, note %q", err, direct, note)
 	}
 }

@@ -19,7 +19,7 @@ import (
 var wanted = []string{
 	"virtio_pci", "virtio_console", "virtio_rng", "virtio_blk", "virtio_net", "9pnet_virtio", "9p", "overlay", "kvm_amd", "kvm_intel",
 	"crc32c_generic", "ext4", // which asks for the first by an alias
-	"tun", "bridge", "veth", "tap", "macvtap", "autofs4",
+	"tun", "bridge", "veth", "tap", "macvtap", "autofs4", "fuse",
 }
 
 // files are what a host boots from.

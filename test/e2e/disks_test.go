@@ -1,0 +1,109 @@
+package e2e
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ftclock/control"
+	"ftclock/test/guest"
+	"ftclock/test/hang"
+	"ftclock/test/privatelibvirt"
+)
+
+// holds checks that a domain's clock holds over that many checkpoints.
+func holds(t *testing.T, d *privatelibvirt.Domain, clock *guest.Clock, checkpoints int) {
+	t.Helper()
+	before := offset(t, clock)
+	for range checkpoints {
+		pause(t, d, 5*time.Millisecond)
+	}
+	if drift := offset(t, clock) - before; drift > maxDrift || drift < -maxDrift {
+		t.Errorf("drift of %d ns", drift)
+	}
+}
+
+// mounted hides a directory behind a small memory file system for the length of the test.
+func mounted(t *testing.T, dir string, flags uintptr) {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("ftclock-test", dir, "tmpfs", flags, "size=64k,mode=711"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+}
+
+// Where the records are on a disk that hangs, as NFS does, or is read-only, a domain starts, is served, saved and ended like any other, and the
+// log says once what is wrong.
+func TestKVMABadDiskUnderTheRecords(t *testing.T) {
+	const dir = control.LastStops
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	run := func(t *testing.T, name, problem, logged string) {
+		d, clock := start(t, managed(name, clockElement))
+		holds(t, d, clock, 20)
+		if s := status(t, d); s.State != control.Correcting || s.Kept != nil && !strings.Contains(s.Kept.Problem, problem) {
+			t.Errorf("status: %s, %+v", s.State, s.Kept)
+		}
+		if err := d.Destroy(); err != nil {
+			t.Fatal(err)
+		}
+		nothingLeft(t)
+		log := shimLog(name)
+		if strings.Contains(log, "a cont goes on without the module") || strings.Count(log, logged) != 1 {
+			t.Errorf("the log:\n%s", log)
+		}
+	}
+	t.Run("read-only", func(t *testing.T) {
+		mounted(t, dir, unix.MS_RDONLY)
+		run(t, "read-only", "read-only file system", "the record of this clock isn't kept")
+	})
+	t.Run("hangs", func(t *testing.T) {
+		end, err := hang.Mount(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer end()
+		run(t, "hangs", "doesn't answer", "no record is kept, and no reading")
+	})
+}
+
+// A worker that takes over while /run is full serves on, and can be asked.
+func TestKVMNoRoomInRun(t *testing.T) {
+	mounted(t, control.Dir, 0)
+	d, clock := start(t, managed("cramped", clockElement))
+	uuid, err := d.GetUUIDString()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(control.Dir, uuid, control.InfoName)); err != nil { // what it has room for already
+		t.Fatal(err)
+	}
+	full := filepath.Join(control.Dir, "full")
+	if err := os.WriteFile(full, make([]byte, 1<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+	holds(t, d, clock, 10)
+	first := status(t, d)
+	if err := unix.Kill(first.Shim, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	holds(t, d, clock, 10)
+	if s := status(t, d); s.State != control.Correcting || s.Workers != first.Workers+1 || s.Pauses != first.Pauses+10 {
+		t.Errorf("status: %+v", withoutRecords(s))
+	}
+	if n := strings.Count(shimLog("cramped"), "make room in /run"); n != 1 {
+		t.Errorf("it is logged %d times:\n%s", n, shimLog("cramped"))
+	}
+	if err := os.Remove(full); err != nil {
+		t.Fatal(err)
+	}
+}
