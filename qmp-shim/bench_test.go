@@ -83,6 +83,7 @@ type quiet struct{}
 func (quiet) command(message)     {}
 func (quiet) fromQEMU(message)    {}
 func (quiet) holds() bool         { return false }
+func (quiet) unread(bool)         {}
 func (quiet) cont(message) string { return "" }
 
 // From the cont's arrival until the order is in the page: what a cont is held for.

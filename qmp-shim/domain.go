@@ -333,6 +333,16 @@ func (d *domain) fromQEMU(m message) {
 	}
 }
 
+// unread tells of a libvirt that hangs, and has the record go on without the messages that would wake it.
+func (d *domain) unread(so bool) {
+	d.recorder.setAlone(so)
+	if so {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.warn("libvirt doesn't read what QEMU says: the guest and its clock go on, and virsh waits; see whether libvirtd (or virtqemud) is stopped or hangs")
+	}
+}
+
 func (d *domain) lookBeside() {
 	if d.look != nil {
 		d.look()

@@ -11,6 +11,7 @@ import (
 
 	"ftclock/clockpage"
 	"ftclock/control"
+	"ftclock/record"
 	metadata "ftclock/xml-templates"
 )
 
@@ -309,5 +310,21 @@ func TestAPolicyIsLoggedWhenItChanges(t *testing.T) {
 	d.setPolicy(&again)
 	if got := strings.Count(logged.String(), "policy changed"); got != 2 {
 		t.Errorf("logged %d times:\n%s", got, &logged)
+	}
+}
+
+// A libvirt that doesn't read is told of once. Meanwhile no message wakes the recorder, which looks by itself.
+func TestALibvirtThatDoesNotRead(t *testing.T) {
+	d := testDomain(t, byDefault)
+	d.recorder = newRecorder(d, false, record.Config{})
+	for range 2 {
+		d.unread(true)
+		if !d.recorder.alone.Load() {
+			t.Error("the recorder waits for messages that nobody reads")
+		}
+		d.unread(false)
+	}
+	if len(d.warnings) != 1 || !strings.Contains(d.warnings[0], "libvirt doesn't read") || d.recorder.alone.Load() {
+		t.Errorf("warnings %q, alone %t", d.warnings, d.recorder.alone.Load())
 	}
 }

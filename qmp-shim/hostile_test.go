@@ -143,6 +143,7 @@ type events struct {
 func (e *events) command(message)     {}
 func (e *events) cont(message) string { return "" }
 func (e *events) holds() bool         { return e.gate }
+func (e *events) unread(bool)         {}
 func (e *events) fromQEMU(m message) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -28,7 +28,7 @@ const (
 type recorder struct {
 	domain *domain
 	config record.Config
-	alone  bool // no monitor's messages wake it
+	alone  atomic.Bool // no monitor's messages wake it
 	kick   chan struct{}
 	seen   atomic.Uint64 // pauses that were taken over
 	armed  atomic.Bool   // it will look again by itself
@@ -52,7 +52,17 @@ func newRecorder(d *domain, alone bool, c record.Config) *recorder {
 	c.Problem = func(err error) {
 		d.log.Warn().Err(err).Msg("the record of this clock isn't kept, the clock is all the same; mend the disk, and the record goes on by itself")
 	}
-	return &recorder{domain: d, config: c, alone: alone, kick: make(chan struct{}, 1)}
+	r := &recorder{domain: d, config: c, kick: make(chan struct{}, 1)}
+	r.alone.Store(alone)
+	return r
+}
+
+// setAlone says whether messages wake it, which is so for a relay unless nobody reads them.
+func (r *recorder) setAlone(alone bool) {
+	if r != nil {
+		r.alone.Store(alone)
+		r.wake()
+	}
 }
 
 // wake has the recorder look, soon. It never waits.
@@ -99,7 +109,7 @@ func (r *recorder) run() {
 		if r.collect() > 0 {
 			r.armed.Store(true)
 			timer.Reset(collectEvery)
-		} else if left := r.settle(); r.alone {
+		} else if left := r.settle(); r.alone.Load() {
 			timer.Reset(lookAlone)
 		} else if left > 0 {
 			timer.Reset(left)

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -62,6 +63,10 @@ const (
 	down = 1
 )
 
+// unreadAfter is how long a client may leave unread what is there for it until somebody is told. Meanwhile QEMU's messages fill the
+// sockets and the pipe, and then QEMU keeps them, as without a shim. Tests are less patient.
+var unreadAfter = 10 * time.Second
+
 // errTruncated is the end of a connection that lost descriptors on the way: this process ran out of them.
 var errTruncated = errors.New("file descriptors were lost in a message (MSG_CTRUNC)")
 
@@ -76,6 +81,8 @@ type observer interface {
 	holds() bool
 	// fromQEMU sees a message of QEMU's before the client gets its last byte.
 	fromQEMU(m message)
+	// unread hears that the client hasn't read for a while, or reads again.
+	unread(so bool)
 }
 
 // A relay moves the bytes and file descriptors of one connection between a client, libvirt, and QEMU.
@@ -123,7 +130,7 @@ func hangUp(c *net.UnixConn) {
 
 // up moves what the client sends.
 func (r *relay) up() error {
-	m, commands, err := r.begin(up, r.client, r.qemu)
+	m, commands, err := r.begin(up, r.client, r.qemu, nil)
 	if err != nil {
 		return ended(err)
 	}
@@ -204,7 +211,7 @@ func (r *relay) hold(m *mover, cont message, n int) error {
 
 // down moves what QEMU sends. The caller has taken r.mu for it.
 func (r *relay) down() error {
-	m, messages, err := r.begin(down, r.qemu, r.client)
+	m, messages, err := r.begin(down, r.qemu, r.client, r.observer.unread)
 	r.messages = messages
 	r.mu.Unlock()
 	if err != nil {
@@ -278,13 +285,13 @@ func (r *relay) flush() error {
 }
 
 // begin makes a direction's mover, sends what the last worker had under way, and finds the recogniser's place.
-func (r *relay) begin(direction int, from, to *net.UnixConn) (*mover, recogniser, error) {
+func (r *relay) begin(direction int, from, to *net.UnixConn, unread func(bool)) (*mover, recogniser, error) {
 	var place recogniser
 	m, err := newMover(from, to, r.pipes[direction])
 	if err != nil {
 		return nil, place, err
 	}
-	m.mid, m.carry = r.mid[direction], r.carry[direction]
+	m.mid, m.carry, m.unread = r.mid[direction], r.carry[direction], unread
 	if atomic.LoadUint32(m.mid) != 0 {
 		place.state = lost
 	}
@@ -320,6 +327,11 @@ type mover struct {
 	buf, oob []byte
 	// carrier says with which byte from now the next descriptors come, counted from 1. 0: none seen.
 	carrier int
+	// unread, if there is one, hears that the other side hasn't taken anything for unreadAfter, and that it does again.
+	unread func(bool)
+
+	waits *time.Timer   // for the other side; nil while it takes what comes
+	told  chan struct{} // closed when unread has heard
 
 	// What the next system call is asked and what it said: try is made again each time that the poller has something new.
 	// Made once, since what a function literal takes along would be new memory with each message.
@@ -366,9 +378,28 @@ func newMover(from, to *net.UnixConn, p pipe) (*mover, error) {
 			m.said.errno = unix.EINTR
 			return true
 		}
+		if m.unread != nil && m.waits == nil {
+			told := make(chan struct{})
+			m.told, m.waits = told, time.AfterFunc(unreadAfter, func() {
+				m.unread(true)
+				close(told)
+			})
+		}
 		return false
 	}
 	return m, nil
+}
+
+// taken ends a wait for the other side.
+func (m *mover) taken() {
+	if m.waits == nil {
+		return
+	}
+	if !m.waits.Stop() {
+		<-m.told
+		m.unread(false)
+	}
+	m.waits = nil
 }
 
 // splice moves up to ask.n bytes, without waiting, and tells whether that was possible.
@@ -517,6 +548,7 @@ func (m *mover) drain(n int) error {
 	for n > 0 {
 		m.ask.n = n
 		k, err := m.outcome("splice", m.to.Write(m.try.drain))
+		m.taken()
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}

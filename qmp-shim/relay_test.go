@@ -55,6 +55,7 @@ func (s *seen) add(what string) {
 
 func (s *seen) command(m message)  { s.add("command " + m.execute) }
 func (s *seen) fromQEMU(m message) { s.add("qemu " + m.event + m.id) }
+func (s *seen) unread(so bool)     { s.add(fmt.Sprintf("unread %t", so)) }
 func (s *seen) holds() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -378,5 +379,64 @@ func TestRelayWithoutAPeerEnds(t *testing.T) {
 		if err := wait(); err != nil {
 			t.Errorf("%s gone: %v", first, err)
 		}
+	}
+}
+
+// A client that is stopped while QEMU has much to say: the relay keeps no more of it than sockets and a pipe hold, says so once, and
+// the client finds all of it when it goes on.
+func TestAClientThatDoesNotRead(t *testing.T) {
+	defer func(was time.Duration) { unreadAfter = was }(unreadAfter)
+	unreadAfter = 50 * time.Millisecond
+	o := &seen{}
+	client, qemu, wait := between(t, o)
+	told := func(what string) (n int) {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		for _, line := range o.log {
+			if line == what {
+				n++
+			}
+		}
+		return n
+	}
+	const event = `{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "STOP"}` + "\r\n"
+	sent := 0
+	for stuck := 0; stuck < 2; {
+		_ = qemu.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
+		n, err := qemu.Write([]byte(event)[sent%len(event):])
+		if sent += n; err != nil {
+			if !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatal(err)
+			}
+			stuck++
+		}
+		if sent > 4*maxQueue {
+			t.Fatalf("QEMU gets rid of %d bytes that nobody reads", sent)
+		}
+	}
+	if told("unread true") != 1 || told("unread false") != 0 {
+		t.Errorf("while it doesn't read: %d and %d", told("unread true"), told("unread false"))
+	}
+	// The other way is open.
+	const command = `{"execute":"query-status"}` + "\n"
+	if _, err := client.Write([]byte(command)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(qemu, make([]byte, len(command))); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, sent)
+	if _, err := io.ReadFull(client, got); err != nil {
+		t.Fatal(err)
+	}
+	if want := strings.Repeat(event, sent/len(event)+1)[:sent]; string(got) != want {
+		t.Error("it gets something else than QEMU said")
+	}
+	_ = qemu.Close()
+	if err := wait(); err != nil {
+		t.Fatal(err)
+	}
+	if told("unread true") != 1 || told("unread false") != 1 {
+		t.Errorf("when it reads again: %d and %d", told("unread true"), told("unread false"))
 	}
 }

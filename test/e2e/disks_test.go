@@ -107,3 +107,60 @@ func TestKVMNoRoomInRun(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// While libvirtd is stopped, an engine with a monitor of its own goes on: QEMU's events fill what there is between it and libvirtd, and
+// neither the guest's clock nor the record notices. libvirtd goes on where it was.
+func TestKVMAStoppedLibvirtd(t *testing.T) {
+	x := managed("deaf", clockElement)
+	if _, err := privatelibvirt.AddMonitor(x); err != nil {
+		t.Fatal(err)
+	}
+	d, clock := start(t, x)
+	monitor, err := d.Monitor()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer monitor.Close()
+	before := offset(t, clock)
+	if err := unix.Kill(privatelibvirt.PID(), unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	stopped := true
+	goOn := func() {
+		if stopped {
+			_ = unix.Kill(privatelibvirt.PID(), unix.SIGCONT)
+		}
+		stopped = false
+	}
+	defer goOn()
+	pauses := 0
+	checkpoints := func(n int) {
+		for range n {
+			execute(t, monitor, "stop", nil)
+			execute(t, monitor, "cont", nil)
+			time.Sleep(10 * time.Millisecond)
+			pauses++
+		}
+	}
+	const unread = "libvirt doesn't read what QEMU says"
+	for end := time.Now().Add(5 * time.Minute); !strings.Contains(shimLog("deaf"), unread); checkpoints(10) {
+		if time.Now().After(end) {
+			t.Fatalf("after %d checkpoints nobody has noticed:\n%s", pauses, shimLog("deaf"))
+		}
+	}
+	time.Sleep(3 * time.Second)
+	checkpoints(300) // more than the module's ring has room for
+	if drift := offset(t, clock) - before; drift > maxDrift || drift < -maxDrift {
+		t.Errorf("drift of %d ns after %d checkpoints", drift, pauses)
+	}
+	time.Sleep(2 * time.Second)
+	s := status(t, d)
+	if s.State != control.Correcting || s.Disagreements != 0 || s.Kept == nil || s.Kept.Pauses != s.Pauses || s.Kept.Missed != 0 || s.Pauses < uint64(pauses) {
+		t.Errorf("%d checkpoints; status: %+v, %+v", pauses, withoutRecords(s), s.Kept)
+	}
+	goOn()
+	holds(t, d, clock, 10)
+	if n := strings.Count(shimLog("deaf"), unread); n != 1 {
+		t.Errorf("it is logged %d times:\n%s", n, shimLog("deaf"))
+	}
+}
