@@ -86,6 +86,14 @@ semodule_link -o linked modules/base.pp $(ls modules/*.pp | grep -v /base.pp) ft
 semodule_expand linked policy >/dev/null`
 	run(t, dir, []string{"PATH=" + os.Getenv("PATH") + ":/usr/sbin"}, "sh", "-c", link)
 
+	files, err := os.ReadFile("selinux/ftclock.fc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, context := range regexp.MustCompile(`object_r:(\w+)`).FindAllStringSubmatch(string(files), -1) {
+		run(t, dir, nil, need(t, "sesearch", "setools"), "-A", "-t", context[1], "policy") // fails where there is no such type
+	}
+
 	for _, c := range []struct{ target, class, permissions, why string }{
 		{"svirt_t", "process", "ptrace", "loads the module"},
 		{"svirt_t", "dir", "search read open", "looks into /proc/PID"},
@@ -98,8 +106,9 @@ semodule_expand linked policy >/dev/null`
 		{"virtd_t", "unix_stream_socket", "connectto listen accept", "libvirtd connects to it"},
 		{"virtd_t", "capability", "sys_ptrace dac_override", ""},
 		{"virtd_exec_t", "file", "execute execute_no_trans entrypoint map read", "the keeper starts the worker"},
-		{"virt_runtime_t", "dir", "create write add_name remove_name rmdir", "/run/ftclock"},
-		{"virt_runtime_t", "sock_file", "create write unlink", "control.sock"},
+		{"ftclock_run_t", "dir", "create write add_name remove_name rmdir", "/run/ftclock"},
+		{"ftclock_run_t", "sock_file", "create write unlink", "control.sock"},
+		{"ftclock_unit_t", "service", "start status", "the hook has systemd start the unit"},
 		{"virt_var_lib_t", "file", "create write rename unlink", "/var/lib/ftclock"},
 		{"virt_log_t", "file", "create append open", "/var/log/ftclock"},
 	} {

@@ -264,19 +264,6 @@ func (x examined) checkTimer() []finding {
 		"systemctl enable --now " + timer}}
 }
 
-func (x examined) checkSELinux() finding {
-	enforcing, err := x.read("/sys/fs/selinux/enforce")
-	switch {
-	case err != nil:
-		return finding{good, "SELinux is off", ""}
-	case enforcing == "1":
-		return finding{good, "SELinux is enforcing",
-			"it needs: semodule -i /usr/share/selinux/packages/ftclock.pp; restorecon -v /usr/sbin/ftclock-shim; " +
-				"LD_PRELOAD (enable --preload) doesn't hold"}
-	}
-	return finding{good, "SELinux is permissive", ""}
-}
-
 // --- what is there at run time ---
 
 func checkStateDir(dir string) []finding {
