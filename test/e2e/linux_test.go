@@ -31,9 +31,9 @@ func linuxOffsets(t *testing.T, clocks *linuxguest.Clocks) (all [][2]int64) {
 	return all
 }
 
-// The distribution's own kernel on kvm-clock loses the pauses with stock QEMU. With ftclock it keeps its clocks, on every vCPU,
-// and no vCPU sees time go back, on its own or against another.
-func TestKVMLinuxGuest(t *testing.T) {
+// linuxImage is what a Linux guest boots.
+func linuxImage(t *testing.T) *linuxguest.Image {
+	t.Helper()
 	if missing := linuxguest.Missing(); len(missing) > 0 {
 		privatelibvirt.LeaveOut(t, strings.Join(missing, "; "))
 	}
@@ -41,6 +41,39 @@ func TestKVMLinuxGuest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return image
+}
+
+// boot defines and starts a domain with a Linux guest, and waits until its init runs. Both go with the test.
+func boot(t *testing.T, x *libvirtxml.Domain) (*privatelibvirt.Domain, *linuxguest.Clocks) {
+	t.Helper()
+	d := define(t, x)
+	return d, open(t, d)
+}
+
+// open starts a domain with a Linux guest, or restores it, and gives its clocks, which go with the test.
+func open(t *testing.T, d *privatelibvirt.Domain) *linuxguest.Clocks {
+	t.Helper()
+	if err := d.Create(); err != nil {
+		t.Fatal(err)
+	}
+	pid, err := d.PID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	clocks, err := linuxguest.Open(pid, 15*time.Minute)
+	if err != nil {
+		console, _ := os.ReadFile(linuxguest.Console(d.Name))
+		t.Fatalf("%v\n%s", err, console)
+	}
+	t.Cleanup(func() { clocks.Close() })
+	return clocks
+}
+
+// The distribution's own kernel on kvm-clock loses the pauses with stock QEMU. With ftclock it keeps its clocks, on every vCPU,
+// and no vCPU sees time go back, on its own or against another.
+func TestKVMLinuxGuest(t *testing.T) {
+	image := linuxImage(t)
 	pauses := 200
 	if os.Getenv("FTCLOCK_LONG") == "1" {
 		pauses = 1000
@@ -60,20 +93,7 @@ func TestKVMLinuxGuest(t *testing.T) {
 			if c.metadata != "" {
 				x.Metadata = &libvirtxml.DomainMetadata{XML: c.metadata}
 			}
-			d := define(t, x)
-			if err := d.Create(); err != nil {
-				t.Fatal(err)
-			}
-			pid, err := d.PID()
-			if err != nil {
-				t.Fatal(err)
-			}
-			clocks, err := linuxguest.Open(pid, 15*time.Minute)
-			if err != nil {
-				console, _ := os.ReadFile(linuxguest.Console(d.Name))
-				t.Fatalf("%v\n%s", err, console)
-			}
-			defer clocks.Close()
+			d, clocks := boot(t, x)
 			if len(clocks.CPUs) != int(c.vcpus) {
 				t.Fatalf("the guest has %d vCPUs", len(clocks.CPUs))
 			}
