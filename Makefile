@@ -15,6 +15,7 @@
 #   make vcpus      1,000 pauses of a stock Linux with 1, 2 and 4 vCPUs
 #   make splits     the relay's conversations cut at every byte, descriptors with every piece (a minute)
 #   make hostile    a QEMU that a guest has taken over, and the domain beside it
+#   make twin       a guest that is paused 100,000 times beside one that never is (hours on an emulated host)
 #   make sweep      virsh with and without the shim
 #   make sim        40 simulated years of pauses, against the rule's model
 #   make chaos      kills of worker, keeper and libvirtd and upgrades, many times (about half an hour on native KVM)
@@ -52,7 +53,7 @@ MODULE_HEADERS = qemu-plugin/rule.h qemu-plugin/clocks.h qemu-plugin/vcpus.h
 
 TESTFLAGS ?=
 
-.PHONY: build built host images test test-hosts power-cuts e2e kernels vcpus shell test-packages pictures demo splits hostile sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup setup-build setup-host FORCE
+.PHONY: build built host images test test-hosts power-cuts e2e kernels vcpus shell test-packages pictures demo splits hostile twin sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup setup-build setup-host FORCE
 
 build: $(BINARIES)
 
@@ -228,6 +229,9 @@ splits: setup
 
 hostile: setup
 	FTCLOCK_REQUIRE=1 $(GO) test -race -count=1 -timeout 30m -v -run 'Nonsense|AnyPage|LeavesInTheMiddle|Hostile|Generations|Odd|Fuzz' ./qmp-shim ./test/reliability ./clockpage
+
+twin: setup-host build built host
+	FTCLOCK_TWIN=100000 $(call on-kvm,-timeout 12h -run TestKVMATwin,test/e2e)
 
 sweep: setup-host build built host
 	FTCLOCK_LONG=1 $(call on-kvm,-run Sweep,test/e2e)

@@ -18,6 +18,11 @@ const utcElement = `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" referenc
 // set for a test, and no namespace covers it.
 func fakeClock(t *testing.T, x *libvirtxml.Domain, ppm int) {
 	t.Helper()
+	preloadFakeClock(t, x, "FAKECLOCK_PPM", ppm)
+}
+
+func preloadFakeClock(t *testing.T, x *libvirtxml.Domain, variable string, ppm int) {
+	t.Helper()
 	dir, err := privatelibvirt.QEMUDir("fakeclock")
 	if err != nil {
 		t.Fatal(err)
@@ -27,7 +32,7 @@ func fakeClock(t *testing.T, x *libvirtxml.Domain, ppm int) {
 		t.Fatal(err)
 	}
 	x.QEMUCommandline = &libvirtxml.DomainQEMUCommandline{Envs: []libvirtxml.DomainQEMUCommandlineEnv{
-		{Name: "LD_PRELOAD", Value: library}, {Name: "FAKECLOCK_PPM", Value: fmt.Sprint(ppm)},
+		{Name: "LD_PRELOAD", Value: library}, {Name: variable, Value: fmt.Sprint(ppm)},
 	}}
 }
 
