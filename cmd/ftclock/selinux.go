@@ -117,6 +117,7 @@ func (s selinux) check(shimFile string) finding {
 	questions := []question{
 		{shim, svirt, "process", []string{"ptrace"}},
 		{shim, svirt, "file", []string{"open", "read", "write"}}, // /proc/PID/mem
+		{svirt, svirtTmpfs, "file", []string{"map"}},             // the page
 		{shim, svirtTmpfs, "file", []string{"open", "read", "write", "map"}},
 	}
 	for _, daemon := range s.daemons() {

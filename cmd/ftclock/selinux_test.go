@@ -21,10 +21,11 @@ func TestSELinux(t *testing.T) {
 		return hostWith(t, files)
 	}
 	all := map[string]string{
-		shim + " " + svirt + " 2":      "2 ffffffff 0 ffffffff 1 0",
-		shim + " " + svirt + " 6":      "7 ffffffff 0 ffffffff 1 0",
-		shim + " " + svirtTmpfs + " 6": "f ffffffff 0 ffffffff 1 0",
-		daemon + " " + shim + " 22":    "1 ffffffff 0 ffffffff 1 0",
+		shim + " " + svirt + " 2":       "2 ffffffff 0 ffffffff 1 0",
+		shim + " " + svirt + " 6":       "7 ffffffff 0 ffffffff 1 0",
+		shim + " " + svirtTmpfs + " 6":  "f ffffffff 0 ffffffff 1 0",
+		svirt + " " + svirtTmpfs + " 6": "f ffffffff 0 ffffffff 1 0",
+		daemon + " " + shim + " 22":     "1 ffffffff 0 ffffffff 1 0",
 	}
 	for name, c := range map[string]struct {
 		enforce  string
@@ -37,6 +38,7 @@ func TestSELinux(t *testing.T) {
 		"allowed":               {"1", "", "", good, "its policy lets the shim work, as virtd_t"},
 		"no ptrace":             {"1", shim + " " + svirt + " 2", "1 ffffffff 0 ffffffff 1 0", bad, "work: virtd_t may not ptrace svirt_t:process"},
 		"no page":               {"1", shim + " " + svirtTmpfs + " 6", "1 ffffffff 0 ffffffff 1 0", bad, "virtd_t may not open, write, map svirt_tmpfs_t:file"},
+		"no page in QEMU":       {"1", svirt + " " + svirtTmpfs + " 6", "7 ffffffff 0 ffffffff 1 0", bad, "svirt_t may not map svirt_tmpfs_t:file"},
 		"virtqemud, not let in": {"1", daemon + " " + shim + " 22", "0 ffffffff 0 ffffffff 1 0", bad, "virtqemud_t may not connectto virtd_t:unix_stream_socket"},
 		"a permissive domain":   {"1", daemon + " " + shim + " 22", "0 ffffffff 0 ffffffff 1 1", good, "lets the shim work"},
 		"nonsense":              {"1", shim + " " + svirt + " 6", "what?", warn, `the policy answers "what?"`},
