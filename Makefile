@@ -221,6 +221,7 @@ demo: setup-host
 	@mkdir -p build/demo
 	cd build && host/run --write demo -- sh -c 'cd demo && exec ../test/demo'
 	cp build/demo/demo.svg build/demo/demo.png .
+# With bin/ftclock's flags Go has compiled most of it already.
 build/test/demo: | build/test
 	CGO_ENABLED=1 $(GO) build -buildmode=pie $(GOFLAGS_ALL) -o $@ ./test/demo
 
