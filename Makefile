@@ -185,7 +185,7 @@ on-kvm = FTCLOCK_REQUIRE=1 test/kvm.sh -v $(1) -- $(2)
 KERNELS ?= bookworm trixie sid
 kernels: setup-host build built host
 	for suite in $(KERNELS); do \
-		HOSTFLAGS="--suite $$suite" $(call on-kvm,-run 'Checkpoints|Restore|Migration|LinuxGuest',test/e2e) || exit 1; \
+		FTCLOCK_HOST=emulated HOSTFLAGS="--suite $$suite" $(call on-kvm,-run 'Checkpoints|Restore|Migration|LinuxGuest',test/e2e) || exit 1; \
 	done
 
 # 1,000 pauses of a stock Linux with 1, 2 and 4 vCPUs.
