@@ -12,6 +12,7 @@
 # emulated forces either.
 #
 #   make kernels    the main end-to-end tests on the kernels of Debian 12, 13 and unstable
+#   make two-hosts  migrations between two whole hosts, whose clocks agree, are 50 ms apart or aren't synchronised
 #   make vcpus      1,000 pauses of a stock Linux with 1, 2 and 4 vCPUs
 #   make splits     the relay's conversations cut at every byte, descriptors with every piece (a minute)
 #   make hostile    a QEMU that a guest has taken over, and the domain beside it
@@ -53,7 +54,7 @@ MODULE_HEADERS = qemu-plugin/rule.h qemu-plugin/clocks.h qemu-plugin/vcpus.h
 
 TESTFLAGS ?=
 
-.PHONY: build built host images test test-hosts power-cuts e2e kernels vcpus shell test-packages pictures demo splits hostile twin sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup setup-build setup-host FORCE
+.PHONY: build built host images test test-hosts power-cuts e2e kernels two-hosts vcpus shell test-packages pictures demo splits hostile twin sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup setup-build setup-host FORCE
 
 build: $(BINARIES)
 
@@ -68,7 +69,7 @@ bin/libftclock-qemu.so: $(MODULE_SOURCES) $(MODULE_HEADERS) clockpage/clockpage.
 	$(CC) $(MODULE_CFLAGS) $(MODULE_LDFLAGS) -o $@ $(MODULE_SOURCES)
 
 # What tests run besides ftclock itself, see package test/built. Nothing is compiled while a test runs.
-BUILT_CLOCK = build/test/clock
+BUILT_CLOCK = build/test/clock build/test/walltime
 BUILT_SHIMS = build/test/shim-one build/test/shim-two
 BUILT_MODULES = build/test/module-1.1.so build/test/module-2.0.so
 BUILT_LIBRARIES = build/test/fakeclock.so build/test/downtime.so build/test/realtime.so build/test/busy.so
@@ -124,7 +125,7 @@ build/test/module-%.so: $(MODULE_SOURCES) $(MODULE_HEADERS) clockpage/clockpage.
 # Go knows best what is out of date.
 .PHONY: $(BUILT_SHIMS) $(BUILT_CLOCK)
 $(BUILT_CLOCK): | build/test
-	CGO_ENABLED=0 $(GO) build -trimpath -o $@ ./test/clock
+	CGO_ENABLED=0 $(GO) build -trimpath -o $@ ./test/$(@F)
 $(BUILT_SHIMS): build/test/shim-%: | build/test
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-X main.version=$*' -o $@ ./cmd/ftclock-shim
 
@@ -167,6 +168,10 @@ test-hosts: setup build built host images build/test/packages
 CUTS ?= 100
 power-cuts: setup build built host images build/test/packages
 	FTCLOCK_REQUIRE=1 FTCLOCK_CUTS=$(CUTS) $(GO) test -count=1 -timeout 6h -v -run PowerCuts ./test/wholehost
+
+# Two whole hosts with a network between them, and a domain that is migrated there and back.
+two-hosts: setup build built host images build/test/packages
+	FTCLOCK_REQUIRE=1 $(GO) test -count=1 -timeout 2h -v -run TwoHosts ./test/wholehost
 
 # What the tests of units and packages boot: whole Debians, made once and kept in the user's cache.
 images: | build

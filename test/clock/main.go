@@ -1,9 +1,11 @@
 // Command clock reads the clocks of running domains with the kvmclock guest, on a whole host where no test program runs: for each
-// name a line "NAME OFFSET BACKSTEPS", the offset against CLOCK_MONOTONIC_RAW in ns, and how often the guest saw time go back.
+// name a line "NAME OFFSET BACKSTEPS REALTIME": the offset against CLOCK_MONOTONIC_RAW in ns, how often the guest saw time go back, and
+// how far CLOCK_REALTIME is ahead of CLOCK_MONOTONIC_RAW, in ns.
 package main
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"strconv"
 	"strings"
@@ -20,7 +22,7 @@ func main() {
 			fmt.Fprintf(os.Stderr, "clock: error: %s: %v\n", name, err)
 			os.Exit(1)
 		}
-		fmt.Println(name, offset, backsteps)
+		fmt.Println(name, offset, backsteps, realtime())
 	}
 }
 
@@ -46,4 +48,18 @@ func read(name string) (offset, backsteps int64, err error) {
 	}
 	count, _, err := c.Backsteps()
 	return offset, int64(count), err
+}
+
+// realtime takes the best of some readings: CLOCK_REALTIME was read at some time between two of CLOCK_MONOTONIC_RAW.
+func realtime() (ahead int64) {
+	shortest := int64(math.MaxInt64)
+	for range 100 {
+		before := guest.Raw()
+		real := time.Now().UnixNano()
+		after := guest.Raw()
+		if after-before < shortest {
+			shortest, ahead = after-before, real-before-(after-before)/2
+		}
+	}
+	return ahead
 }

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -29,6 +30,30 @@ type HostOptions struct {
 	Suite, Append string
 	// Memory is in MiB; 0 is 3072.
 	Memory int
+	// Cable joins two hosts by a network that has no one else: a directory for it, which both name, and which End, 0 or 1, this
+	// one has. "" is none.
+	Cable string
+	End   int
+}
+
+// cable is what QEMU is told of an end. It carries whole packets, so that either host can be away for a while.
+func (o HostOptions) cable() []string {
+	if o.Cable == "" {
+		return nil
+	}
+	end := func(n int) string { return filepath.Join(o.Cable, strconv.Itoa(n)) }
+	return []string{
+		"-netdev", "dgram,id=cable,local.type=unix,local.path=" + end(o.End) + ",remote.type=unix,remote.path=" + end(1-o.End),
+		"-device", fmt.Sprintf("virtio-net-pci,netdev=cable,mac=52:54:00:00:02:%02x", 1+o.End),
+	}
+}
+
+// Address is that of the host's end of the cable; "" where there is none.
+func (o HostOptions) Address() string {
+	if o.Cable == "" {
+		return ""
+	}
+	return fmt.Sprintf("192.0.2.%d", 1+o.End)
 }
 
 // Host is a whole host that runs: a Debian with its own process 1, on a virtual machine whose plug can be pulled. The machine is
@@ -69,9 +94,9 @@ func Boot(o HostOptions) (*Host, error) {
 	if err := format(o.Disk); err != nil {
 		return nil, err
 	}
-	job := protocol.Job{Init: "/sbin/init", Disk: o.Disk != "", Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+	job := protocol.Job{Init: "/sbin/init", Address: o.Address(), Disk: o.Disk != "", Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"LC_ALL=C.UTF-8", "HOME=/root", "TERM=dumb", "DEBIAN_FRONTEND=noninteractive"}}
-	m := machineOptions{kernel: f, memory: min(memory, o.Memory), append: quiet + o.Append, root: o.Image, disk: o.Disk}
+	m := machineOptions{kernel: f, memory: min(memory, o.Memory), append: quiet + o.Append, root: o.Image, disk: o.Disk, more: o.cable()}
 	if m.nested, err = nests(); err != nil {
 		return nil, err
 	}

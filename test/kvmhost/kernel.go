@@ -50,11 +50,15 @@ func prepare(dir, suite string, progress func(string, ...any)) (*files, error) {
 		return nil, fmt.Errorf("packing the emulated host's modules: %w", err)
 	}
 	// Hosts that start at the same time write the same.
-	next := fmt.Sprintf("%s.%d", f.initramfs, os.Getpid())
-	if err := os.WriteFile(next, archive, 0o644); err != nil {
+	next, err := os.CreateTemp(home, "initramfs.")
+	if err != nil {
 		return nil, err
 	}
-	return f, os.Rename(next, f.initramfs)
+	defer next.Close()
+	if _, err := next.Write(archive); err != nil {
+		return nil, err
+	}
+	return f, errors.Join(next.Chmod(0o644), os.Rename(next.Name(), f.initramfs))
 }
 
 // fetch downloads and unpacks a suite's kernel into home. It installs nothing and needs no privilege.

@@ -288,7 +288,8 @@ type machineOptions struct {
 	write, read []string // directories that it shares, see protocol.Job
 	disk        string   // file, "" for none
 	terminal    bool
-	nested      bool // by the machine's own KVM, and its guests by nested virtualization
+	more        []string // further arguments of QEMU's
+	nested      bool     // by the machine's own KVM, and its guests by nested virtualization
 }
 
 // boot starts QEMU.
@@ -326,6 +327,7 @@ func boot(o machineOptions) (_ *machine, err error) {
 	if o.disk != "" {
 		args = append(args, "-drive", "file="+o.disk+",format=raw,if=virtio,cache=writeback")
 	}
+	args = append(args, o.more...)
 	var theirs []*os.File
 	defer func() {
 		for _, f := range theirs {

@@ -40,8 +40,17 @@ func suite() string {
 	return container.Debian12
 }
 
-// boot boots a host with ftclock's package that goes with the test. What is written to its disk stays for as long.
+// boot boots a host with ftclock's package that goes with the test.
 func boot(t *testing.T) *host {
+	t.Helper()
+	h := newHost(t)
+	h.plug()
+	h.install()
+	return h
+}
+
+// newHost is a host that goes with the test, its plug not in yet. What is written to its disk stays for as long.
+func newHost(t *testing.T) *host {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		privatelibvirt.LeaveOut(t, "not root; fix: run as root (sudo -E make test)")
@@ -69,24 +78,35 @@ func boot(t *testing.T) *host {
 		}
 		_ = os.RemoveAll(dir)
 	})
-	h.plug()
+	return h
+}
+
+// install installs ftclock's package.
+func (h *host) install() {
+	h.t.Helper()
 	h.must("dpkg", "-i", tools+"/packages/"+packages.DebName(packages.Tags[0]))
 	h.must("cp", tools+"/"+built.Guest, "/var/lib/guest.elf")
 	// libvirt looks for hooks when it starts.
 	h.must("systemctl", "restart", "libvirtd")
-	return h
 }
 
 // plug boots the host, for the first time or after its plug was pulled.
 func (h *host) plug() {
 	h.t.Helper()
+	if err := h.up(); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func (h *host) up() error {
 	began := time.Now()
 	up, err := kvmhost.Boot(h.options)
 	if err != nil {
-		h.t.Fatal(err)
+		return err
 	}
 	h.Host = up
 	h.t.Logf("up in %.0f s", time.Since(began).Seconds())
+	return nil
 }
 
 // say logs what the host can tell of a failure.
@@ -133,20 +153,26 @@ func (h *host) define(name string) {
 	h.must("virsh", "autostart", name)
 }
 
-// offsets are the clocks of domains, in ns against the host's CLOCK_MONOTONIC_RAW.
-func (h *host) offsets(names []string) map[string]int64 {
+// reading is a domain's clock, in ns: how far it is behind the host's CLOCK_MONOTONIC_RAW, and that behind CLOCK_REALTIME.
+type reading struct{ offset, realtime int64 }
+
+// read reads the clocks of domains, whose guests mustn't have seen time go back.
+func (h *host) read(names []string) map[string]reading {
 	h.t.Helper()
-	all := map[string]int64{}
+	all := map[string]reading{}
 	for line := range strings.Lines(h.must(append([]string{tools + "/clock"}, names...)...)) {
-		fields := strings.Fields(line)
-		offset, err := strconv.ParseInt(fields[1], 10, 64)
-		if err != nil {
-			h.t.Fatal(err)
+		var (
+			name      string
+			r         reading
+			backsteps int
+		)
+		if _, err := fmt.Sscan(line, &name, &r.offset, &backsteps, &r.realtime); err != nil {
+			h.t.Fatalf("%q: %v", line, err)
 		}
-		if fields[2] != "0" {
-			h.t.Errorf("%s: its guest saw time go back %s times", fields[0], fields[2])
+		if backsteps != 0 {
+			h.t.Errorf("%s: its guest saw time go back %d times", name, backsteps)
 		}
-		all[fields[0]] = offset
+		all[name] = r
 	}
 	return all
 }
@@ -158,12 +184,12 @@ func (h *host) keepTime(names []string, pauses int) {
 		out, err := h.Run("virsh", "list", "--name", "--state-running")
 		return err == nil && len(strings.Fields(out)) == len(names)
 	})
-	before := h.offsets(names)
+	before := h.read(names)
 	for _, name := range names {
 		h.must("ftclock", "exercise", name, "--rate", "20", "--pause", "5", "--count", strconv.Itoa(pauses))
 	}
-	for name, after := range h.offsets(names) {
-		drift := after - before[name]
+	for name, after := range h.read(names) {
+		drift := after.offset - before[name].offset
 		h.t.Logf("%s: drift of %d ns after %d pauses", name, drift, pauses)
 		if drift > maxDrift || drift < -maxDrift {
 			h.t.Errorf("%s: drift of %d ns", name, drift)

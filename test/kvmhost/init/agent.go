@@ -24,6 +24,11 @@ func handOver(control *os.File, job protocol.Job) error {
 	if err := fileSystems(job); err != nil {
 		return err
 	}
+	if job.Address != "" {
+		if err := network("eth0", job.Address); err != nil {
+			return err
+		}
+	}
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args[0] = agentName
 	cmd.Dir, cmd.Env = "/", job.Env

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -300,20 +301,38 @@ func settle() (*protocol.Up, error) {
 		fmt.Fprintln(hosts, "127.0.1.1 emulated")
 		hosts.Close()
 	}
-	sock, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, os.NewSyscallError("socket", err)
-	}
-	defer unix.Close(sock)
-	lo, err := unix.NewIfreq("lo")
-	if err != nil {
+	if err := network("lo", ""); err != nil {
 		return nil, err
 	}
-	lo.SetUint16(unix.IFF_UP)
-	if err := unix.IoctlIfreq(sock, unix.SIOCSIFFLAGS, lo); err != nil {
-		return nil, fmt.Errorf("switching on the loopback interface: %w", err)
-	}
 	return up()
+}
+
+// network switches an interface on, with an address and the /24 network around it where one is given.
+func network(name, address string) error {
+	sock, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(sock)
+	r, err := unix.NewIfreq(name)
+	if err != nil {
+		return err
+	}
+	if address != "" {
+		for _, set := range []struct {
+			what uint
+			to   net.IP
+		}{{unix.SIOCSIFADDR, net.ParseIP(address)}, {unix.SIOCSIFNETMASK, net.IPv4(255, 255, 255, 0)}} {
+			if err := errors.Join(r.SetInet4Addr(set.to.To4()), unix.IoctlIfreq(sock, set.what, r)); err != nil {
+				return fmt.Errorf("giving %s the address %s: %w", name, address, err)
+			}
+		}
+	}
+	r.SetUint16(unix.IFF_UP)
+	if err := unix.IoctlIfreq(sock, unix.SIOCSIFFLAGS, r); err != nil {
+		return fmt.Errorf("switching on the interface %s: %w", name, err)
+	}
+	return nil
 }
 
 // up looks whether this is a KVM host.

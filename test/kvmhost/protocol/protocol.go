@@ -33,6 +33,8 @@ type Job struct {
 	Read []string
 	// Init is the program that becomes process 1. The host then runs Calls, and no command of its own.
 	Init string
+	// Address is that of a host with a network, "" of one without.
+	Address string
 	// Disk says that what the host writes goes to its disk, not to memory.
 	Disk bool
 	// Terminal gives the command a terminal, the first virtio console, instead of the three ports.
