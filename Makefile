@@ -12,6 +12,7 @@
 # emulated forces either.
 #
 #   make kernels    the main end-to-end tests on the kernels of Debian 12, 13 and unstable
+#   make releases   the same on the whole of Debian 12, 13 and testing: kernel, libvirt and QEMU
 #   make two-hosts  migrations between two whole hosts, whose clocks agree, are 50 ms apart or aren't synchronised
 #   make vcpus      1,000 pauses of a stock Linux with 1, 2 and 4 vCPUs
 #   make splits     the relay's conversations cut at every byte, descriptors with every piece (a minute)
@@ -54,7 +55,7 @@ MODULE_HEADERS = qemu-plugin/rule.h qemu-plugin/clocks.h qemu-plugin/vcpus.h
 
 TESTFLAGS ?=
 
-.PHONY: build built host images test test-hosts power-cuts e2e kernels two-hosts vcpus shell test-packages pictures demo splits hostile twin sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup setup-build setup-host FORCE
+.PHONY: build built host images test test-hosts power-cuts e2e kernels releases two-hosts vcpus shell test-packages pictures demo splits hostile twin sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup setup-build setup-host FORCE
 
 build: $(BINARIES)
 
@@ -191,6 +192,13 @@ KERNELS ?= bookworm trixie sid
 kernels: setup-host build built host
 	for suite in $(KERNELS); do \
 		FTCLOCK_HOST=emulated HOSTFLAGS="--suite $$suite" $(call on-kvm,-run 'Checkpoints|Restore|Migration|LinuxGuest',test/e2e) || exit 1; \
+	done
+
+# The same with libvirt and QEMU of these Debians, too. What runs there is compiled here, so here is the oldest of them.
+RELEASES ?= bookworm trixie testing
+releases: setup build built host
+	for suite in $(RELEASES); do \
+		FTCLOCK_HOST=emulated HOSTFLAGS="--debian $$suite" $(call on-kvm,-run 'Checkpoints|Restore|Migration',test/e2e) || exit 1; \
 	done
 
 # 1,000 pauses of a stock Linux with 1, 2 and 4 vCPUs.

@@ -56,6 +56,9 @@ const bootPatience = 5 * time.Minute
 type Options struct {
 	// Suite names the Debian whose kernel the host has: bookworm, trixie, sid. "" is this machine's.
 	Suite string
+	// Root is the directory of a whole Debian whose libvirt and QEMU the command has, beside the tree that it is called in.
+	// "" is this machine's own. It is for emulated hosts only.
+	Root string
 	// Append are further arguments of the kernel's.
 	Append string
 	// Write are directories that the command shares with this machine. What it writes elsewhere is gone with the host.
@@ -96,6 +99,9 @@ func Run(o Options, args ...string) (int, error) {
 	native, err := Native()
 	if err != nil {
 		return 0, err
+	}
+	if native && o.Root != "" {
+		return 0, fmt.Errorf("a host with the programs of %s is an emulated one; fix: %s=emulated", o.Root, Variable)
 	}
 	if native {
 		return o.native(args)
@@ -161,7 +167,11 @@ func (o Options) emulated(args []string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	m, err := boot(machineOptions{kernel: f, memory: memory, append: o.Append, root: "/", write: job.Write, terminal: o.Terminal})
+	machine := machineOptions{kernel: f, memory: memory, append: o.Append, root: "/", write: job.Write, terminal: o.Terminal}
+	if o.Root != "" {
+		machine.root, machine.read, job.Read = o.Root, []string{root}, []string{root}
+	}
+	m, err := boot(machine)
 	if err != nil {
 		return 0, err
 	}

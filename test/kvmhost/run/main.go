@@ -8,17 +8,22 @@ import (
 	"os"
 	"time"
 
+	"ftclock/test/container"
 	"ftclock/test/kvmhost"
 
 	"github.com/alecthomas/kong"
 	"golang.org/x/term"
 )
 
+// testing are what the end-to-end tests run besides libvirt and QEMU.
+var testing = []string{"make", "iproute2", "qemu-utils"}
+
 func main() { os.Exit(run()) }
 
 func run() int {
 	var o struct {
 		Suite    string        `help:"Debian suite whose kernel the emulated host has: bookworm, trixie, sid." placeholder:"SUITE"`
+		Debian   string        `help:"Debian suite whose kernel, libvirt and QEMU the emulated host has. Wants root." placeholder:"SUITE"`
 		Append   string        `help:"Further arguments of the emulated host's kernel." placeholder:"ARGUMENTS"`
 		Write    []string      `help:"Directory that the command shares with this machine; may be repeated." placeholder:"DIR"`
 		Timeout  time.Duration `help:"End the command after that time." placeholder:"DURATION"`
@@ -37,7 +42,15 @@ func run() int {
 	if len(args) == 0 {
 		args, o.Terminal = []string{"/bin/bash"}, term.IsTerminal(int(os.Stdin.Fd()))
 	}
-	code, err := kvmhost.Run(kvmhost.Options{Suite: o.Suite, Append: o.Append, Write: o.Write, Timeout: o.Timeout, Terminal: o.Terminal}, args...)
+	options := kvmhost.Options{Suite: o.Suite, Append: o.Append, Write: o.Write, Timeout: o.Timeout, Terminal: o.Terminal}
+	code, err := 0, error(nil)
+	if o.Debian != "" {
+		options.Suite = o.Debian
+		options.Root, err = container.Image(o.Debian, testing...)
+	}
+	if err == nil {
+		code, err = kvmhost.Run(options, args...)
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "host: error:", err)
 		if errors.Is(err, kvmhost.ErrHangs) {
