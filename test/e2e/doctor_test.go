@@ -95,7 +95,15 @@ func TestKVMDoctorProvesByDoing(t *testing.T) {
 	}
 
 	t.Run("a QEMU that can't take the module", func(t *testing.T) {
-		define(t, x)
+		d, err := privatelibvirt.Define(conn, x)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := d.Remove(); err != nil {
+				t.Error(err)
+			}
+		})
 		out := doctor(t, 1)
 		wantLine(t, out, probeServed, "/usr/bin/qemu-system-x86_64 takes the module")
 		wantLine(t, out, "bad  a probe domain on "+odd+" can't be served: ", "doesn't begin like one for glibc")

@@ -11,6 +11,7 @@ import (
 
 	"ftclock/clockpage"
 	"ftclock/test/guest"
+	"ftclock/test/kvmhost"
 	"ftclock/test/qmp"
 	metadata "ftclock/xml-templates"
 )
@@ -99,7 +100,7 @@ func TestKVMFailover(t *testing.T) {
 			}
 			// What the write was off by is made good at the first pause.
 			later := offset(t, clock) - p.before
-			if later > off+maxDrift || later < off-int64(r.Cost)-maxDrift {
+			if limit := kvmhost.Stretched(maxDrift); later > off+limit || later < off-int64(r.Cost)-limit {
 				t.Errorf("after 5 pauses more it is %d ns behind, before %d", later, off)
 			}
 			if c.boot == "" && c.reason == clockpage.FromImport && (later > maxDrift || later < -maxDrift) {
