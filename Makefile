@@ -15,6 +15,7 @@
 #   make releases   the same on the whole of Debian 12, 13 and testing: kernel, libvirt and QEMU
 #   make two-hosts  migrations between two whole hosts, whose clocks agree, are 50 ms apart or aren't synchronised
 #   make vcpus      1,000 pauses of a stock Linux with 1, 2 and 4 vCPUs
+#   make guest-clocks  a stock Linux on kvmclock, Hyper-V's reference time, acpi_pm and hpet
 #   make splits     the relay's conversations cut at every byte, descriptors with every piece (a minute)
 #   make hostile    a QEMU that a guest has taken over, and the domain beside it
 #   make twin       a guest that is paused 100,000 times beside one that never is (hours on an emulated host)
@@ -55,7 +56,7 @@ MODULE_HEADERS = qemu-plugin/rule.h qemu-plugin/clocks.h qemu-plugin/vcpus.h
 
 TESTFLAGS ?=
 
-.PHONY: build built host images test test-hosts power-cuts e2e kernels releases two-hosts vcpus shell test-packages pictures demo splits hostile twin sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup setup-build setup-host FORCE
+.PHONY: build built host images test test-hosts power-cuts e2e kernels releases two-hosts vcpus guest-clocks shell test-packages pictures demo splits hostile twin sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup setup-build setup-host FORCE
 
 build: $(BINARIES)
 
@@ -204,6 +205,10 @@ releases: setup build built host
 # 1,000 pauses of a stock Linux with 1, 2 and 4 vCPUs.
 vcpus: setup-host build built host
 	FTCLOCK_LONG=1 $(call on-kvm,-run TestKVMLinuxGuest,test/e2e)
+
+# A stock Linux on each kind of clock, and what is said of one that isn't kept when it has run for three minutes.
+guest-clocks: setup-host build built host
+	FTCLOCK_LONG=1 $(call on-kvm,-run TestKVMGuestClocks,test/e2e)
 
 # A shell on a KVM host, with a libvirt of its own, ftclock installed and a guest defined.
 shell: setup-host build built host build/test/shell
