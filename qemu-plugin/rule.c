@@ -47,10 +47,11 @@
 #define WRITE_TRIES 3
 /* The longest time that the kernel itself may take between the call of KVM_SET_CLOCK and its effect. */
 #define LAG_MAX INT64_C(200000)
-/* How long after a stop the TSC is read that is saved: QEMU first drains its disks. And what a reading may be off by.
- */
+/* How long after a stop the TSC is read that is saved: QEMU first drains its disks. */
 #define TSC_READ_LATE (60 * SECOND)
-#define TSC_SLACK     INT64_C(1000000)
+/* A value within a second of what a vCPU's TSC reads is taken for an attempt to synchronise vCPUs, and not set
+ * (kvm_synchronize_tsc in arch/x86/kvm/x86.c). */
+#define TSC_SLACK (SECOND + 1000000)
 /* A reading whose instant is known less well isn't steered by. */
 #define STEER_BLUR 20000
 /* Ticks of the TSC, 1 us or more, in which CLOCK_MONOTONIC_RAW is read unless we are preempted. */
@@ -429,11 +430,11 @@ static int64_t ticks(int64_t ns, uint32_t khz) { return (int64_t)((__int128)ns *
 /*
  * Moves the guest's TSC to where its clock was moved by a restore. QEMU set it to what it read at some time after the
  * stop, and it has run since QEMU was told. So what it lacks is at most what the clock was moved by, and less by at
- * most the time that this process is there, give or take what a reading of another host may be off by: anything else
- * isn't the TSC that the reading is of, because the guest was reset since.
+ * most the time that this process is there, give or take what KVM makes of it: anything else isn't the TSC that the
+ * reading is of, because the guest was reset since.
  */
 static uint8_t move_tsc(struct rule *r, int fd, uint64_t from_clock, uint64_t from_tsc, uint32_t from_khz,
-                        const struct kvm_clock_data *loaded, const struct ftclock_record *rec, uint64_t error) {
+                        const struct kvm_clock_data *loaded, const struct ftclock_record *rec) {
     struct reading now;
     learn_tsc(r, fd);
     if (!from_khz || !r->khz || !read_stable(r, fd, &now))
@@ -446,8 +447,7 @@ static uint8_t move_tsc(struct rule *r, int fd, uint64_t from_clock, uint64_t fr
                       (uint64_t)ticks((int64_t)(clock - loaded->clock), r->khz);
     int64_t by = (int64_t)(should - has);
     int64_t here = (int64_t)(now.at.raw - r->first_raw) + TSC_READ_LATE;
-    int64_t slack = error < (uint64_t)SECOND ? (int64_t)error + TSC_SLACK : SECOND;
-    if (by > ticks(rec->lost + slack, r->khz) || by < ticks(rec->lost - here - slack, r->khz) ||
+    if (by > ticks(rec->lost + TSC_SLACK, r->khz) || by < ticks(rec->lost - here - TSC_SLACK, r->khz) ||
         r->host->move_tsc(by) < 0)
         return FTCLOCK_TSC_UNMOVED;
     r->tsc_offset += by;
@@ -831,7 +831,7 @@ static int restore(struct rule *r, int fd, struct kvm_clock_data *data, struct f
         return pass(r, fd, data, rec, FTCLOCK_REASON_WRITE_FAILED);
     }
     rec->reason = reason;
-    rec->tsc = move_tsc(r, fd, from_clock, from_tsc, from_khz, data, rec, error);
+    rec->tsc = move_tsc(r, fd, from_clock, from_tsc, from_khz, data, rec);
     /* The guest is off by what the write missed. Where that can't be read, it is no more than all of this took. */
     uint64_t missed = r->anchor.valid ? magnitude(r->left) : r->host->raw() - now.raw;
     r->anchor.error = error > UINT64_MAX - missed ? UINT64_MAX : error + missed;

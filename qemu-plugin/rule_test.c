@@ -1297,6 +1297,7 @@ static void test_tsc(void) {
         {"a state that was away for 14 minutes", 840 * SEC, 0, 50 * MS, 0, 0, HOST_KHZ, 0, FTCLOCK_TSC_MOVED},
         {"a migration", 50 * MS, MS, 20 * MS, 0, 0, HOST_KHZ, 0, FTCLOCK_TSC_MOVED},
         {"from a host of almost the same frequency", 50 * MS, MS, 20 * MS, 0, 0, HOST_KHZ + 3, 0, FTCLOCK_TSC_MOVED},
+        {"a TSC that KVM took for synchronised", 6 * SEC, -640 * MS, 300 * MS, 0, 0, HOST_KHZ, 0, FTCLOCK_TSC_MOVED},
         {"a guest that was reset since", 50 * MS, MS, 20 * MS, 600 * SEC, 0, HOST_KHZ, 0, FTCLOCK_TSC_UNMOVED},
         {"a guest that was reset early", 50 * MS, MS, 20 * MS, -600 * SEC, 0, HOST_KHZ, 0, FTCLOCK_TSC_UNMOVED},
         {"a TSC that the kernel scales", SEC, MS, 20 * MS, 0, HOST_KHZ / 2, HOST_KHZ, 0, FTCLOCK_TSC_UNMOVED},
