@@ -67,6 +67,7 @@ static struct {
     int64_t guest_tsc;       /* what the guest's TSC is ahead of the host's by */
     int64_t moved_tsc;       /* what it was moved by in all */
     int64_t look;            /* ns that the next look for the vCPUs takes */
+    bool no_vm_khz;          /* Linux before 5.18 */
     int tsc_error;           /* a kernel that doesn't say, 1, or that doesn't move it, 2 */
     uint32_t khz;            /* the guest's frequency, 0: the host's */
     bool garbage;            /* it will find out: until then KVM_GET_CLOCK counts from a TSC that is gone */
@@ -227,7 +228,7 @@ static int sim_move_tsc(int64_t by) {
 
 static uint32_t sim_vm_khz(int fd) {
     (void)fd;
-    return HOST_KHZ;
+    return sim.no_vm_khz ? 0 : HOST_KHZ;
 }
 
 static uint32_t sim_vcpu_khz(void) { return sim.khz ? sim.khz : HOST_KHZ; }
@@ -1354,10 +1355,18 @@ static void test_tsc(void) {
         }
     }
 
-    attach("a long look for the vCPUs");
-    sim.look = 20 * MS;
-    checkpoint(SEC, 5 * MS);
-    CHECK(page->now.khz == HOST_KHZ, "%u kHz", page->now.khz);
+    for (int old = 0; old < 2; old++) {
+        attach("a long look for the vCPUs, and a module that was preempted in its start");
+        memset(page, 0, FTCLOCK_PAGE_SIZE);
+        preempt(2, MS);
+        rule_start(&rule, &host, page, 4711);
+        preempt(0, 0);
+        write_policy(usual);
+        sim.no_vm_khz = old;
+        sim.look = old ? 20 * MS : 5 * SEC;
+        checkpoint(SEC, 5 * MS);
+        CHECK(page->now.khz == HOST_KHZ, "%u kHz", page->now.khz);
+    }
 
     attach("an older state of the same process");
     write_policy(policy);

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"ftclock/control"
+	"ftclock/test/privatelibvirt"
 )
 
 // The measure is a guest that was never paused. One that is paused a hundred times, and before that once after a run without a pause, stays
@@ -28,7 +29,19 @@ func TestKVMATwinThatIsNeverPaused(t *testing.T) {
 	x := managed("paused", clockElement)
 	preloadFakeClock(t, x, "FAKECLOCK_RAW_PPM", ppm)
 	d, clock := start(t, x)
-	_, unpaused := start(t, managed("twin", clockElement))
+	twin, err := privatelibvirt.Define(conn, managed("twin", clockElement))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := twin.Remove(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := twin.Create(); err != nil {
+		t.Fatal(err)
+	}
+	unpaused := reopened(t, twin)
 	apart := func() int64 { return offset(t, clock) - offset(t, unpaused) }
 
 	pause(t, d, 5*time.Millisecond)
