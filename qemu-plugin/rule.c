@@ -45,6 +45,8 @@
 /* Readings of clocks that take longer than this were preempted, and are made again. */
 #define WRITE_SLOW  INT64_C(2000)
 #define WRITE_TRIES 3
+/* A value that was missed is written again so often: where each call's time varies, some will hit. */
+#define WRITES 8
 /* The longest time that the kernel itself may take between the call of KVM_SET_CLOCK and its effect. */
 #define LAG_MAX INT64_C(200000)
 /* How long after a stop the TSC is read that is saved: QEMU first drains its disks. */
@@ -663,7 +665,7 @@ static int hold(struct rule *r, int fd, struct kvm_clock_data *data, struct ftcl
  */
 static bool write_expected(struct rule *r, int fd, uint64_t least, struct ftclock_record *rec) {
     int64_t lag = 0;
-    for (int i = 0; i < WRITE_TRIES; i++) {
+    for (int i = 0; i < WRITES; i++) {
         uint64_t clock = expected(r, r->host->raw()) + (uint64_t)lag;
         bool back = (int64_t)(clock - least) < 0;
         if (back)
