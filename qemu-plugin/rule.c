@@ -43,8 +43,8 @@
 #include <string.h>
 
 /* Readings of clocks that take longer than this were preempted, and are made again. */
-#define WRITE_SLOW  INT64_C(2000)
-#define WRITE_TRIES 3
+#define READ_SLOW  INT64_C(2000)
+#define READ_TRIES 3
 /* A value that was missed is written again so often: where each call's time varies, some will hit. */
 #define WRITES 8
 /* The longest time that the kernel itself may take between the call of KVM_SET_CLOCK and its effect. */
@@ -183,9 +183,9 @@ static void notice_sleep(struct rule *r) {
         before = h->mono();
         boot = h->boot();
         after = h->mono();
-    } while (++tries < WRITE_TRIES && after - before > WRITE_SLOW);
+    } while (++tries < READ_TRIES && after - before > READ_SLOW);
     uint64_t slept = boot - (before + (after - before) / 2);
-    if (after - before > WRITE_SLOW || (r->slept_known && magnitude((int64_t)(slept - r->slept)) < SLEEP_LEAST))
+    if (after - before > READ_SLOW || (r->slept_known && magnitude((int64_t)(slept - r->slept)) < SLEEP_LEAST))
         return;
     if (r->slept_known) {
         r->follow.sleeps++;
@@ -227,7 +227,7 @@ static int read_once(struct rule *r, int fd, struct kvm_clock_data *data, struct
         tsc1 = h->tsc();
         raw1 = h->raw();
         tsc2 = h->tsc();
-    } while (++tries < WRITE_TRIES && tsc2 - tsc1 > PAIR_SLOW);
+    } while (++tries < READ_TRIES && tsc2 - tsc1 > PAIR_SLOW);
 
     out->data = *data;
     out->at.raw = raw0 + (raw1 - raw0) / 2;
@@ -252,7 +252,7 @@ static int read_once(struct rule *r, int fd, struct kvm_clock_data *data, struct
     do {
         asked = h->raw();
         out->at.boot = h->boot();
-    } while (h->raw() - asked > WRITE_SLOW && ++tries < WRITE_TRIES);
+    } while (h->raw() - asked > READ_SLOW && ++tries < READ_TRIES);
     out->at.boot -= asked - out->at.raw;
     out->at.slept = r->slept;
     errno = error;
@@ -333,7 +333,7 @@ static void notice_steps(struct rule *r) {
         boot = h->boot();
         real = h->real();
         tai = h->tai();
-    } while (++tries < WRITE_TRIES && h->boot() - boot > WRITE_SLOW);
+    } while (++tries < READ_TRIES && h->boot() - boot > READ_SLOW);
     int64_t ahead = (int64_t)(tai - real);
     ahead = (ahead + (ahead < 0 ? -SECOND / 2 : SECOND / 2)) / SECOND;
     int64_t real_moved = (int64_t)(real - boot - r->real_boot);
@@ -377,7 +377,7 @@ static int64_t debt(const struct rule *r, const struct moment *now) {
 
 /* Reads again while a reading is blurred, and keeps the best. A reading whose error is UINT64_MAX is none yet. */
 static void read_better(struct rule *r, int fd, struct reading *best) {
-    for (int i = 0; i < WRITE_TRIES && best->error > FTCLOCK_TOLERANCE; i++) {
+    for (int i = 0; i < READ_TRIES && best->error > FTCLOCK_TOLERANCE; i++) {
         struct kvm_clock_data data = {0};
         struct reading other;
         if (read_clock(r, fd, &data, &other) == 0 && other.error < best->error &&
