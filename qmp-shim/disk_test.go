@@ -20,12 +20,7 @@ func TestADiskThatHangs(t *testing.T) {
 	if !hang.Alone(t) {
 		return
 	}
-	dir := t.TempDir()
-	end, err := hang.Mount(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer end()
+	dir := hang.Dir(t)
 	var log bytes.Buffer
 	state := t.TempDir()
 	s := &shim{Config: Config{UUID: "u", State: state, LastStops: filepath.Join(dir, "below"), Log: zerolog.New(&log)}, dir: filepath.Join(state, "u")}

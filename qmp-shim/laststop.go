@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 
 	"ftclock/clockpage"
 	"ftclock/control"
+	"ftclock/disk"
 	metadata "ftclock/xml-templates"
 )
 
@@ -93,7 +95,7 @@ func (s *shim) writeLastStop(stop lastStop) error {
 // readLastStop reads what the last QEMU left; nil if it left nothing that is of use.
 func (s *shim) readLastStop() *lastStop {
 	read := make(chan []byte, 1)
-	err := inTime(s.lastStopPath(), func() error {
+	err := disk.InTime(context.Background(), s.lastStopPath(), func() error {
 		text, err := os.ReadFile(s.lastStopPath())
 		read <- text
 		return err

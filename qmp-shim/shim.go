@@ -22,6 +22,7 @@ import (
 	"ftclock/attach"
 	"ftclock/clockpage"
 	"ftclock/control"
+	"ftclock/disk"
 	"ftclock/keeper"
 	"ftclock/record"
 	metadata "ftclock/xml-templates"
@@ -106,9 +107,6 @@ const lastWait = 30 * time.Second
 
 // endWait bounds what is written at the end, and how long a domain's next shim waits for the end of the last one.
 const endWait = 10 * time.Second
-
-// diskWait bounds how long a start waits for the directory of records and readings, which may be on a disk that hangs.
-const diskWait = 3 * time.Second
 
 // connectWait bounds how long a client's connection waits for descriptors or memory that the host is short of.
 const connectWait = 5 * time.Second
@@ -409,19 +407,6 @@ func (s *shim) keptConn(name string) *net.UnixConn {
 	}
 	conn, _ := c.(*net.UnixConn)
 	return conn
-}
-
-// inTime gives f's error, or says that the disk that path is on hangs: no domain's start waits for it. f must not touch what it leaves
-// to the caller after that.
-func inTime(path string, f func() error) error {
-	done := make(chan error, 1)
-	go func() { done <- f() }()
-	select {
-	case err := <-done:
-		return err
-	case <-time.After(diskWait):
-		return fmt.Errorf("%s doesn't answer: its disk hangs", path)
-	}
 }
 
 // bounded has f done, and doesn't wait for ever: a disk may hang.
@@ -738,7 +723,7 @@ func (s *shim) listen() (*net.UnixListener, error) {
 		return nil, fmt.Errorf("making the state directory: %w", err)
 	}
 	// Made now, not when there is something to write: ftclock may have been purged under this shim by then.
-	err := inTime(s.LastStops, func() error { return os.MkdirAll(s.LastStops, 0o700) })
+	err := disk.InTime(context.Background(), s.LastStops, func() error { return os.MkdirAll(s.LastStops, 0o700) })
 	if err != nil {
 		s.Log.Warn().Err(err).Msg("no record is kept, and no reading for a restored guest: mend the directory, and start the domain anew")
 	}

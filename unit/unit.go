@@ -12,14 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ftclock/control"
+	"ftclock/disk"
 	"ftclock/spawn"
 )
 
 const (
 	// dialWait bounds the connection to systemd: a bus that hangs must leave time for a start without it.
 	dialWait = 5 * time.Second
-	// dirWait bounds the making of directories.
-	dirWait = 3 * time.Second
 	// takeWait bounds how long systemd may take to run the unit's program, for the same reason.
 	takeWait = 8 * time.Second
 	// margin is what the unit's own bound on a start is below the caller's, so that its answer is heard.
@@ -120,7 +119,10 @@ func (h Host) byUnit(ctx context.Context, o spawn.Options) error {
 	}
 	defer m.Close()
 	// The unit sees the system read-only, but for directories that have to be there.
-	if err := h.makeDirs(ctx); err != nil {
+	err = disk.InTime(ctx, h.LastStops, func() error {
+		return errors.Join(os.MkdirAll(h.State, 0o711), os.MkdirAll(h.LastStops, 0o700))
+	})
+	if err != nil {
 		return notStarted{error: fmt.Errorf("making the shims' directories: %w", err)}
 	}
 	order := spawn.Order{Options: o, Wait: time.Minute}
@@ -146,20 +148,6 @@ func (h Host) byUnit(ctx context.Context, o spawn.Options) error {
 		h.kill(m, name)
 	}
 	return fmt.Errorf("%w (in %s; see journalctl -u %s)", err, name, name)
-}
-
-// makeDirs bounds that, too: the readings may be on a disk that hangs, and libvirt would wait with us.
-func (h Host) makeDirs(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, dirWait)
-	defer cancel()
-	made := make(chan error, 1)
-	go func() { made <- errors.Join(os.MkdirAll(h.State, 0o711), os.MkdirAll(h.LastStops, 0o700)) }()
-	select {
-	case err := <-made:
-		return err
-	case <-ctx.Done():
-		return fmt.Errorf("%s doesn't answer: its disk hangs", h.LastStops)
-	}
 }
 
 // start starts the unit, and waits for the start's result.

@@ -159,12 +159,7 @@ func TestADiskThatHangs(t *testing.T) {
 	if !hang.Alone(t) {
 		return
 	}
-	dir := t.TempDir()
-	end, err := hang.Mount(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer end()
+	dir := hang.Dir(t)
 	direct, note := false, ""
 	h := Host{
 		Booted: t.TempDir(), State: t.TempDir(), LastStops: filepath.Join(dir, "below"),

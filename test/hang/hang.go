@@ -28,6 +28,18 @@ func Alone(t *testing.T) bool {
 	return false
 }
 
+// Dir is a directory on such a file system, for a test that is Alone.
+func Dir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	end, err := Mount(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(end)
+	return dir
+}
+
 // Mount hides dir behind such a file system until end is called. What waits then gets an error. The caller must be in a mount
 // namespace that is its own: a process that is killed leaves the mount behind.
 func Mount(dir string) (end func(), err error) {
