@@ -230,16 +230,7 @@ func TestKVMCheckpointsOfAnAttachedQEMU(t *testing.T) {
 }
 
 func TestKVMCheckpointsOverASecondMonitor(t *testing.T) {
-	x := managed("second", clockElement)
-	if _, err := privatelibvirt.AddMonitor(x); err != nil {
-		t.Fatal(err)
-	}
-	d, clock := start(t, x)
-	monitor, err := d.Monitor()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer monitor.Close()
+	d, clock, monitor := startWithMonitor(t, "second")
 	run := func(command string) func() error {
 		return func() error {
 			_, err := monitor.Execute(command, nil)

@@ -111,16 +111,7 @@ func TestKVMNoRoomInRun(t *testing.T) {
 // While libvirtd is stopped, an engine with a monitor of its own goes on: QEMU's events fill what there is between it and libvirtd, and
 // neither the guest's clock nor the record notices. libvirtd goes on where it was.
 func TestKVMAStoppedLibvirtd(t *testing.T) {
-	x := managed("deaf", clockElement)
-	if _, err := privatelibvirt.AddMonitor(x); err != nil {
-		t.Fatal(err)
-	}
-	d, clock := start(t, x)
-	monitor, err := d.Monitor()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer monitor.Close()
+	d, clock, monitor := startWithMonitor(t, "deaf")
 	before := offset(t, clock)
 	if err := unix.Kill(privatelibvirt.PID(), unix.SIGSTOP); err != nil {
 		t.Fatal(err)

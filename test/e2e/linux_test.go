@@ -57,6 +57,12 @@ func open(t *testing.T, d *privatelibvirt.Domain) *linuxguest.Clocks {
 	if err := d.Create(); err != nil {
 		t.Fatal(err)
 	}
+	return linuxClocks(t, d)
+}
+
+// linuxClocks waits for the clocks of a Linux guest that has been started, which go with the test.
+func linuxClocks(t *testing.T, d *privatelibvirt.Domain) *linuxguest.Clocks {
+	t.Helper()
 	pid, err := d.PID()
 	if err != nil {
 		t.Fatal(err)

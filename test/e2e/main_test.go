@@ -12,6 +12,7 @@ import (
 	"ftclock/spawn"
 	"ftclock/test/guest"
 	"ftclock/test/privatelibvirt"
+	"ftclock/test/qmp"
 
 	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
@@ -70,6 +71,22 @@ func start(t *testing.T, x *libvirtxml.Domain) (*privatelibvirt.Domain, *guest.C
 	}
 	t.Cleanup(func() { clock.Close() })
 	return d, clock
+}
+
+// startWithMonitor starts a managed domain that has a second monitor, for an engine of its own.
+func startWithMonitor(t *testing.T, name string) (*privatelibvirt.Domain, *guest.Clock, *qmp.Conn) {
+	t.Helper()
+	x := managed(name, clockElement)
+	if _, err := privatelibvirt.AddMonitor(x); err != nil {
+		t.Fatal(err)
+	}
+	d, clock := start(t, x)
+	monitor, err := d.Monitor()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { monitor.Close() })
+	return d, clock, monitor
 }
 
 func shimLog(name string) string {

@@ -1,9 +1,7 @@
 package e2e
 
 import (
-	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -65,13 +63,7 @@ func TestKVMTheTSCGoesWithTheClock(t *testing.T) {
 
 // A Linux that reads its time from the TSC goes on as if it had never been away, too, on every vCPU.
 func TestKVMATSCGuestIsRestored(t *testing.T) {
-	if missing := linuxguest.Missing(); len(missing) > 0 {
-		privatelibvirt.LeaveOut(t, strings.Join(missing, "; "))
-	}
-	image, err := linuxguest.Build(privatelibvirt.Dir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	image := linuxImage(t)
 	file := saveFile(t, "tsc.state")
 	const away = 5 * time.Second
 	for _, c := range []struct{ name, metadata string }{{"tsc-stock", ""}, {"tsc", restoreRules[1].clock}} {
@@ -81,11 +73,7 @@ func TestKVMATSCGuestIsRestored(t *testing.T) {
 			if c.metadata != "" {
 				x.Metadata = &libvirtxml.DomainMetadata{XML: c.metadata}
 			}
-			d := define(t, x)
-			if err := d.Create(); err != nil {
-				t.Fatal(err)
-			}
-			clocks := linuxClocks(t, d)
+			d, clocks := boot(t, x)
 			pause(t, d, 5*time.Millisecond)
 			before := linuxOffsets(t, clocks)
 			_ = clocks.Close()
@@ -156,20 +144,4 @@ func publishedKHz(t *testing.T, d *privatelibvirt.Domain) uint64 {
 		t.Fatalf("the anchor says nothing of the TSC: %+v", answer.Anchor)
 	}
 	return answer.Anchor.KHz
-}
-
-// linuxClocks waits for a Linux guest's clocks.
-func linuxClocks(t *testing.T, d *privatelibvirt.Domain) *linuxguest.Clocks {
-	t.Helper()
-	pid, err := d.PID()
-	if err != nil {
-		t.Fatal(err)
-	}
-	clocks, err := linuxguest.Open(pid, 15*time.Minute)
-	if err != nil {
-		console, _ := os.ReadFile(linuxguest.Console(d.Name))
-		t.Fatalf("%v\n%s", err, console)
-	}
-	t.Cleanup(func() { _ = clocks.Close() })
-	return clocks
 }
