@@ -56,7 +56,7 @@ for package in "${packages[@]}"; do
     fi
 done
 
-# An emulated host that hangs, which is the emulator's fault, is booted again for the tests that haven't passed yet.
+# An emulated host that hangs or crashes, which is the emulator's fault, is booted again for the tests that haven't passed yet.
 log=build/test/kvm.log
 : >$log
 for try in 1 2 3; do
@@ -66,6 +66,6 @@ for try in 1 2 3; do
     status=${PIPESTATUS[0]}
     set -e
     if [ "$status" != 75 ] || [ $try = 3 ]; then break; fi
-    echo "kvm: THE EMULATED HOST HUNG (try $try of 3): the tests that didn't pass yet run once more"
+    echo "kvm: THE EMULATED HOST FAILED (try $try of 3): the tests that didn't pass yet run once more"
 done
 exit "$status"

@@ -195,7 +195,7 @@ func (h *Host) follow(up chan<- error) {
 	for {
 		select {
 		case <-alive.C:
-			why := fmt.Errorf("%w: nothing heard of it; its processors: %s; its last words: %s", ErrHangs, h.processors(), h.words())
+			why := fmt.Errorf("%w: nothing heard of it; its processors: %s; its last words: %s", ErrHost, h.processors(), h.words())
 			_ = h.qemu.Process.Kill()
 			end(why)
 			return

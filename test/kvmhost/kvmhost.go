@@ -42,9 +42,9 @@ const (
 	cpus        = 2
 )
 
-// ErrHangs says that the emulated host itself stood still, whatever ran on it. It is the emulator's fault, not that of
-// what runs on the host.
-var ErrHangs = errors.New("the emulated host hangs")
+// ErrHost says that the emulated host itself stood still or crashed, whatever ran on it. It is the emulator's fault, not that
+// of what runs on the host.
+var ErrHost = errors.New("the emulated host failed")
 
 // hangs is the time without a beat after which a host is taken for one that hangs: a starved machine may be late by much.
 const hangs = 3 * time.Minute
@@ -425,7 +425,7 @@ func (m *machine) words() string {
 	for _, name := range []string{"console", "qemu"} {
 		text, _ := os.ReadFile(filepath.Join(m.scratch, name))
 		lines := strings.Split(strings.TrimSpace(string(text)), "\n")
-		all += "\n" + strings.Join(lines[max(0, len(lines)-15):], "\n")
+		all += "\n" + strings.Join(lines[max(0, len(lines)-40):], "\n")
 	}
 	return strings.TrimSpace(all)
 }
@@ -509,14 +509,14 @@ func (m *machine) serve(job *protocol.Job, timeout time.Duration, progress func(
 		case <-boot:
 			return 0, fmt.Errorf("the emulated host isn't up in %v; its last words: %s", bootPatience, m.words())
 		case <-alive.C:
-			return 0, fmt.Errorf("%w: nothing heard of it for %v; its processors: %s; its last words: %s", ErrHangs, hangs, m.processors(), m.words())
+			return 0, fmt.Errorf("%w: nothing heard of it for %v; its processors: %s; its last words: %s", ErrHost, hangs, m.processors(), m.words())
 		case <-late:
 			return 0, fmt.Errorf("the command didn't end within %v: the emulated host is taken away", timeout)
 		case p, ok := <-heard:
 			switch {
 			case !ok:
 				<-m.ended
-				return 0, fmt.Errorf("the emulated host ended by itself; its last words: %s", m.words())
+				return 0, fmt.Errorf("%w: it ended by itself; its last words: %s", ErrHost, m.words())
 			case p.Beat:
 				alive.Reset(hangs)
 			case p.Error != "":

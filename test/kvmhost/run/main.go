@@ -53,7 +53,7 @@ func run() int {
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "host: error:", err)
-		if errors.Is(err, kvmhost.ErrHangs) {
+		if errors.Is(err, kvmhost.ErrHost) {
 			return 75 // EX_TEMPFAIL of sysexits.h: try again
 		}
 		return 125 // as env(1) and docker run say that they failed themselves
