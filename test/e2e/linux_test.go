@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"ftclock/test/linuxguest"
 	"ftclock/test/privatelibvirt"
 
+	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
 )
 
@@ -72,8 +74,24 @@ func linuxClocks(t *testing.T, d *privatelibvirt.Domain) *linuxguest.Clocks {
 		console, _ := os.ReadFile(linuxguest.Console(d.Name))
 		t.Fatalf("%v\n%s", err, console)
 	}
-	t.Cleanup(func() { clocks.Close() })
+	t.Cleanup(func() {
+		if t.Failed() {
+			doing(t, d)
+		}
+		clocks.Close()
+	})
 	return clocks
+}
+
+// doing logs what a Linux guest is doing, for a test that failed: whether it runs, where its vCPUs are, twice, and what it said last.
+func doing(t *testing.T, d *privatelibvirt.Domain) {
+	for _, command := range []string{"info status", "info registers -a", "info registers -a", "info irq"} {
+		answer, err := d.QemuMonitorCommand(command, libvirt.DOMAIN_QEMU_MONITOR_COMMAND_HMP)
+		t.Logf("%s: %v %q", command, err, regexp.MustCompile(`VM status.*|RIP=.*|CPU#\d+|\d+: \d+`).FindAllString(answer, -1))
+	}
+	console, err := os.ReadFile(linuxguest.Console(d.Name))
+	lines := strings.Split(string(console), "\n")
+	t.Logf("its console: %v\n%s", err, strings.Join(lines[max(0, len(lines)-20):], "\n"))
 }
 
 // The distribution's own kernel on kvm-clock loses the pauses with stock QEMU. With ftclock it keeps its clocks, on every vCPU,
