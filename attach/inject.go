@@ -353,7 +353,7 @@ func (t *tracee) untilReturn(rip, rsp uint64) error {
 	}
 }
 
-// compare checks what rt_sigreturn has restored, and mends it where it isn't what was saved.
+// compare checks what rt_sigreturn has restored, and fixes it where it isn't what was saved.
 func (t *tracee) compare(old *saved) error {
 	regs, err := t.registers()
 	if err != nil {

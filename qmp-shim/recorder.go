@@ -50,7 +50,7 @@ const statusWait = 2 * time.Second
 
 func newRecorder(d *domain, alone bool, c record.Config) *recorder {
 	c.Problem = func(err error) {
-		d.log.Warn().Err(err).Msg("the record of this clock isn't kept, the clock is all the same; mend the disk, and the record goes on by itself")
+		d.log.Warn().Err(err).Msg("the record of this clock isn't kept, the clock is all the same; fix the disk, and the record goes on by itself")
 	}
 	r := &recorder{domain: d, config: c, kick: make(chan struct{}, 1)}
 	r.alone.Store(alone)

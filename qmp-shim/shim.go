@@ -725,7 +725,7 @@ func (s *shim) listen() (*net.UnixListener, error) {
 	// Made now, not when there is something to write: ftclock may have been purged under this shim by then.
 	err := disk.InTime(context.Background(), s.LastStops, func() error { return os.MkdirAll(s.LastStops, 0o700) })
 	if err != nil {
-		s.Log.Warn().Err(err).Msg("no record is kept, and no reading for a restored guest: mend the directory, and start the domain anew")
+		s.Log.Warn().Err(err).Msg("no record is kept, and no reading for a restored guest: fix the directory, and start the domain anew")
 	}
 	path := filepath.Join(s.dir, control.SocketName)
 	for end := time.Now().Add(endWait); ; time.Sleep(20 * time.Millisecond) {

@@ -21,7 +21,7 @@ type doctorCmd struct {
 
 func (doctorCmd) Help() string {
 	return "A line for each thing that ftclock needs: ok, warn (something doesn't work, or not as well) or bad (ftclock " +
-		"doesn't work), with what mends it below. Exit code 1 says that something is bad. " +
+		"doesn't work), with what fixes it below. Exit code 1 says that something is bad. " +
 		"As root on a host with KVM it proves the rest by doing: on each QEMU program that managed domains use, a domain named " + probeName + ", without disk " +
 		"and network, goes through libvirt, hook, shim and module, is paused three times, and is removed with all that it leaves."
 }
@@ -39,7 +39,7 @@ const (
 type finding struct {
 	grade grade
 	what  string
-	mend  string
+	fix  string
 }
 
 // examined is the host under the doctor's eyes.
@@ -78,8 +78,8 @@ func printFindings(u *ui, findings []finding) (anyBad bool) {
 	colours := map[grade]string{good: green, warn: yellow, bad: red}
 	for _, f := range findings {
 		u.printf("%s%s %s\n", u.paint(colours[f.grade], string(f.grade)), strings.Repeat(" ", 4-len(f.grade)), oneLine(f.what))
-		if f.mend != "" {
-			u.printf("       %s\n", oneLine(f.mend))
+		if f.fix != "" {
+			u.printf("       %s\n", oneLine(f.fix))
 		}
 		anyBad = anyBad || f.grade == bad
 	}
@@ -131,12 +131,12 @@ func (x examined) checkClocksource() finding {
 	case source == "tsc", source == "hyperv_clocksource_tsc_page": // KVM's gtod_is_based_on_tsc, arch/x86/kvm/x86.c
 		return finding{good, "clocksource is " + source, ""}
 	}
-	mend := "the kernel doesn't offer tsc here: `dmesg | grep -i tsc` tells why"
+	fix := "the kernel doesn't offer tsc here: `dmesg | grep -i tsc` tells why"
 	if available, _ := x.read(dir + "available_clocksource"); slices.Contains(strings.Fields(available), "tsc") {
-		mend = "echo tsc > " + dir + "current_clocksource; if the kernel left it by itself, `dmesg | grep -i tsc` tells why"
+		fix = "echo tsc > " + dir + "current_clocksource; if the kernel left it by itself, `dmesg | grep -i tsc` tells why"
 	}
 	return finding{bad, "clocksource is " + source + ": KVM gives stable guest clocks with the TSC alone, and ftclock leaves others alone",
-		mend}
+		fix}
 }
 
 // --- libvirt and QEMU ---
@@ -152,7 +152,7 @@ func checkLibvirt(p *program, probe bool) []finding {
 		f := finding{bad, sayError(err), ""}
 		var with *hintedError
 		if errors.As(err, &with) {
-			f.mend = with.hint
+			f.fix = with.hint
 		}
 		return []finding{f}
 	}
@@ -233,16 +233,16 @@ func (d *domain) emulator() string {
 const hookLink = "/etc/libvirt/hooks/qemu.d/50-ftclock"
 
 func (x examined) checkHook() finding {
-	const mend = "install ftclock's package again"
+	const fix = "install ftclock's package again"
 	if _, err := os.Lstat(x.path(hookLink)); err != nil {
-		return finding{bad, "libvirt's hook isn't there: " + sayError(err), mend}
+		return finding{bad, "libvirt's hook isn't there: " + sayError(err), fix}
 	}
 	hook, err := os.Stat(x.path(hookLink))
 	switch {
 	case err != nil:
-		return finding{bad, "libvirt's hook leads nowhere: " + sayError(err), mend}
+		return finding{bad, "libvirt's hook leads nowhere: " + sayError(err), fix}
 	case !hook.Mode().IsRegular() || hook.Mode().Perm()&0o111 == 0:
-		return finding{bad, hookLink + " isn't a program that can be run", mend}
+		return finding{bad, hookLink + " isn't a program that can be run", fix}
 	}
 	return finding{good, hookLink + " is there", ""}
 }

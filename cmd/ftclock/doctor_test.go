@@ -28,8 +28,8 @@ func wantFinding(t *testing.T, got finding, want grade, what string) {
 	if got.grade != want || !strings.Contains(got.what, what) {
 		t.Errorf("got %+v, want %s %q", got, want, what)
 	}
-	if got.grade != good && got.mend == "" {
-		t.Errorf("nothing mends %+v", got)
+	if got.grade != good && got.fix == "" {
+		t.Errorf("nothing fixes %+v", got)
 	}
 }
 
@@ -111,7 +111,7 @@ func TestStateDir(t *testing.T) {
 		t.Fatal(err)
 	}
 	findings := checkStateDir(dir)
-	if len(findings) != 2 || !strings.Contains(findings[1].mend, "`ftclock enable --live 'a b'`") {
+	if len(findings) != 2 || !strings.Contains(findings[1].fix, "`ftclock enable --live 'a b'`") {
 		t.Fatalf("got %+v", findings)
 	}
 	wantFinding(t, findings[1], warn, "the shim of a b ("+someUUID+") was killed or crashed")

@@ -171,7 +171,7 @@ func (d *domain) parse(flags libvirt.DomainXMLFlags) (metadata.Domain, error) {
 	m, err := metadata.Parse(xml)
 	if err != nil {
 		return m, hinted(fmt.Errorf("reading the definition of %s: %w", d.name, err), fmt.Sprintf(
-			"mend it with `virsh edit %s`, or take it out with `ftclock disable %[1]s`", shellWord(d.name)))
+			"fix it with `virsh edit %s`, or take it out with `ftclock disable %[1]s`", shellWord(d.name)))
 	}
 	return m, nil
 }

@@ -76,8 +76,8 @@ func checkForgotten() []finding {
 	slices.SortFunc(all, func(a, b entry) int { return strings.Compare(a.Name, b.Name) })
 	var findings []finding
 	for _, e := range all {
-		what, mend, _ := strings.Cut(e.Why, "? ")
-		findings = append(findings, finding{bad, e.Name + " runs uncorrected: " + what, mend})
+		what, fix, _ := strings.Cut(e.Why, "? ")
+		findings = append(findings, finding{bad, e.Name + " runs uncorrected: " + what, fix})
 	}
 	return findings
 }

@@ -94,7 +94,7 @@ const (
 
 // check asks for what the shim does: it is started by systemd, loads the module into QEMU, opens its page, and has libvirt connect.
 func (s selinux) check(shimFile string) finding {
-	const mend = "semodule -i /usr/share/selinux/packages/ftclock.pp; restorecon -Rv /usr/sbin/ftclock-shim /usr/lib/systemd/system/ftclock-shim@.service /run/ftclock"
+	const fix = "semodule -i /usr/share/selinux/packages/ftclock.pp; restorecon -Rv /usr/sbin/ftclock-shim /usr/lib/systemd/system/ftclock-shim@.service /run/ftclock"
 	enforcing, err := s.read(selinuxfs + "enforce")
 	switch {
 	case err != nil:
@@ -134,7 +134,7 @@ func (s selinux) check(shimFile string) finding {
 		}
 	}
 	if len(all) > 0 {
-		return finding{bad, "SELinux is enforcing, and its policy doesn't let ftclock work: " + strings.Join(all, "; "), mend}
+		return finding{bad, "SELinux is enforcing, and its policy doesn't let ftclock work: " + strings.Join(all, "; "), fix}
 	}
 	return finding{good, "SELinux is enforcing, and its policy lets the shim work, as " + typeOf(shim), ""}
 }

@@ -286,19 +286,19 @@ func withoutShim(f found) entry {
 
 // andModule tells whether the module is there to follow the standing policy without a shim.
 func andModule(name, uuid string) string {
-	mend := "; `ftclock enable --live " + shellWord(name) + "` gives it one"
+	fix := "; `ftclock enable --live " + shellWord(name) + "` gives it one"
 	pid, err := findQEMU("/", name, uuid)
 	if err != nil {
-		return mend
+		return fix
 	}
 	_, loaded, err := attach.Loaded(pid)
 	switch {
 	case err != nil:
-		return mend
+		return fix
 	case loaded:
-		return ", the module in QEMU follows the last policy" + mend
+		return ", the module in QEMU follows the last policy" + fix
 	}
-	return ", QEMU has no module and the clock isn't corrected" + mend
+	return ", QEMU has no module and the clock isn't corrected" + fix
 }
 
 // pick leaves the one domain that was asked for.

@@ -148,7 +148,7 @@ func remarks(e entry) []string {
 		lines = append(lines, line)
 	}
 	if e.Kept != nil && e.Kept.Problem != "" {
-		lines = append(lines, "its record isn't kept: "+oneLine(e.Kept.Problem)+"; mend the disk, and it goes on by itself")
+		lines = append(lines, "its record isn't kept: "+oneLine(e.Kept.Problem)+"; fix the disk, and it goes on by itself")
 	}
 	for _, w := range e.Warnings {
 		lines = append(lines, "warning: "+oneLine(w))
