@@ -44,7 +44,9 @@ type domain struct {
 	// loading is closed when the attempt to load the module has ended; nil while none was begun, or after one that was
 	// refused upon.
 	loading chan struct{}
-	isBusy  bool // the attempt goes on because QEMU's main thread is busy
+	// onlyThat says that a state that is loaded is caught up only if it is the one of the last stop.
+	onlyThat bool
+	isBusy   bool // the attempt goes on because QEMU's main thread is busy
 	// load makes an attempt, and tells loaded. Set once, before the relay runs.
 	load func()
 	// look has somebody look whether the domain's metadata was changed, and doesn't wait; nil in tests. Set once, before
@@ -205,7 +207,7 @@ func (d *domain) cont(m message) (refusal string) {
 	defer d.mu.Unlock()
 	if d.page == nil {
 		if d.gate {
-			d.loading = nil // the next cont finds a new attempt: who mends the cause only has to resume again
+			d.loading = nil // the next cont finds a new attempt: who fixes the cause only has to resume again
 			return "ftclock: the guest's clock can't be kept, and the domain's metadata requires it: " + d.why
 		}
 		return ""
@@ -389,7 +391,12 @@ func (d *domain) contAnswered(t uint64, failed bool) {
 	if problem := compare(record, seen, t); seen.ordered && problem != "" {
 		d.disagree(fmt.Sprintf("pause %d: %s", seen.number, problem))
 	}
+	onlyThat := d.onlyThat
+	d.onlyThat = false
 	switch {
+	case record.Reason == clockpage.First && onlyThat && d.catchesUp(clockpage.Restore):
+		d.warn("the time that the guest was away isn't caught up: the clock of the state that was loaded isn't the one of the last stop on this host, and no " +
+			"anchor came with it. It is an older state, or of a machine type of QEMU 2.8 or older: use a newer one, or set the guest's clock")
 	case record.Reason == clockpage.OverLimit:
 		d.warn(fmt.Sprintf("the clock was held over a pause longer than the limit of its event, %v: raise the limit in the metadata "+
 			"if such pauses are to be caught up", known(record.Event)))
@@ -472,7 +479,7 @@ func (d *domain) loaded(page *clockpage.Page, method string, err error) {
 	d.isBusy = false
 	if err != nil {
 		d.state, d.why = control.Uncorrected, err.Error()
-		d.warn("the guest's clock isn't kept: " + d.why + "; mend that, then `ftclock enable --live` tries again")
+		d.warn("the guest's clock isn't kept: " + d.why + "; fix that, then `ftclock enable --live` tries again")
 	} else {
 		d.page, d.method, d.why = page, method, ""
 		d.apply()

@@ -60,7 +60,15 @@ func (s *shim) keepLastStop() {
 			return stop, errors.New("it wasn't paused")
 		}
 		at := readInstant()
-		stop = lastStop{Saved: now.Saved, Real: now.StopReal, Raw: now.StopRaw, Boot: bootID(), Slept: at.slept,
+		// What the guest's clock is off by is left to correct, and isn't to go on from: over many restores it would add up.
+		var left uint64
+		if a, err := page.Anchor(); err == nil && a.Valid == 1 {
+			left = now.Saved - readOn(a, instant{raw: now.StopRaw, slept: a.Slept})
+			if most := int64(time.Millisecond); int64(left) > most || int64(left) < -most {
+				left = 0
+			}
+		}
+		stop = lastStop{Saved: now.Saved, Real: now.StopReal + left, Raw: now.StopRaw + left, Boot: bootID(), Slept: at.slept,
 			TSC: now.TSC, KHz: now.KHz}
 		// If the host slept since the stop, or its clock was set, CLOCK_REALTIME knows better.
 		if apart := int64(at.real-now.StopReal) - int64(at.raw-now.StopRaw); apart > int64(time.Second) || apart < -int64(time.Second) {
@@ -73,7 +81,7 @@ func (s *shim) keepLastStop() {
 		s.Log.Debug().Err(err).Msg("nothing to go on from")
 	} else if err := s.writeLastStop(stop); err != nil {
 		_ = os.Remove(s.lastStopPath())
-		s.Log.Warn().Err(err).Msg("a restored guest can't be caught up from this stop; make room, or mend the disk")
+		s.Log.Warn().Err(err).Msg("a restored guest can't be caught up from this stop; make room, or fix the disk")
 	}
 }
 
@@ -154,6 +162,7 @@ func (s *shim) importState(page *clockpage.Page) {
 		}
 		s.domain.mu.Lock()
 		page.SetImport(v)
+		s.domain.onlyThat = incoming == control.Restored && v.Any == 0
 		s.domain.mu.Unlock()
 	case incoming == control.Restored && s.Anchor != nil:
 		err = s.domain.importAnchor(*s.Anchor, clockpage.Restore)

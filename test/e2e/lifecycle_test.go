@@ -11,6 +11,7 @@ import (
 
 	"ftclock/clockpage"
 	"ftclock/control"
+	"ftclock/test/linuxguest"
 	"ftclock/test/privatelibvirt"
 
 	"libvirt.org/go/libvirt"
@@ -398,5 +399,66 @@ func TestKVMMetadataChangedLive(t *testing.T) {
 	}
 	if count, largest, err := clock.Backsteps(); err != nil || count != 0 {
 		t.Errorf("the guest saw time go back %d times, by up to %d ns: %v", count, largest, err)
+	}
+}
+
+// A guest that suspends itself to memory isn't paused: nothing is recorded of it, nor of a stop and a cont meanwhile where QEMU takes
+// them for none (before 9.0). Its kvmclock goes on, and after it wakes up pauses are caught up as before.
+func TestKVMAGuestSuspendsItself(t *testing.T) {
+	image := linuxImage(t)
+	x := linuxguest.XML("pmsuspended", image, 1)
+	x.OS.Cmdline += " ftclock_sleep=30"
+	x.PM = &libvirtxml.DomainPM{SuspendToMem: &libvirtxml.DomainPMPolicy{Enabled: "yes"}}
+	x.Metadata = &libvirtxml.DomainMetadata{XML: clockElement}
+	if _, err := privatelibvirt.AddMonitor(x); err != nil {
+		t.Fatal(err)
+	}
+	d, clocks := boot(t, x)
+	monitor, err := d.Monitor()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { monitor.Close() })
+	pause(t, d, 5*time.Millisecond)
+	before := status(t, d).Pauses
+	awaitState(t, d, libvirt.DOMAIN_PMSUSPENDED)
+	for _, command := range []string{"stop", "cont"} {
+		if _, err := monitor.Execute(command, nil); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	asleep := status(t, d)
+	t.Logf("asleep: %d pauses, %d before; %+v", asleep.Pauses, before, asleep.Records)
+	for _, r := range asleep.Records[before:] {
+		if r.Decision != clockpage.Dropped.String() {
+			t.Errorf("while it slept: %+v", r)
+		}
+	}
+	mustVirsh(t, "dompmwakeup", d.Name)
+	awaitState(t, d, libvirt.DOMAIN_RUNNING)
+	if err := clocks.Monotonic.WaitMoving(2 * time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	at := offset(t, clocks.Monotonic)
+	for range 5 {
+		pause(t, d, 5*time.Millisecond)
+	}
+	lost := offset(t, clocks.Monotonic) - at
+	s := status(t, d)
+	t.Logf("awake: it lost %d ns in 5 pauses; %+v", lost, s.Records[asleep.Pauses:])
+	if lost > maxDrift || lost < -maxDrift {
+		t.Errorf("after it woke up it lost %d ns in 5 pauses", lost)
+	}
+	if s.Disagreements != 0 || s.Reanchored != 0 || s.State != control.Correcting {
+		t.Errorf("status: %+v", withoutRecords(s))
+	}
+	for _, r := range s.Records[before:] {
+		if r.Decision != clockpage.Dropped.String() {
+			t.Errorf("a pause: %+v", r)
+		}
+	}
+	if count, largest, err := clocks.Monotonic.Backsteps(); err != nil || count != 0 {
+		t.Errorf("CLOCK_MONOTONIC went back %d times, by up to %d ns: %v", count, largest, err)
 	}
 }

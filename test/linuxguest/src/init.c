@@ -46,6 +46,8 @@ struct page {
 static volatile struct page pages[MOST_CPUS];
 static _Atomic uint64_t newest; /* the largest CLOCK_MONOTONIC that any vCPU has read, ns */
 static int cpus;
+/* When the guest suspends itself to memory, CLOCK_MONOTONIC in ns. */
+static uint64_t sleep_at = UINT64_MAX;
 
 static uint64_t now(clockid_t clock) {
     struct timespec ts = {0, 0};
@@ -78,16 +80,22 @@ static void compare(volatile struct page *page) {
         ;
 }
 
+static void write_file(const char *path, const char *text) {
+    FILE *f = fopen(path, "w");
+
+    if (f) {
+        fputs(text, f);
+        fclose(f);
+    }
+}
+
 /* What the kernel's command line has and the kernel doesn't know is our environment: boots on a slow clock take too
  * long, so it is changed to afterwards. */
 static void change_source(void) {
     const char *name = getenv("ftclock_source");
-    FILE *f = name ? fopen(SOURCES "current_clocksource", "w") : NULL;
 
-    if (f) {
-        fputs(name, f);
-        fclose(f);
-    }
+    if (name)
+        write_file(SOURCES "current_clocksource", name);
 }
 
 static void print_file(const char *path) {
@@ -141,6 +149,10 @@ static void *run(void *argument) {
         uint64_t real = publish(&page->realtime, &realtime, CLOCK_REALTIME);
 
         compare(page);
+        if (cpu == 0 && ns > sleep_at) {
+            sleep_at = UINT64_MAX;
+            write_file("/sys/power/state", "mem");
+        }
         if (ns < due)
             continue;
         if (cpu != 0) {
@@ -167,6 +179,8 @@ int main(void) {
     mlockall(MCL_CURRENT | MCL_FUTURE);
 
     change_source();
+    if (getenv("ftclock_sleep")) /* in seconds from now */
+        sleep_at = now(CLOCK_MONOTONIC) + strtoull(getenv("ftclock_sleep"), NULL, 10) * 1000000000u;
     cpus = (int)sysconf(_SC_NPROCESSORS_ONLN);
     if (cpus > MOST_CPUS)
         cpus = MOST_CPUS;

@@ -1,0 +1,177 @@
+package e2e
+
+import (
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"ftclock/clockpage"
+	"ftclock/control"
+	"ftclock/test/kvmhost"
+	"ftclock/test/linuxguest"
+	"ftclock/test/privatelibvirt"
+
+	"libvirt.org/go/libvirt"
+	"libvirt.org/go/libvirtxml"
+)
+
+// hostClocksource gives the host another clocksource for the rest of the test.
+func hostClocksource(t *testing.T) (choose func(source string)) {
+	t.Helper()
+	if !kvmhost.Emulated() {
+		privatelibvirt.LeaveOut(t, "the machine's clocksource isn't the tests' to change; fix: FTCLOCK_HOST=emulated")
+	}
+	choose = func(source string) {
+		t.Helper()
+		if err := os.WriteFile("/sys/devices/system/clocksource/clocksource0/current_clocksource", []byte(source), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() { choose("tsc") })
+	return choose
+}
+
+// A host whose clocksource becomes another one than the TSC has no stable kvmclock for its guests any more. Pauses are passed then,
+// with a warning, and corrected again when the TSC is back. The guest's clock never goes back.
+func TestKVMTheHostsClocksourceChanges(t *testing.T) {
+	choose := hostClocksource(t)
+	d, clock := start(t, managed("clocksource", clockElement))
+	const length = 5 * time.Millisecond
+	decisions := func(n int) (all []string) {
+		t.Helper()
+		records := status(t, d).Records
+		for _, r := range records[len(records)-n:] {
+			all = append(all, r.Decision+": "+r.Reason)
+		}
+		return all
+	}
+	right, unstable := clockpage.Dropped.String()+": "+clockpage.InTolerance.String(), clockpage.Passed.String()+": "+clockpage.Unstable.String()
+	all := func(n int, want, when string) {
+		t.Helper()
+		got := decisions(n)
+		t.Logf("%s: %q", when, got)
+		if slices.ContainsFunc(got, func(s string) bool { return s != want }) {
+			t.Errorf("%s the pauses were %q, want %q", when, got, want)
+		}
+	}
+	several := func() {
+		t.Helper()
+		for range 5 {
+			pause(t, d, length)
+		}
+	}
+
+	several()
+	all(4, right, "before")
+	choose("hpet")
+	several()
+	all(5, unstable, "on hpet")
+	if s := status(t, d); !slices.ContainsFunc(s.Warnings, func(w string) bool { return strings.Contains(w, clockpage.Unstable.String()) }) {
+		t.Errorf("nothing warns of it: %q", s.Warnings)
+	}
+	choose("tsc")
+	pause(t, d, length) // the kernel looks at its clocksource when QEMU sets the guest's clock
+	t.Logf("the first pause after it: %q", decisions(1))
+	before := offset(t, clock)
+	several()
+	all(5, right, "on the TSC again")
+	if lost := offset(t, clock) - before; lost > maxDrift || lost < -maxDrift {
+		t.Errorf("on the TSC again the guest lost %d ns", lost)
+	}
+
+	// The same within a pause, away and back. Until a vCPU runs or the clock is set, the kernel still calls it stable.
+	for _, change := range [][2]string{{"tsc", "hpet"}, {"hpet", "tsc"}} {
+		choose(change[0])
+		if err := d.Suspend(); err != nil {
+			t.Fatal(err)
+		}
+		choose(change[1])
+		time.Sleep(length)
+		if err := d.Resume(); err != nil {
+			t.Fatal(err)
+		}
+		got := decisions(1)[0]
+		t.Logf("from %s to %s within it: %s", change[0], change[1], got)
+		if got == unstable == (change[0] == "tsc") {
+			t.Errorf("from %s to %s within it the pause was %q", change[0], change[1], got)
+		}
+	}
+	choose("tsc")
+	pause(t, d, length)
+	before = offset(t, clock)
+	several()
+	all(5, right, "in the end")
+	if lost := offset(t, clock) - before; lost > maxDrift || lost < -maxDrift {
+		t.Errorf("in the end the guest lost %d ns", lost)
+	}
+	noBacksteps(t, clock)
+}
+
+// A guest that is saved and restored again and again keeps its time, on a vCPU that came later, too.
+func TestKVMRestoresAndAHotpluggedVCPU(t *testing.T) {
+	image := linuxImage(t)
+	file := saveFile(t, "again.state")
+	x := linuxguest.XML("again", image, 2)
+	x.VCPU = &libvirtxml.DomainVCPU{Value: 3, Current: 2}
+	x.Metadata = &libvirtxml.DomainMetadata{XML: clockWith(`<ftclock:on event="restore" do="catch-up"/>`)}
+	d, clocks := boot(t, x)
+	for range 5 {
+		pause(t, d, 5*time.Millisecond)
+	}
+	if err := d.SetVcpusFlags(3, libvirt.DOMAIN_VCPU_LIVE); err != nil {
+		t.Fatal(err)
+	}
+	before := offset(t, clocks.Monotonic)
+	for range 5 {
+		pause(t, d, 5*time.Millisecond)
+	}
+	s := status(t, d)
+	for _, r := range s.Records[len(s.Records)-5:] {
+		if r.Decision != clockpage.Dropped.String() {
+			t.Errorf("with the third vCPU: %+v", r)
+		}
+	}
+	if lost := offset(t, clocks.Monotonic) - before; lost > maxDrift || lost < -maxDrift {
+		t.Errorf("with the third vCPU it lost %d ns", lost)
+	}
+
+	times := 3
+	if os.Getenv("FTCLOCK_LONG") == "1" {
+		times = 10
+	}
+	for i := range times {
+		_ = clocks.Close()
+		mustVirsh(t, "save", d.Name, file)
+		time.Sleep(time.Second)
+		mustVirsh(t, "restore", file)
+		clocks = linuxClocks(t, d)
+		at := offset(t, clocks.Monotonic) - before
+		pause(t, d, 5*time.Millisecond)
+		pause(t, d, 5*time.Millisecond)
+		later := offset(t, clocks.Monotonic) - before
+		s := status(t, d)
+		t.Logf("restore %d: %d ns lost, %d after two pauses; %s, TSC %s", i+1, at, later, s.Records[0].Decision, s.Records[0].TSC)
+		if at > maxRestored || at < -maxRestored {
+			t.Errorf("it lost %d ns in %d restores", at, i+1)
+		}
+		if later > maxDrift || later < -maxDrift {
+			t.Errorf("it lost %d ns in %d restores and the pauses after them", later, i+1)
+		}
+		if r := s.Records[0]; r.Decision != clockpage.Anchored.String() || r.TSC != "moved" || s.State != control.Correcting {
+			t.Errorf("the restore: %s, %+v", s.State, r)
+		}
+		if r := s.Records[2]; r.Decision != clockpage.Dropped.String() {
+			t.Errorf("the second pause after it: %+v", r)
+		}
+	}
+	for cpu, clock := range clocks.CPUs {
+		if count, largest, err := clock.Monotonic.Backsteps(); err != nil || count != 0 {
+			t.Errorf("vCPU %d: CLOCK_MONOTONIC went back %d times, by up to %d ns: %v", cpu, count, largest, err)
+		}
+		if count, largest := clock.Across(); count != 0 {
+			t.Errorf("vCPU %d read CLOCK_MONOTONIC below another's %d times, by up to %d ns", cpu, count, largest)
+		}
+	}
+}
