@@ -276,7 +276,7 @@ const (
 
 func (t TSC) String() string { return name(int(t), "left", "moved", "not moved") }
 
-// Decision is what became of QEMU's KVM_SET_CLOCK (enum ftclock_decision).
+// Decision is what was done with QEMU's KVM_SET_CLOCK (enum ftclock_decision).
 type Decision uint16
 
 // The values of Decision.

@@ -1,4 +1,4 @@
-// Package record keeps what became of a domain's clock, on disk, a minute at a time, and reads it back. A domain's shim
+// Package record keeps how a domain's clock was kept, on disk, a minute at a time, and reads it back. A domain's shim
 // is the writer; the command line and whoever writes a report are the readers.
 //
 // A record holds for each minute how many pauses there were, what they would have taken from the guest's clock, how far

@@ -1,4 +1,4 @@
-// Package report says what became of a domain's clock over a time, for people who have to prove it: from the domain's record
+// Package report says how a domain's clock was kept over a time, for people who have to prove it: from the domain's record
 // (package record) it makes a page in HTML, a table in CSV, and JSON.
 //
 // Nothing is interpolated. The time is cut into stretches of which each is corrected, uncorrected, not known, or without a running

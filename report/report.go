@@ -359,7 +359,7 @@ func (p *Report) find() {
 		say("No pause was recorded in this time: there is nothing that could show a divergence.")
 	}
 	if s.Unknown > 0 {
-		say("Of %s it isn't known what became of the clock.", Duration(s.Unknown))
+		say("Of %s it isn't known how the clock was kept.", Duration(s.Unknown))
 	}
 	if s.Missed > 0 {
 		say("%s known by number alone: what they took, and how far the clock was off, wasn't recorded.", are(s.Missed, "pause"))

@@ -42,7 +42,7 @@ type cli struct {
 	Anchor   anchorCmd   `cmd:"" help:"Hand a guest's clock on to the host or process that goes on with the guest."`
 	Status   statusCmd   `cmd:"" help:"Show how the domains' clocks are kept."`
 	Watch    watchCmd    `cmd:"" help:"Show the same live, on the whole screen."`
-	Report   reportCmd   `cmd:"" help:"Tell what became of a domain's clock, for people who have to prove it."`
+	Report   reportCmd   `cmd:"" help:"Tell how a domain's clock was kept, for people who have to prove it."`
 	Doctor   doctorCmd   `cmd:"" help:"Look this host over for what ftclock needs."`
 	Verify   verifyCmd   `cmd:"" help:"Pause a running domain a few times, and say whether its clock holds."`
 	Exporter exporterCmd `cmd:"" help:"Serve metrics for Prometheus."`

@@ -288,7 +288,7 @@ func (w *watcher) collect() {
 	w.after = now
 }
 
-// report says what became of the clock.
+// report says how the clock was kept.
 func (w *watcher) report(p *program, name string, s sums) {
 	w.collect()
 	if w.stock {
@@ -297,7 +297,7 @@ func (w *watcher) report(p *program, name string, s sums) {
 		return
 	}
 	if w.why != "" {
-		p.printf("%s: what became of the clock isn't known: %s\n", name, w.why)
+		p.printf("%s: how the clock was kept isn't known: %s\n", name, w.why)
 		return
 	}
 	for _, line := range compare(w.before, w.after, w.records) {

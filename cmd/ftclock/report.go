@@ -30,7 +30,7 @@ type reportCmd struct {
 }
 
 func (reportCmd) Help() string {
-	return "Says from the record on disk what became of a domain's clock: drift with and without ftclock, distance from the reference, pauses, gaps, and the " +
+	return "Says from the record on disk how a domain's clock was kept: drift with and without ftclock, distance from the reference, pauses, gaps, and the " +
 		"statement that RTS 25 asks for. Exit code 1 says that a part of the record couldn't be read; the report says which."
 }
 

@@ -128,7 +128,7 @@ func TestWatch(t *testing.T) {
 		s.Records = append(s.Records[len(s.Records)-200:], r)
 		s.WorstResidual = 500_000
 	})
-	// Of the 40 pauses one record is there: what became of the others isn't known.
+	// Of the 40 pauses one record is there: how the others went isn't known.
 	term.until(`^▸ lost +correcting +[1-9][0-9.]* +\+500 µs +500 µs +[▁ ]*[·▁ ]*█`)
 
 	// The selection moves, and says what is wrong.

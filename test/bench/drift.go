@@ -104,7 +104,7 @@ func first(guests ...*kept) (err error) {
 	return nil
 }
 
-// kept checks what became of paused guests' clocks since their first look: stock lost that much at least, of the others' nothing
+// kept checks how paused guests' clocks were kept since their first look: stock lost that much at least, of the others' nothing
 // is missing and none went back.
 func (b *bench) kept(where string, least time.Duration, stock *kept, others ...*kept) error {
 	for _, k := range append([]*kept{stock}, others...) {
