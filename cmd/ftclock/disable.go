@@ -5,6 +5,7 @@ import (
 
 	"libvirt.org/go/libvirt"
 
+	"ftclock/disk"
 	"ftclock/record"
 	"ftclock/xml-templates"
 )
@@ -46,7 +47,8 @@ func (c *disableCmd) Run(p *program) error {
 		}
 	}
 	if isLocal(h.uri) {
-		if err := record.SetManaged(records, d.uuid, false); err != nil {
+		dir, uuid := records, d.uuid
+		if err := disk.InTime(p.ctx, dir, func() error { return record.SetManaged(dir, uuid, false) }); err != nil {
 			p.warn("%s; `ftclock status` will miss the domain", sayError(err))
 		}
 	}

@@ -39,7 +39,7 @@ const (
 type finding struct {
 	grade grade
 	what  string
-	fix  string
+	fix   string
 }
 
 // examined is the host under the doctor's eyes.

@@ -189,6 +189,7 @@ var (
 	descBuild   = prometheus.NewDesc("ftclock_build_info", "The exporter's version; always 1.", []string{"version"}, nil)
 	descShims   = hostDesc("shims", "Directories of shims on this host.")
 	descListed  = hostDesc("shims_readable", "1: all of them could be read.")
+	descRecords = hostDesc("records_readable", "1: the disk of the records answers, or nobody had to ask it.")
 	descSync    = hostDesc("host_clock_synchronised", "1: the kernel says that CLOCK_REALTIME is synchronised.")
 	descOffset  = hostDesc("host_clock_offset_seconds", "What is still to be corrected in the host's clock.")
 	descEst     = hostDesc("host_clock_estimated_error_seconds", "The kernel's estimate of the host clock's error.")
@@ -201,7 +202,7 @@ func (c *collector) Describe(to chan<- *prometheus.Desc) {
 	for _, m := range metrics {
 		to <- m.desc
 	}
-	for _, d := range []*prometheus.Desc{descState, descBad, descInfo, descClock, descCount, descBuild, descShims, descListed, descSync, descOffset, descEst, descMax} {
+	for _, d := range []*prometheus.Desc{descState, descBad, descInfo, descClock, descCount, descBuild, descShims, descListed, descRecords, descSync, descOffset, descEst, descMax} {
 		to <- d
 	}
 }
@@ -231,7 +232,9 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 		})
 	}
 	group.Wait()
-	for _, e := range forgottenDomains() {
+	lost, err := forgottenDomains()
+	host(descRecords, truth(err == nil))
+	for _, e := range lost {
 		if slices.ContainsFunc(infos, func(i control.Info) bool { return i.UUID == e.UUID }) {
 			continue // its shim ended meanwhile
 		}

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"encoding/xml"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -10,6 +12,7 @@ import (
 	"strings"
 
 	"ftclock/control"
+	"ftclock/disk"
 	"ftclock/record"
 	metadata "ftclock/xml-templates"
 )
@@ -24,19 +27,45 @@ var statusDir = pidDir
 const maxStatus = 16 << 20
 
 // forgottenDomains finds the running domains that were managed at an earlier start, have nothing of ours now, and that nobody has
-// disabled: a manager wrote their definitions anew. It asks libvirt's files, not libvirt: the exporter can't.
-func forgottenDomains() (all []entry) {
+// disabled: a manager wrote their definitions anew. It asks libvirt's files, not libvirt: the exporter can't. The error says that
+// the disk of the records hangs.
+func forgottenDomains() (all []entry, err error) {
 	files, _ := filepath.Glob(filepath.Join(statusDir, "*.xml"))
 	for _, file := range files {
 		name, uuid, managed, err := readDomainStatus(file)
-		if err != nil || managed || !isUUID(uuid) || hasDir(uuid) || !record.Managed(records, uuid) {
+		if err != nil || managed || !isUUID(uuid) || hasDir(uuid) {
 			continue
 		}
 		all = append(all, entry{mute: true, Status: control.Status{Name: name, UUID: uuid, State: forgotten,
 			Why: "it was managed, and its definition has nothing of ftclock any more: a manager wrote it anew? `ftclock enable --live " +
 				shellWord(name) + "` serves it again, `ftclock disable " + shellWord(name) + "` says that it is meant"}})
 	}
-	return all
+	if len(all) == 0 {
+		return nil, nil
+	}
+	return managedBefore(all)
+}
+
+// looking has the one who looks into the records: on a disk that hangs he holds a thread, and an exporter is asked for years.
+var looking = make(chan struct{}, 1)
+
+// managedBefore leaves those of which a record says that they were managed.
+func managedBefore(all []entry) ([]entry, error) {
+	select {
+	case looking <- struct{}{}:
+	default:
+		return nil, fmt.Errorf("%s doesn't answer yet: its disk hangs", records)
+	}
+	dir, left := records, make(chan []entry, 1)
+	err := disk.InTime(context.Background(), dir, func() error {
+		defer func() { <-looking }()
+		left <- slices.DeleteFunc(all, func(e entry) bool { return !record.Managed(dir, e.UUID) })
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return <-left, nil
 }
 
 func isForgotten(uuid string) func(entry) bool {
@@ -72,7 +101,10 @@ func readDomainStatus(file string) (name, uuid string, managed bool, err error) 
 
 // checkForgotten is the doctor's look at them.
 func checkForgotten() []finding {
-	all := forgottenDomains()
+	all, err := forgottenDomains()
+	if err != nil {
+		return []finding{{bad, "no records are kept: " + sayError(err), "see to the file system (df, mount); clocks are kept meanwhile"}}
+	}
 	slices.SortFunc(all, func(a, b entry) int { return strings.Compare(a.Name, b.Name) })
 	var findings []finding
 	for _, e := range all {

@@ -115,7 +115,7 @@ type found struct {
 // managed lists libvirt's domains with our metadata, by UUID, and with them the one that was asked for, whatever it
 // is. nil: libvirt can't be asked, which is no error, as the shims can.
 func (c *statusCmd) managed(p *program) (map[string]found, error) {
-	known, err := c.askLibvirt(p.uri)
+	known, err := c.askLibvirt(p.uri, p.warn)
 	var refused *unreachable
 	if errors.As(err, &refused) {
 		p.warn("%s; only domains with a shim are shown, `ftclock doctor` looks for the reason", sayError(refused.err))
@@ -131,7 +131,7 @@ func (u *unreachable) Error() string { return u.err.Error() }
 func (u *unreachable) Unwrap() error { return u.err }
 
 // askLibvirt is managed for those who say themselves what it means that libvirt is unreachable.
-func (c *statusCmd) askLibvirt(uri string) (map[string]found, error) {
+func (c *statusCmd) askLibvirt(uri string, warn func(string, ...any)) (map[string]found, error) {
 	h, err := connect(uri)
 	if err != nil {
 		var lv libvirt.Error
@@ -151,7 +151,10 @@ func (c *statusCmd) askLibvirt(uri string) (map[string]found, error) {
 		return nil, fmt.Errorf("listing domains: %w", err)
 	}
 	known := make(map[string]found)
-	lost := forgottenDomains()
+	lost, err := forgottenDomains()
+	if err != nil {
+		warn("%s; domains whose definitions were written anew aren't shown", sayError(err))
+	}
 	for i := range all {
 		d, err := h.describe(&all[i])
 		if errors.Is(err, libvirt.ERR_NO_DOMAIN) {

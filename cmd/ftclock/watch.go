@@ -204,7 +204,7 @@ func (m *watchModel) ask() tea.Cmd {
 	m.asking = true
 	uri := m.uri
 	return tea.Batch(list, func() tea.Msg {
-		known, err := (&statusCmd{}).askLibvirt(uri)
+		known, err := (&statusCmd{}).askLibvirt(uri, func(string, ...any) {})
 		return libvirtAnswered{known, err}
 	})
 }
