@@ -56,7 +56,7 @@ MODULE_HEADERS = qemu-plugin/rule.h qemu-plugin/clocks.h qemu-plugin/vcpus.h
 
 TESTFLAGS ?=
 
-.PHONY: build built host images test test-hosts power-cuts e2e kernels releases two-hosts vcpus guest-clocks shell test-packages pictures demo splits hostile twin sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup setup-build setup-host FORCE
+.PHONY: build built host images test test-hosts power-cuts e2e kernels releases two-hosts vcpus guest-clocks guest-kernels shell test-packages pictures demo splits hostile twin sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup setup-build setup-host FORCE
 
 build: $(BINARIES)
 
@@ -210,6 +210,14 @@ vcpus: setup-host build built host
 # A stock Linux on each kind of clock, and what is said of one that isn't kept when it has run for three minutes.
 guest-clocks: setup-host build built host
 	FTCLOCK_LONG=1 $(call on-kvm,-run TestKVMGuestClocks,test/e2e)
+
+# Stock guests of other Debians' kernels: several vCPUs, restores, a quarter of an hour away.
+GUESTS ?= bullseye bookworm trixie sid
+guest-kernels: setup-host build built host
+	for suite in $(GUESTS); do \
+		kernel=$$(build/host/run --kernel $$suite) || exit 1; \
+		FTCLOCK_TEST_KERNEL=$$kernel $(call on-kvm,-run 'LinuxGuest|ATSCGuest|AQuarterOfAnHour',test/e2e) || exit 1; \
+	done
 
 # A shell on a KVM host, with a libvirt of its own, ftclock installed and a guest defined.
 shell: setup-host build built host build/test/shell

@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"bytes"
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +15,7 @@ import (
 	"ftclock/control"
 	"ftclock/record"
 	"ftclock/test/guest"
+	"ftclock/test/linuxguest"
 	"ftclock/test/privatelibvirt"
 	metadata "ftclock/xml-templates"
 
@@ -58,7 +61,7 @@ func restored(t *testing.T, d *privatelibvirt.Domain, clock *guest.Clock) contro
 	return r
 }
 
-// checkRestored checks what became of a state that was loaded under the rule of that name.
+// checkRestored checks what was done with a state that was loaded under the rule of that name.
 func checkRestored(t *testing.T, r control.Record, rule string, how clockpage.Reason) {
 	t.Helper()
 	switch rule {
@@ -498,5 +501,73 @@ func TestKVMAnOldMachineTypeIsRestored(t *testing.T) {
 				t.Errorf("a pause after it: %+v", s.Records[1])
 			}
 		})
+	}
+}
+
+// A stock Linux that is caught up over a quarter of an hour says nothing of it: no stall, no lockup, no clock that is taken for bad.
+// Nobody waits for so long: the reading that it goes on from is made older.
+func TestKVMAQuarterOfAnHour(t *testing.T) {
+	const away = 15*time.Minute - 10*time.Second // the restore itself takes some
+	image := linuxImage(t)
+	file := saveFile(t, "away.state")
+	x := linuxguest.XML("away", image, 2)
+	x.Metadata = &libvirtxml.DomainMetadata{XML: clockWith(`<ftclock:on event="restore" do="catch-up" limit="15m"/>`)}
+	d, clocks := boot(t, x)
+	pause(t, d, 5*time.Millisecond)
+	before := offset(t, clocks.Monotonic)
+	booted, err := linuxguest.ReadLog(linuxguest.Console(d.Name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = clocks.Close()
+	mustVirsh(t, "save", d.Name, file)
+	nothingLeft(t)
+	uuid, err := d.GetUUIDString()
+	if err != nil {
+		t.Fatal(err)
+	}
+	lastStop := filepath.Join(control.LastStops, uuid+".json")
+	text, err := os.ReadFile(lastStop)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stop map[string]any
+	numbers := json.NewDecoder(bytes.NewReader(text))
+	numbers.UseNumber()
+	if err := numbers.Decode(&stop); err != nil {
+		t.Fatal(err)
+	}
+	real, err := stop["real_ns"].(json.Number).Int64()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop["real_ns"], stop["boot_id"] = real-int64(away), "" // by CLOCK_REALTIME, as after a boot
+	if text, err = json.Marshal(stop); err == nil {
+		err = os.WriteFile(lastStop, text, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustVirsh(t, "restore", file)
+	clocks = linuxClocks(t, d)
+	lost := offset(t, clocks.Monotonic) - before + int64(away)
+	t.Logf("away for %v more than it was, it lost %d ns", away, lost)
+	if lost > maxRestored || lost < -maxRestored {
+		t.Errorf("it lost %d ns", lost)
+	}
+	// The kernel's watchdogs look for 20 s and more.
+	for range 6 {
+		time.Sleep(10 * time.Second)
+		pause(t, d, 5*time.Millisecond)
+	}
+	log, err := linuxguest.ReadLog(linuxguest.Console(d.Name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(log.Complaints) > len(booted.Complaints) {
+		t.Errorf("its kernel complains: %q", log.Complaints[len(booted.Complaints):])
+	}
+	if s := status(t, d); s.Records[0].Decision != clockpage.Anchored.String() || s.State != control.Correcting {
+		t.Errorf("status: %s, %+v", s.State, s.Records[0])
 	}
 }

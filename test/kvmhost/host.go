@@ -87,7 +87,7 @@ func Boot(o HostOptions) (*Host, error) {
 	if o.Memory == 0 {
 		o.Memory = leastMemory
 	}
-	f, err := prepare(dir, o.Suite, func(format string, values ...any) { fmt.Fprintf(os.Stderr, "host: "+format+"\n", values...) })
+	f, err := prepare(dir, o.Suite)
 	if err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"ftclock/test/built"
 	"ftclock/test/initramfs"
 )
 
@@ -27,8 +28,24 @@ type files struct {
 	kernel, initramfs string
 }
 
+// Kernel is the path of a Debian's stock kernel, which is fetched where it isn't there. It is kept below build/.
+func Kernel(suite string) (string, error) {
+	root, err := built.Root()
+	if err != nil {
+		return "", err
+	}
+	f, err := prepare(filepath.Join(root, "build/host"), suite)
+	if err != nil {
+		return "", err
+	}
+	return f.kernel, nil
+}
+
+// say tells of what takes a while.
+func say(format string, values ...any) { fmt.Fprintf(os.Stderr, "host: "+format+"\n", values...) }
+
 // prepare makes the files of a suite's kernel below dir, unless they are there: "" is the suite of this machine.
-func prepare(dir, suite string, progress func(string, ...any)) (*files, error) {
+func prepare(dir, suite string) (*files, error) {
 	name := suite
 	if name == "" {
 		name = "kernel"
@@ -36,7 +53,7 @@ func prepare(dir, suite string, progress func(string, ...any)) (*files, error) {
 	home := filepath.Join(dir, name)
 	f := &files{kernel: filepath.Join(home, "vmlinuz"), initramfs: filepath.Join(home, "initramfs")}
 	if _, err := os.Stat(f.kernel); errors.Is(err, fs.ErrNotExist) {
-		progress("fetching a stock kernel from Debian's packages (some 70 MB), once")
+		say("fetching a stock kernel from Debian's packages (some 70 MB), once")
 		if err := fetch(home, suite); err != nil {
 			return nil, fmt.Errorf("fetching the emulated host's kernel: %w", err)
 		}

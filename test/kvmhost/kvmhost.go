@@ -158,8 +158,7 @@ func (o Options) emulated(args []string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	progress := func(format string, values ...any) { fmt.Fprintf(os.Stderr, "host: "+format+"\n", values...) }
-	f, err := prepare(dir, o.Suite, progress)
+	f, err := prepare(dir, o.Suite)
 	if err != nil {
 		return 0, err
 	}
@@ -176,8 +175,8 @@ func (o Options) emulated(args []string) (int, error) {
 		return 0, err
 	}
 	defer m.end()
-	progress("this machine has no /dev/kvm that is to be used: booting an emulated KVM host")
-	return m.serve(job, o.Timeout, progress)
+	say("this machine has no /dev/kvm that is to be used: booting an emulated KVM host")
+	return m.serve(job, o.Timeout)
 }
 
 // lacks says what this machine lacks for an emulated host, and how much memory, in MiB, it has for one.
@@ -465,9 +464,9 @@ func (m *machine) hear() <-chan protocol.Progress {
 }
 
 // serve hands the command over and passes everything on until it has ended.
-func (m *machine) serve(job *protocol.Job, timeout time.Duration, progress func(string, ...any)) (int, error) {
-	say := json.NewEncoder(m.control)
-	if err := say.Encode(job); err != nil {
+func (m *machine) serve(job *protocol.Job, timeout time.Duration) (int, error) {
+	to := json.NewEncoder(m.control)
+	if err := to.Encode(job); err != nil {
 		return 0, fmt.Errorf("handing the command to the emulated host: %w", err)
 	}
 	var copied sync.WaitGroup
@@ -498,14 +497,14 @@ func (m *machine) serve(job *protocol.Job, timeout time.Duration, progress func(
 		select {
 		case s := <-signals:
 			if s == unix.SIGQUIT { // a Go program says what it is doing, and ends
-				_ = say.Encode(protocol.Signal{Number: int(unix.SIGQUIT)})
+				_ = to.Encode(protocol.Signal{Number: int(unix.SIGQUIT)})
 				continue
 			}
 			if interrupted {
 				return 0, errors.New("interrupted twice: the emulated host is taken away")
 			}
 			interrupted = true
-			_ = say.Encode(protocol.Signal{Number: int(s.(syscall.Signal))})
+			_ = to.Encode(protocol.Signal{Number: int(s.(syscall.Signal))})
 		case <-boot:
 			return 0, fmt.Errorf("the emulated host isn't up in %v; its last words: %s", bootPatience, m.words())
 		case <-alive.C:
@@ -523,7 +522,7 @@ func (m *machine) serve(job *protocol.Job, timeout time.Duration, progress func(
 				return 0, fmt.Errorf("in the emulated host: %s", p.Error)
 			case p.Up != nil:
 				boot = nil
-				progress("Linux %s with a real kvm_amd, EMULATED, up in %.0f s; clocksource %s; no figure of time means anything in it",
+				say("Linux %s with a real kvm_amd, EMULATED, up in %.0f s; clocksource %s; no figure of time means anything in it",
 					p.Up.Kernel, p.Up.Seconds, p.Up.ClockSource)
 			case p.Exit != nil:
 				select {

@@ -29,11 +29,21 @@ func run() int {
 		Timeout  time.Duration `help:"End the command after that time." placeholder:"DURATION"`
 		Terminal bool          `help:"Give the command this terminal."`
 		Where    bool          `help:"Say whether commands run on native or emulated KVM, and do nothing."`
+		Kernel   string        `help:"Fetch the kernel of that Debian, print its path, and do nothing else."`
 		Command  []string      `arg:"" optional:"" passthrough:"" help:"The command."`
 	}
 	kong.Parse(&o, kong.Name("kvmhost"), kong.Description("Run a command on a KVM host, emulated where this machine is none."))
 	if o.Where {
 		return where()
+	}
+	if o.Kernel != "" {
+		path, err := kvmhost.Kernel(o.Kernel)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "host: error:", err)
+			return 125
+		}
+		fmt.Println(path)
+		return 0
 	}
 	args := o.Command
 	if len(args) > 0 && args[0] == "--" {
