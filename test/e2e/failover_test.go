@@ -95,6 +95,9 @@ func TestKVMFailover(t *testing.T) {
 			if said, want := strings.Join(s.Warnings, "; "), ofSynchronisation(given, c.boot); (want == "") != (said == "") || !strings.Contains(said, want) {
 				t.Errorf("the warnings are %q, want %q", said, want)
 			}
+			if r.Reason == clockpage.FromImport.String() {
+				wentTogether(t, p.lead, tscLead(t, clock, p.anchor.KHz))
+			}
 			for range 5 {
 				b.pause(t, 5*time.Millisecond)
 			}
@@ -189,6 +192,7 @@ type primary struct {
 	export        string          // the anchor that it handed over before that
 	anchor        metadata.Anchor // the same
 	before        int64           // its guest's offset, ns
+	lead          int64           // what its TSC was ahead of its clock by, ns
 	stop, stopped int64           // CLOCK_MONOTONIC_RAW before and after the checkpoint's stop, ns
 }
 
@@ -211,6 +215,7 @@ func primaryDies(t *testing.T) (p primary) {
 	if err := json.Unmarshal([]byte(p.export), &p.anchor); err != nil {
 		t.Fatal(err)
 	}
+	p.lead = tscLead(t, clock, p.anchor.KHz)
 	p.stop = guest.Raw()
 	execute(t, monitor, "stop", nil)
 	p.stopped = guest.Raw()

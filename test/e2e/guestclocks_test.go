@@ -83,7 +83,10 @@ func TestKVMGuestClocks(t *testing.T) {
 					t.Fatal(err)
 				}
 				time.Sleep(2 * time.Second)
-				restored := open(t, d)
+				if err := d.Create(); err != nil {
+					t.Fatal(err)
+				}
+				restored := linuxClocks(t, d)
 				at := offsets(restored)
 				pause(t, d, length)
 				later := offsets(restored)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"ftclock/test/guest"
+	"ftclock/test/kvmhost"
 	"ftclock/test/linuxguest"
 	"ftclock/test/privatelibvirt"
 
@@ -53,26 +54,48 @@ func boot(t *testing.T, x *libvirtxml.Domain) (*privatelibvirt.Domain, *linuxgue
 	return d, open(t, d)
 }
 
-// open starts a domain with a Linux guest, or restores it, and gives its clocks, which go with the test.
+// open starts a domain with a Linux guest, and gives its clocks, which go with the test. On an emulated host one hung while it
+// booted: that is said, and it is booted once more.
 func open(t *testing.T, d *privatelibvirt.Domain) *linuxguest.Clocks {
 	t.Helper()
 	if err := d.Create(); err != nil {
 		t.Fatal(err)
 	}
-	return linuxClocks(t, d)
+	clocks, err := awaitLinux(d)
+	if err != nil && kvmhost.Emulated() {
+		t.Logf("THE GUEST HUNG, and is booted once more: %v", err)
+		doing(t, d)
+		if err := d.Destroy(); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Create(); err != nil {
+			t.Fatal(err)
+		}
+		clocks, err = awaitLinux(d)
+	}
+	return opened(t, d, clocks, err)
 }
 
 // linuxClocks waits for the clocks of a Linux guest that has been started, which go with the test.
 func linuxClocks(t *testing.T, d *privatelibvirt.Domain) *linuxguest.Clocks {
 	t.Helper()
+	clocks, err := awaitLinux(d)
+	return opened(t, d, clocks, err)
+}
+
+func awaitLinux(d *privatelibvirt.Domain) (*linuxguest.Clocks, error) {
 	pid, err := d.PID()
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	clocks, err := linuxguest.Open(pid, 15*time.Minute)
+	return linuxguest.Open(pid, 6*time.Minute)
+}
+
+func opened(t *testing.T, d *privatelibvirt.Domain, clocks *linuxguest.Clocks, err error) *linuxguest.Clocks {
+	t.Helper()
 	if err != nil {
-		console, _ := os.ReadFile(linuxguest.Console(d.Name))
-		t.Fatalf("%v\n%s", err, console)
+		doing(t, d)
+		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		if t.Failed() {

@@ -56,7 +56,7 @@ func TestKVMAMigrationIsCaughtUp(t *testing.T) {
 			}
 			defer func() { _ = found.Free() }()
 			moved := &privatelibvirt.Domain{Domain: found, Name: d.Name}
-			clock = clockOn(t, second.Dir)
+			clock = clockOfPID(t, pidOn(t, second.Dir, "migrated"))
 			pause(t, moved, 5*time.Millisecond)
 			lost := offset(t, clock) - before
 			answer, err := control.Ask(second.Dir+control.Dir, uuid, control.Request{Do: "status", Records: 256})

@@ -1,10 +1,7 @@
 package e2e
 
 import (
-	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"testing"
 	"time"
 
@@ -71,9 +68,15 @@ func migrate(t *testing.T, second *privatelibvirt.Second, there *libvirt.Connect
 		{second.URI, privatelibvirt.URI, socket, conn, ""},
 		{privatelibvirt.URI, second.URI, []string{"--p2p", "--tunnelled"}, there, second.Dir},
 	} {
-		before := offset(t, clock)
+		before, lead, khz := offset(t, clock), int64(0), uint64(0)
 		if metadata != "" {
 			publish(t, second, leg.from)
+			from := ""
+			if leg.from == second.URI {
+				from = second.Dir
+			}
+			khz = publishedKHz(t, from+control.Dir, uuid)
+			lead = tscLead(t, clock, khz)
 		}
 		out, err := virsh(append([]string{"-c", leg.from, "migrate", "migrated", leg.to, "--live"}, leg.options...)...)
 		if err != nil {
@@ -86,7 +89,7 @@ func migrate(t *testing.T, second *privatelibvirt.Second, there *libvirt.Connect
 		}
 		defer func() { _ = found.Free() }()
 		moved := &privatelibvirt.Domain{Domain: found, Name: d.Name}
-		clock = clockOn(t, leg.root)
+		clock = clockOfPID(t, pidOn(t, leg.root, "migrated"))
 		lost := offset(t, clock) - before
 		t.Logf("the migration cost the guest's clock %d ns", lost)
 		if metadata != "" && (lost > maxFailover || lost < -maxFailover) {
@@ -95,8 +98,12 @@ func migrate(t *testing.T, second *privatelibvirt.Second, there *libvirt.Connect
 		if metadata == "" && lost < int64(time.Millisecond) {
 			t.Errorf("without ftclock it cost only %d ns, which isn't its downtime", lost)
 		}
+		if metadata != "" {
+			wentTogether(t, lead, tscLead(t, clock, khz))
+		}
 		checkOn(t, moved, clock, leg.root+control.Dir, uuid, metadata != "")
 		if metadata != "" {
+			wentTogether(t, lead, tscLead(t, clock, khz))
 			migrated(t, leg.root+control.Dir, uuid, false)
 		}
 	}
@@ -111,28 +118,6 @@ func publish(t *testing.T, second *privatelibvirt.Second, uri string) {
 	} else if out, err := second.Command(privatelibvirt.Prefix+"/bin/ftclock", "anchor", "publish").CombinedOutput(); err != nil {
 		t.Fatalf("publishing on the second host: %v\n%s", err, out)
 	}
-}
-
-// clockOn opens the clock of the migrated guest on the host whose files are below root.
-func clockOn(t *testing.T, root string) *guest.Clock {
-	t.Helper()
-	text, err := os.ReadFile(root + "/run/libvirt/qemu/migrated.pid")
-	if err != nil {
-		t.Fatal(err)
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	clock, err := guest.Open(pid)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = clock.Close() })
-	if err := clock.WaitMoving(2 * time.Minute); err != nil {
-		t.Fatal(err)
-	}
-	return clock
 }
 
 // checkOn checks that the clock is kept where the guest is, if it is to be.

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"ftclock/control"
+	"ftclock/test/guest"
 	"ftclock/test/kvmhost"
 	"ftclock/test/linuxguest"
 	"ftclock/test/privatelibvirt"
@@ -16,10 +17,9 @@ import (
 // maxRestored is what a guest may be off right after a restore, ns; the next pause corrects it.
 const maxRestored = 1_000_000
 
-// tscLead is how far a guest's TSC, in ns of its kvmclock, is ahead of it, and what one reading of both may be off by.
-func tscLead(t *testing.T, d *privatelibvirt.Domain, khz uint64) int64 {
+// tscLead is how far a guest's TSC, in ns of its kvmclock, is ahead of it.
+func tscLead(t *testing.T, clock *guest.Clock, khz uint64) int64 {
 	t.Helper()
-	clock := reopened(t, d)
 	var least int64
 	// The guest reads the TSC last: the smallest of what was seen does.
 	for i := range 2000 {
@@ -34,30 +34,37 @@ func tscLead(t *testing.T, d *privatelibvirt.Domain, khz uint64) int64 {
 	return least
 }
 
+// wentTogether checks that a guest's TSC and its clock are where they were to each other, within what their reading takes.
+func wentTogether(t *testing.T, before, after int64) {
+	t.Helper()
+	t.Logf("its TSC moved against its clock by %d ns", after-before)
+	if limit := kvmhost.Stretched(1000); after-before > limit || after-before < -limit {
+		t.Errorf("the TSC and the clock went apart by %d ns", after-before)
+	}
+}
+
 // What moves a guest's clock moves its TSC by as much: after a restore that was caught up, the two are where they were to each
 // other.
 func TestKVMTheTSCGoesWithTheClock(t *testing.T) {
 	file := saveFile(t, "both.state")
 	d, _ := start(t, managed("both", restoreRules[1].clock))
 	pause(t, d, 5*time.Millisecond)
-	khz := publishedKHz(t, d)
-	before := tscLead(t, d, khz)
+	uuid, err := d.GetUUIDString()
+	if err != nil {
+		t.Fatal(err)
+	}
+	khz := publishedKHz(t, control.Dir, uuid)
+	before := tscLead(t, reopened(t, d), khz)
 	mustVirsh(t, "save", "both", file)
 	nothingLeft(t)
 	time.Sleep(3 * time.Second)
 	mustVirsh(t, "restore", file)
-	after := tscLead(t, d, khz)
+	clock := reopened(t, d)
+	wentTogether(t, before, tscLead(t, clock, khz))
 	pause(t, d, 5*time.Millisecond)
-	next := tscLead(t, d, khz)
-	s := status(t, d)
-	t.Logf("the TSC moved against the clock by %d ns in the restore, by %d after a pause; %+v", after-before, next-before, s.Records)
-	if s.Records[0].Decision != "anchored" || s.Records[0].TSC != "moved" {
+	wentTogether(t, before, tscLead(t, clock, khz))
+	if s := status(t, d); s.Records[0].Decision != "anchored" || s.Records[0].TSC != "moved" {
 		t.Errorf("the restore: %+v", s.Records[0])
-	}
-	for _, moved := range []int64{after - before, next - before} {
-		if limit := kvmhost.Stretched(1000); moved > limit || moved < -limit {
-			t.Errorf("the TSC and the clock went apart by %d ns", moved)
-		}
 	}
 }
 
@@ -120,6 +127,66 @@ func TestKVMATSCGuestIsRestored(t *testing.T) {
 	}
 }
 
+// And so it does after a live migration.
+func TestKVMATSCGuestMigrates(t *testing.T) {
+	image := linuxImage(t)
+	second, there := secondHost(t)
+	dir, err := privatelibvirt.QEMUDir("migration")
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := linuxguest.XML("tsc-migrates", image, 2)
+	x.OS.Cmdline = "console=ttyS0 clocksource=tsc tsc=reliable quiet"
+	x.Metadata = &libvirtxml.DomainMetadata{XML: clockElement}
+	d, clocks := boot(t, x)
+	endsThere(t, there, d.Name)
+	pause(t, d, 5*time.Millisecond)
+	publish(t, second, privatelibvirt.URI)
+	before := linuxOffsets(t, clocks)
+	_ = clocks.Close()
+	mustVirsh(t, "migrate", d.Name, second.URI, "--live", "--migrateuri", "unix://"+filepath.Join(dir, "tsc.sock"))
+	found, err := there.LookupDomainByName(d.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = found.Free() }()
+	moved := &privatelibvirt.Domain{Domain: found, Name: d.Name}
+	open := func() *linuxguest.Clocks {
+		t.Helper()
+		clocks, err := linuxguest.Open(pidOn(t, second.Dir, d.Name), 2*time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = clocks.Close() })
+		return clocks
+	}
+	clocks = open()
+	arrived := linuxOffsets(t, clocks)
+	pause(t, moved, 5*time.Millisecond)
+	after := linuxOffsets(t, clocks)
+	lost, later := arrived[0][0]-before[0][0], after[0][0]-before[0][0]
+	t.Logf("CLOCK_MONOTONIC lost %d ns in the migration, %d after a pause", lost, later)
+	if lost > maxRestored || lost < -maxRestored {
+		t.Errorf("it lost %d ns in the migration", lost)
+	}
+	if limit := kvmhost.Stretched(maxDrift); later > limit || later < -limit {
+		t.Errorf("it lost %d ns in all", later)
+	}
+	for cpu, clock := range clocks.CPUs {
+		if count, largest, err := clock.Monotonic.Backsteps(); err != nil || count != 0 {
+			t.Errorf("vCPU %d: CLOCK_MONOTONIC went back %d times, by up to %d ns: %v", cpu, count, largest, err)
+		}
+		if count, largest := clock.Across(); count != 0 {
+			t.Errorf("vCPU %d read CLOCK_MONOTONIC below another's %d times, by up to %d ns", cpu, count, largest)
+		}
+	}
+	uuid, err := d.GetUUIDString()
+	if err != nil {
+		t.Fatal(err)
+	}
+	migrated(t, second.Dir+control.Dir, uuid, false)
+}
+
 func saveFile(t *testing.T, name string) string {
 	t.Helper()
 	dir, err := privatelibvirt.QEMUDir("save")
@@ -130,13 +197,9 @@ func saveFile(t *testing.T, name string) string {
 }
 
 // publishedKHz is the frequency of a guest's TSC, as its anchor says.
-func publishedKHz(t *testing.T, d *privatelibvirt.Domain) uint64 {
+func publishedKHz(t *testing.T, state, uuid string) uint64 {
 	t.Helper()
-	uuid, err := d.GetUUIDString()
-	if err != nil {
-		t.Fatal(err)
-	}
-	answer, err := control.Ask(control.Dir, uuid, control.Request{Do: "anchor"})
+	answer, err := control.Ask(state, uuid, control.Request{Do: "anchor"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -280,7 +280,7 @@ func clockOfPID(t *testing.T, pid int) *guest.Clock {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = clock.Close() })
-	if err := clock.WaitMoving(time.Minute); err != nil {
+	if err := clock.WaitMoving(2 * time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	return clock
