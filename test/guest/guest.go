@@ -227,7 +227,7 @@ func (c *Clock) Sample() (s Sample, err error) {
 	}
 	first := atomic.LoadUint32(&c.rec.Sequence)
 	last := time.Now()
-	for deadline := Raw() + int64(30*time.Second); ; {
+	for deadline := Raw() + int64(3*time.Minute); ; {
 		for range 1000 {
 			now := time.Now()
 			seq := atomic.LoadUint32(&c.rec.Sequence)
