@@ -31,6 +31,9 @@ import (
 // where that has /dev/kvm.
 const Variable = "FTCLOCK_HOST"
 
+// GuestKernelVariable names the kernel that Linux guests boot: a vmlinuz or a vmlinux.
+const GuestKernelVariable = "FTCLOCK_TEST_KERNEL"
+
 // EmulatedVariable is "1" in the environment of what runs on an emulated host.
 const EmulatedVariable = "FTCLOCK_EMULATED"
 
@@ -253,14 +256,16 @@ func (o Options) job(args []string, f *files) (*protocol.Job, error) {
 		return nil, err
 	}
 	job := &protocol.Job{Args: args, Dir: dir, Terminal: o.Terminal}
-	own := []string{EmulatedVariable + "=", Variable + "=", "FTCLOCK_TEST_KERNEL="}
+	own := []string{EmulatedVariable + "=", Variable + "="}
 	for _, v := range os.Environ() {
 		if !slices.ContainsFunc(own, func(name string) bool { return strings.HasPrefix(v, name) }) {
 			job.Env = append(job.Env, v)
 		}
 	}
-	// The guests of the host boot the same kernel.
-	job.Env = append(job.Env, EmulatedVariable+"=1", Variable+"=native", "FTCLOCK_TEST_KERNEL="+f.kernel)
+	job.Env = append(job.Env, EmulatedVariable+"=1", Variable+"=native")
+	if os.Getenv(GuestKernelVariable) == "" {
+		job.Env = append(job.Env, GuestKernelVariable+"="+f.kernel) // the guests of the host boot the same
+	}
 	for _, w := range o.Write {
 		path, err := filepath.Abs(w)
 		if err != nil {

@@ -10,14 +10,11 @@ import (
 
 	"ftclock/test/built"
 	"ftclock/test/initramfs"
+	"ftclock/test/kvmhost"
 	"ftclock/test/privatelibvirt"
 
 	"libvirt.org/go/libvirtxml"
 )
-
-// KernelVariable names another kernel than the distribution's: a vmlinuz or a
-// vmlinux.
-const KernelVariable = "FTCLOCK_TEST_KERNEL"
 
 // Missing says what this machine lacks for a Linux guest, one line each, with
 // the fix.
@@ -31,15 +28,15 @@ func Missing() []string {
 // kernel is the kernel that guests boot: the named one, or else that of the
 // emulated host, which is the distribution's, or the machine's newest.
 func kernel() (string, error) {
-	if path := os.Getenv(KernelVariable); path != "" {
+	if path := os.Getenv(kvmhost.GuestKernelVariable); path != "" {
 		if _, err := os.Stat(path); err != nil {
-			return "", fmt.Errorf("%s: %w; fix: let it name a vmlinuz or vmlinux", KernelVariable, err)
+			return "", fmt.Errorf("%s: %w; fix: let it name a vmlinuz or vmlinux", kvmhost.GuestKernelVariable, err)
 		}
 		return path, nil
 	}
 	kernels, _ := filepath.Glob("/boot/vmlinuz-*")
 	if len(kernels) == 0 {
-		return "", fmt.Errorf("no kernel in /boot; fix: apt-get install linux-image-amd64, or let %s name one", KernelVariable)
+		return "", fmt.Errorf("no kernel in /boot; fix: apt-get install linux-image-amd64, or let %s name one", kvmhost.GuestKernelVariable)
 	}
 	slices.SortFunc(kernels, func(a, b string) int {
 		x, _ := os.Stat(a)

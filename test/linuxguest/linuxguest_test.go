@@ -2,6 +2,7 @@ package linuxguest
 
 import (
 	"fmt"
+	"ftclock/test/kvmhost"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -34,9 +35,9 @@ func TestParseLog(t *testing.T) {
 }
 
 func TestMissingNamesTheFix(t *testing.T) {
-	t.Setenv(KernelVariable, filepath.Join(t.TempDir(), "none"))
+	t.Setenv(kvmhost.GuestKernelVariable, filepath.Join(t.TempDir(), "none"))
 	missing := fmt.Sprint(Missing())
-	if !strings.Contains(missing, KernelVariable) || !strings.Contains(missing, "fix:") {
+	if !strings.Contains(missing, kvmhost.GuestKernelVariable) || !strings.Contains(missing, "fix:") {
 		t.Error(missing)
 	}
 }
