@@ -2,11 +2,12 @@ package linuxguest
 
 import (
 	"fmt"
-	"ftclock/test/kvmhost"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
+
+	"ftclock/test/kvmhost"
 )
 
 func TestParseLog(t *testing.T) {
