@@ -207,6 +207,23 @@ struct reading {
     uint64_t error;
 };
 
+/* The host's clocks of one moment, to the error that is returned: read again where we were preempted between them. */
+static uint64_t read_moment(const struct rule *r, struct moment *now) {
+    const struct host *h = r->host;
+    uint64_t error = UINT64_MAX;
+    for (int i = 0; i < READ_TRIES && error > READ_SLOW / 2; i++) {
+        uint64_t before = h->raw();
+        uint64_t real = h->real();
+        uint64_t boot = h->boot();
+        uint64_t half = (h->raw() - before + 1) / 2;
+        if (half < error) {
+            error = half;
+            *now = (struct moment){.raw = before + half, .real = real, .boot = boot};
+        }
+    }
+    return error;
+}
+
 /*
  * The reading's instant lies between two readings of CLOCK_MONOTONIC_RAW, which is as good as the time between them:
  * hundreds of ns, or milliseconds if we were preempted. The kernel gives the TSC of the instant, though
@@ -246,7 +263,12 @@ static int read_once(struct rule *r, int fd, struct kvm_clock_data *data, struct
             out->error = bound;
         }
     }
-    out->at.real = data->flags & KVM_CLOCK_REALTIME ? data->realtime : h->real() - (h->raw() - out->at.raw);
+    out->at.real = data->realtime;
+    if (!(data->flags & KVM_CLOCK_REALTIME)) {
+        struct moment now;
+        read_moment(r, &now);
+        out->at.real = now.real - (now.raw - out->at.raw);
+    }
     uint64_t asked;
     tries = 0;
     do {
@@ -757,8 +779,10 @@ static bool away_since(const struct ftclock_import *i, uint64_t clock, const str
 
 /* The same, of an imported state or of this process's own, now. */
 static bool state_away(const struct rule *r, const struct ftclock_import *i, bool imported, uint64_t clock,
-                       struct moment *now, int64_t *away) {
-    *now = (struct moment){.boot = r->host->boot(), .real = r->host->real(), .raw = r->host->raw()};
+                       struct moment *now, int64_t *away, uint64_t *error) {
+    *error = read_moment(r, now);
+    if (!imported || i->leg == FTCLOCK_LEG_RAW)
+        *error = 0; /* only one of the clocks counts */
     *away = (int64_t)(expected(r, now->raw) - clock);
     return !imported || away_since(i, clock, now, away);
 }
@@ -793,7 +817,8 @@ static int restore(struct rule *r, int fd, struct kvm_clock_data *data, struct f
         judge_pause(r, &here);
     struct moment now;
     int64_t away;
-    if (!state_away(r, &import, imported, data->clock, &now, &away))
+    uint64_t blur;
+    if (!state_away(r, &import, imported, data->clock, &now, &away, &blur))
         return pass(r, fd, data, rec, FTCLOCK_REASON_BOUNDS);
     if (imported) {
         r->import_used = import.seq;
@@ -830,7 +855,7 @@ static int restore(struct rule *r, int fd, struct kvm_clock_data *data, struct f
         .error = imported ? import.error : r->anchor.error,
     };
     r->left = 0;
-    uint64_t error = r->anchor.error;
+    uint64_t error = r->anchor.error > UINT64_MAX - blur ? UINT64_MAX : r->anchor.error + blur;
     if (!write_expected(r, fd, data->clock, rec)) {
         r->anchor = before;
         return pass(r, fd, data, rec, FTCLOCK_REASON_WRITE_FAILED);

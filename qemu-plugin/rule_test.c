@@ -1230,25 +1230,25 @@ static void test_migrate(void) {
     }
 
     /* Preempted anywhere on the way to the write, by a time that would show. */
-    for (int at = 1; at < 30; at++) {
-        attach("a loaded state, preempted");
-        write_policy(standard);
-        kept.clock = (uint64_t)saved;
-        write_import((struct ftclock_import){.leg = FTCLOCK_LEG_RAW,
-                                             .clock = (uint64_t)saved,
-                                             .at = (uint64_t)(sim.now - SEC),
-                                             .event = FTCLOCK_EVENT_MIGRATE,
-                                             .any = 1});
-        sim.place = 0;
-        sim.preempt_at = at;
-        sim.preempt_for = 5 * MS;
-        int64_t from = sim.now - SEC;
-        CHECK(cont() == 0, "cont");
-        sim.preempt_at = 0;
-        CHECK(size(off(saved, from)) < 20 * US, "preempted at %d: off by %" PRId64, at, off(saved, from));
-        CHECK((uint64_t)size(off(saved, from)) <= page->anchor.error,
-              "preempted at %d: off by %" PRId64 ", known to %" PRIu64, at, off(saved, from), page->anchor.error);
-        guest_saw = 0;
+    for (int leg = 0; leg < 2; leg++) {
+        for (int at = 1; at < 40; at++) {
+            attach(leg ? "a loaded state, by REALTIME, preempted" : "a loaded state, preempted");
+            write_policy(standard);
+            kept.clock = (uint64_t)saved;
+            write_import((struct ftclock_import){.leg = leg ? FTCLOCK_LEG_REAL : FTCLOCK_LEG_RAW,
+                                                 .clock = (uint64_t)saved,
+                                                 .at = leg ? real_at(sim.now - SEC) : (uint64_t)(sim.now - SEC),
+                                                 .event = FTCLOCK_EVENT_MIGRATE,
+                                                 .any = 1});
+            preempt(at, 5 * MS);
+            int64_t from = sim.now - SEC;
+            CHECK(cont() == 0, "cont");
+            preempt(0, 0);
+            CHECK(size(off(saved, from)) < 20 * US, "preempted at %d: off by %" PRId64, at, off(saved, from));
+            CHECK((uint64_t)size(off(saved, from)) <= page->anchor.error,
+                  "preempted at %d: off by %" PRId64 ", known to %" PRIu64, at, off(saved, from), page->anchor.error);
+            guest_saw = 0;
+        }
     }
 
     /* The primary of an engine is fed by a fresher reading from time to time: each is good for one state. */
