@@ -161,15 +161,13 @@ test: setup build built host
 	CGO_ENABLED=1 $(GO) vet -race ./...
 	CGO_ENABLED=1 $(GO) test -race -timeout 1h -p 1 -skip '^TestKVM' $(TESTFLAGS) $(NATIVE_PACKAGES)
 	test/kvm.sh $(TESTFLAGS) -- $(KVM_PACKAGES)
-	$(MAKE) power-cuts CUTS= || { [ "$$RETRY_FAILED" = 1 ] && echo "kvm: FAILED, once more: TestKVMPowerCuts" && $(MAKE) power-cuts CUTS=; }
 	@if [ "$$(build/host/run --where)" = native ]; then $(MAKE) test-hosts; \
 	else echo "LEFT OUT on an emulated host, for the time that they take: $(KVM_HOSTS); make test-hosts runs them"; fi
 
 test-hosts: setup build built host images build/test/packages
 	test/kvm.sh $(TESTFLAGS) -- $(KVM_HOSTS)
 
-# Whole hosts, which boot on emulated machines on any machine, and whose plugs are pulled: CUTS times, with four domains, or
-# once with two.
+# Whole hosts, which boot on emulated machines on any machine, and whose plugs are pulled: CUTS times, with four domains.
 CUTS ?= 100
 power-cuts: setup build built host images build/test/packages
 	FTCLOCK_REQUIRE=1 FTCLOCK_CUTS=$(CUTS) $(GO) test -count=1 -timeout 6h -v -run PowerCuts ./test/wholehost
@@ -297,7 +295,7 @@ bench-quick: setup build built host
 	$(GO) build -o build/test/bench ./test/bench
 	build/host/run -- build/test/bench -quick -page - -pictures ''
 
-cost: setup build
+cost: setup build built
 	$(GO) run ./test/cost
 
 FUZZTIME ?= 10m

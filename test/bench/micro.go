@@ -6,9 +6,8 @@ import (
 	"os/exec"
 	"regexp"
 	"strconv"
-	"strings"
 
-	"ftclock/test/built"
+	"ftclock/test/rig"
 )
 
 // goBenchmarks runs those of the packages on the path of a cont. The output is benchstat's input.
@@ -50,58 +49,18 @@ func (b *bench) goBenchmarks() (string, error) {
 
 // instructions counts those of the module at a cont, in a simulated host (qemu-plugin/testdata/cont.c).
 func (b *bench) instructions() (string, error) {
-	if _, err := exec.LookPath("valgrind"); err != nil {
-		return "", unavailable("valgrind is not installed; fix: apt-get install valgrind")
+	counted, err := rig.Instructions()
+	if errors.Is(err, rig.ErrNoValgrind) {
+		return "", unavailable(err.Error())
 	}
-	program, err := built.Path(built.Instructions)
 	if err != nil {
 		return "", err
 	}
-	const times = 1000
 	t := newTable("", "instructions", "ioctls", "readings of clocks")
-	for _, c := range []struct {
-		name, function, mode, want string
-		at                         int
-	}{
-		{"stop", "rule_get_clock", "", "dropped 1000 anchored 0 ordered 1000 ", 0},
-		{"cont, the write left out: the usual case", "rule_set_clock", "", "dropped 1000 anchored 0 ordered 1000 ", 2},
-		{"cont, the anchor's value written", "rule_set_clock", "off", "dropped 1 anchored 999 ordered 1000 ", 2},
-	} {
-		args := []string{"-q", "--tool=callgrind", "--callgrind-out-file=" + program + ".callgrind", "--collect-atstart=no",
-			"--toggle-collect=" + c.function, program, strconv.Itoa(times)}
-		if c.mode != "" {
-			args = append(args, c.mode)
-		}
-		out, err := exec.Command("valgrind", args...).CombinedOutput()
-		if err != nil {
-			return "", fmt.Errorf("valgrind: %w\n%s", err, out)
-		}
-		said, ok := strings.CutPrefix(string(out), c.want)
-		var asked [4]float64
-		if _, err := fmt.Sscanf(said, "stop %g %g cont %g %g", &asked[0], &asked[1], &asked[2], &asked[3]); !ok || err != nil {
-			return "", fmt.Errorf("the simulation says %q, not %q", out, c.want)
-		}
-		out, err = exec.Command("callgrind_annotate", "--threshold=100", "--auto=no", program+".callgrind").CombinedOutput()
-		if err != nil {
-			return "", fmt.Errorf("callgrind_annotate: %w\n%s", err, out)
-		}
-		var own float64
-		for _, m := range ofTheRule.FindAllStringSubmatch(string(out), -1) {
-			n, err := strconv.ParseFloat(strings.ReplaceAll(m[1], ",", ""), 64)
-			if err != nil {
-				return "", err
-			}
-			own += n
-		}
-		if own < times {
-			return "", errors.New("callgrind saw nothing of the rule")
-		}
-		t.row(c.name, fmt.Sprintf("%.0f", own/times), fmt.Sprintf("%.0f", asked[c.at]/times), fmt.Sprintf("%.0f", asked[c.at+1]/times))
+	for _, c := range counted {
+		t.row(c.Name, fmt.Sprintf("%.0f", c.Instructions), fmt.Sprintf("%.0f", c.Ioctls), fmt.Sprintf("%.0f", c.Readings))
 	}
 	t.WriteString("\nCounted by callgrind in the machine code as it is built for QEMU, the ioctls and the readings of clocks by the vDSO left out; a mean of 1,000. " +
 		"The aim for a cont is 500.\n")
 	return t.String(), nil
 }
-
-// ofTheRule is a line of callgrind_annotate: instructions of a function in rule.c, callees not included.
-var ofTheRule = regexp.MustCompile(`(?m)^\s*([0-9,]+) \([ 0-9.]+%\)\s+\S*rule\.c:`)

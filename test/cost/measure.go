@@ -119,3 +119,15 @@ func (c *connections) roundTrips() (map[string]time.Duration, error) {
 	}
 	return medians, nil
 }
+
+// count prints the module's instructions, which are the same on any machine.
+func count(out io.Writer) error {
+	counted, err := rig.Instructions()
+	if err != nil {
+		return err
+	}
+	for _, c := range counted {
+		fmt.Fprintf(out, "module's %s: %.0f instructions, %.0f ioctls, %.0f readings of clocks\n", c.Name, c.Instructions, c.Ioctls, c.Readings)
+	}
+	return nil
+}
