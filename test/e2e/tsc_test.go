@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -68,6 +69,11 @@ func TestKVMTheTSCGoesWithTheClock(t *testing.T) {
 	}
 }
 
+// onTSC is a Linux guest's command line with the TSC for its clock source.
+func onTSC(cmdline string) string {
+	return strings.Replace(cmdline, "clocksource=kvm-clock", "clocksource=tsc tsc=reliable", 1)
+}
+
 // A Linux that reads its time from the TSC goes on as if it had never been away, too, on every vCPU.
 func TestKVMATSCGuestIsRestored(t *testing.T) {
 	image := linuxImage(t)
@@ -76,7 +82,7 @@ func TestKVMATSCGuestIsRestored(t *testing.T) {
 	for _, c := range []struct{ name, metadata string }{{"tsc-stock", ""}, {"tsc", restoreRules[1].clock}} {
 		t.Run(c.name, func(t *testing.T) {
 			x := linuxguest.XML(c.name, image, 2)
-			x.OS.Cmdline = "console=ttyS0 clocksource=tsc tsc=reliable quiet"
+			x.OS.Cmdline = onTSC(x.OS.Cmdline)
 			if c.metadata != "" {
 				x.Metadata = &libvirtxml.DomainMetadata{XML: c.metadata}
 			}
@@ -136,7 +142,7 @@ func TestKVMATSCGuestMigrates(t *testing.T) {
 		t.Fatal(err)
 	}
 	x := linuxguest.XML("tsc-migrates", image, 2)
-	x.OS.Cmdline = "console=ttyS0 clocksource=tsc tsc=reliable quiet"
+	x.OS.Cmdline = onTSC(x.OS.Cmdline)
 	x.Metadata = &libvirtxml.DomainMetadata{XML: clockElement}
 	d, clocks := boot(t, x)
 	endsThere(t, there, d.Name)

@@ -95,6 +95,9 @@ func XML(name string, image *Image, vcpus uint) *libvirtxml.Domain {
 	x.Features = &libvirtxml.DomainFeatureList{ACPI: &libvirtxml.DomainFeature{}, APIC: &libvirtxml.DomainFeatureAPIC{}}
 	x.OS.Initrd = image.Initrd
 	x.OS.Cmdline = "console=ttyS0 clocksource=kvm-clock quiet"
+	if kvmhost.Emulated() {
+		x.OS.Cmdline += " noxsave" // Linux 7.2 doesn't like the layout that the emulated processor has, and panics
+	}
 	x.Clock = &libvirtxml.DomainClock{Offset: "utc", Timer: []libvirtxml.DomainTimer{{Name: "kvmclock", Present: "yes"}}}
 	port := uint(0)
 	x.Devices.Serials = []libvirtxml.DomainSerial{{
