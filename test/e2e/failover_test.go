@@ -16,8 +16,8 @@ import (
 	metadata "ftclock/xml-templates"
 )
 
-// maxFailover bounds what a failover may cost until the first pause, ns, where both hosts have the same clock: the one write
-// can't be read back, and CLOCK_REALTIME runs at another rate than the guest's clock, which the export says.
+// maxFailover bounds what a failover may cost until the first pause, ns, where both hosts have the same clock: the reading that the
+// guest goes on from, the write, and CLOCK_REALTIME, which runs at another rate than the guest's clock, as the export says.
 const maxFailover = 100_000
 
 // The primary dies, and the backup goes on from the last checkpoint, which is a while old.
