@@ -480,9 +480,16 @@ func TestKVMAnOldMachineTypeIsRestored(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			file := saveFile(t, c.name+".state")
 			x := managed(c.name, c.clock)
-			// What the machine types have of it (hw/i386/pc_piix.c); QEMU 9.1 and later don't have those themselves any more.
+			// What the machine types have of it (hw/i386/pc_piix.c).
 			privatelibvirt.AddArguments(x, "-global", "kvmclock.x-mach-use-reliable-get-clock=off")
-			d, _ := start(t, x)
+			d := define(t, x)
+			if err := d.Create(); err != nil && strings.Contains(err.Error(), "x-mach-use-reliable-get-clock' not found") {
+				t.Log("this QEMU has no such machine types any more")
+				return
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			_ = reopened(t, d)
 			pause(t, d, 5*time.Millisecond)
 			mustVirsh(t, "save", c.name, file)
 			time.Sleep(time.Second)
