@@ -240,7 +240,7 @@ func TestDescriptorsWithAnyPiece(t *testing.T) {
 func (c *courier) noneLeft() {
 	c.t.Helper()
 	carried := func() int { return strings.Count(strings.Join(openFDs(), "\n"), "memfd:carried") }
-	for end := time.Now().Add(20 * time.Second); carried() > 1; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); carried() > 1; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			c.t.Fatalf("%d copies of the descriptor are left", carried())
 		}

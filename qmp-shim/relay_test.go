@@ -128,7 +128,7 @@ func running(t testing.TB, r *relay) (wait func() error) {
 		select {
 		case err := <-done:
 			return err
-		case <-time.After(20 * time.Second):
+		case <-time.After(2 * time.Minute):
 			t.Fatal("the relay doesn't end")
 			return nil
 		}
@@ -284,7 +284,7 @@ func TestARefusalWaitsForTheEndOfAMessage(t *testing.T) {
 		defer r.mu.Unlock()
 		return len(r.queued) > 0
 	}
-	for end := time.Now().Add(20 * time.Second); !queued(); time.Sleep(time.Millisecond) { // a wrong relay answers at once
+	for end := time.Now().Add(2 * time.Minute); !queued(); time.Sleep(time.Millisecond) { // a wrong relay answers at once
 		if time.Now().After(end) {
 			t.Fatal("the refusal isn't queued")
 		}

@@ -224,7 +224,7 @@ func writeSector(t *testing.T, hands *guest.Hands, sector uint32) {
 			t.Fatal(err)
 		}
 	}
-	for deadline := time.Now().Add(30 * time.Second); ; {
+	for deadline := time.Now().Add(3 * time.Minute); ; {
 		status, err := hands.In8(portIDECommand)
 		if err != nil {
 			t.Fatal(err)
@@ -267,7 +267,7 @@ func discard(t *testing.T, dir string) string {
 // awaitStop waits until QEMU has paused its guest: libvirt may know the reason before that.
 func awaitStop(t *testing.T, monitor *qmp.Conn) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(3 * time.Minute); ; time.Sleep(time.Millisecond) {
 		var status struct {
 			Running bool `json:"running"`
 		}

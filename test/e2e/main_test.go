@@ -112,7 +112,7 @@ func shims() (pids []string) {
 func nothingLeft(t *testing.T) {
 	t.Helper()
 	// A shim ends after its QEMU; libvirt doesn't wait for it everywhere.
-	for deadline := time.Now().Add(20 * time.Second); len(shims()) > 0 && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(2 * time.Minute); len(shims()) > 0 && time.Now().Before(deadline); {
 		time.Sleep(20 * time.Millisecond)
 	}
 	if left := shims(); len(left) > 0 {

@@ -127,7 +127,7 @@ func noBacksteps(t *testing.T, clock *guest.Clock) {
 // awaitState waits until libvirt shows the domain in that state.
 func awaitState(t *testing.T, d *privatelibvirt.Domain, want libvirt.DomainState) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(3 * time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		state, reason, err := d.GetState()
 		if err == nil && state == want {
 			return

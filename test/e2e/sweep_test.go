@@ -176,7 +176,7 @@ func (p *pass) ask(line string) {
 		return
 	}
 	answer, err := control.Ask(control.Dir, sweepUUID, control.Request{Do: "status", Records: 1})
-	for end := time.Now().Add(5 * time.Second); err != nil; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); err != nil; time.Sleep(50 * time.Millisecond) {
 		active, _ := p.domain.IsActive()
 		if !active {
 			return

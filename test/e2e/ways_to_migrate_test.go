@@ -142,7 +142,7 @@ func waysToMigrate(t *testing.T, second *privatelibvirt.Second, there *libvirt.C
 				}
 				outputs = append(outputs, out)
 				ended := func() int { return strings.Count(events.text(), "Suspended Post-copy") - seen }
-				for end := time.Now().Add(10 * time.Second); ended() < 1 && time.Now().Before(end); { // that virsh prints when it gets to it
+				for end := time.Now().Add(3 * time.Minute); ended() < 1 && time.Now().Before(end); { // that virsh prints when it gets to it
 					time.Sleep(50 * time.Millisecond)
 				}
 				if ended() != 1 {
@@ -220,7 +220,7 @@ func midMigration(t *testing.T, args []string, do func()) (string, error) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(3 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		if info, _ := virsh("domjobinfo", args[1]); strings.Contains(info, "Data processed") {
 			break
 		}

@@ -65,7 +65,7 @@ func (h *Hands) ask(what uint32, port uint16, value, times uint32) {
 func (h *Hands) do(what uint32, port uint16, value uint32) (uint32, error) {
 	before := atomic.LoadUint32(&h.req.Done)
 	h.ask(what, port, value, 1)
-	for deadline := time.Now().Add(30 * time.Second); atomic.LoadUint32(&h.req.Done) == before; time.Sleep(20 * time.Microsecond) {
+	for deadline := time.Now().Add(3 * time.Minute); atomic.LoadUint32(&h.req.Done) == before; time.Sleep(20 * time.Microsecond) {
 		if time.Now().After(deadline) {
 			return 0, errors.New("guest doesn't do what it is asked to")
 		}
