@@ -80,6 +80,7 @@ static const struct host host = {
     .move_tsc = vcpus_move_tsc,
     .vm_khz = vcpus_vm_khz,
     .vcpu_khz = vcpus_khz,
+    .own_rate = vcpus_own_rate,
 };
 
 /* The answer tells of the guest's clocks. */

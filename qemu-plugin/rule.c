@@ -19,8 +19,10 @@
  * At a cont that is to be caught up the rule reads the kernel's clock. If it is where the anchor says, within the
  * tolerance and what its own rate makes of the pause, the write is dropped, and the clock is to the nanosecond that of
  * a guest that wasn't paused: nothing can add up. If not, the anchor's value is written and read back. What it was
- * missed by is left to correct, and the next anchor is that much away from its reading. A pause that is to be held is
- * passed through, and its anchor is taken when the kernel has taken the value.
+ * missed by is left to correct, and the next anchor is that much away from its reading. A clock that is written again
+ * and again, an engine's secondary, has its own rate added to the anchor, which follows from the TSC's frequency: what
+ * readings err by would add up if it were taken for that. A pause that is to be held is passed through, and its anchor
+ * is taken when the kernel has taken the value.
  *
  * A host that sleeps has CLOCK_MONOTONIC_RAW and CLOCK_MONOTONIC stand still; CLOCK_BOOTTIME and kvmclock count the
  * time. So does the anchor: to "raw" above belongs what the host slept. Within a pause it is part of the pause.
@@ -164,11 +166,24 @@ static uint64_t magnitude(int64_t v) { return v < 0 ? -(uint64_t)v : (uint64_t)v
 
 static int64_t clamp(int64_t v, int64_t most) { return v > most ? most : v < -most ? -most : v; }
 
-/* What the kernel's clock may have left the host's other clocks by itself from one moment to another. */
+/* What the kernel's clock may have left the host's other clocks by itself from one moment to another, at most. */
 static uint64_t own_drift(const struct moment *from, const struct moment *to) {
     uint64_t slept = to->slept - from->slept;
     uint64_t passed = to->raw - from->raw + slept;
     return passed / SECOND * OWN_RATE + passed % SECOND * OWN_RATE / SECOND + (slept ? SLEEP_ERROR : 0);
+}
+
+/*
+ * What it did leave them by, where it was seen to leave them by so much. Where its rate is known, what is seen beyond
+ * that is the error of our readings, and taken for its rate it would add up over states that are loaded, each of which
+ * is written.
+ */
+static int64_t own(const struct rule *r, const struct moment *from, const struct moment *to, int64_t seen) {
+    if (r->own_rate_known && to->slept == from->slept) {
+        double by = (double)(int64_t)(to->raw - from->raw) * r->own_rate;
+        return (int64_t)(by < 0 ? by - 0.5 : by + 0.5); /* not always towards zero: that adds up, too */
+    }
+    return clamp(seen, (int64_t)own_drift(from, to));
 }
 
 /*
@@ -319,6 +334,7 @@ static void take_anchor(struct rule *r, const struct reading *from, uint64_t epo
         .tsc = guest_tsc(r, from),
         .khz = r->khz,
     };
+    r->drifted_raw = from->at.raw;
     publish_anchor(r);
 }
 
@@ -449,6 +465,8 @@ static void learn_tsc(struct rule *r, int fd) {
     }
     if ((double)guest > host * (1 - near) && (double)guest < host * (1 + near))
         r->khz = vm ? vm : guest;
+    r->own_rate_known = r->khz && vm;
+    r->own_rate = r->own_rate_known ? h->own_rate(vm) : 0;
 }
 
 /* Ticks of a TSC in so many ns. */
@@ -489,10 +507,10 @@ static uint8_t move_tsc(struct rule *r, int fd, uint64_t from_clock, uint64_t fr
  * is somebody else's doing: a guest whose clock was set by him follows its reference from there.
  */
 static void judge_run(struct rule *r, const struct reading *now) {
-    struct moment from = {.raw = r->anchor.raw, .slept = r->anchor.slept};
-    int64_t drift = (int64_t)own_drift(&from, &now->at);
-    int64_t off = (int64_t)(now->data.clock - expected(r, now->at.raw));
-    r->stop_residual = off - clamp(off - r->left, drift);
+    struct moment from = {.raw = r->drifted_raw, .slept = r->anchor.slept};
+    int64_t off = (int64_t)(now->data.clock - expected(r, now->at.raw)), by_itself = off - r->left;
+    r->stop_residual =
+        off - (r->wrote ? own(r, &from, &now->at, by_itself) : clamp(by_itself, (int64_t)own_drift(&from, &now->at)));
     if (r->wrote)
         r->left = r->stop_residual;
     if (magnitude(r->stop_residual) > FTCLOCK_REANCHOR) {
@@ -533,10 +551,10 @@ int rule_get_clock(struct rule *r, int fd, struct kvm_clock_data *data) {
         r->stop_residual = 0;
     } else if (!r->anchor.valid || !again) {
         r->stop_residual = 0;
-        if (r->anchor.valid)
-            judge_run(r, &now);
         if (now.error > FTCLOCK_TOLERANCE)
             read_better(r, fd, &now);
+        if (r->anchor.valid)
+            judge_run(r, &now);
         take_anchor(r, &now, r->anchor.epoch + !r->anchor.valid);
         if (!r->follow.known)
             take_base(r, now.data.clock, now.at.real);
@@ -725,7 +743,9 @@ static bool judge_pause(struct rule *r, const struct reading *now) {
     uint64_t tolerance = FTCLOCK_TOLERANCE + (uint64_t)drift + (blur > FTCLOCK_TOLERANCE ? blur : 0);
     if (magnitude(moved) > tolerance)
         return false;
-    r->anchor.clock += (uint64_t)clamp(moved, drift);
+    struct moment from = {.raw = r->drifted_raw, .slept = r->stop.slept};
+    r->anchor.clock += (uint64_t)own(r, &from, &now->at, moved);
+    r->drifted_raw = now->at.raw;
     return true;
 }
 
@@ -854,6 +874,7 @@ static int restore(struct rule *r, int fd, struct kvm_clock_data *data, struct f
         .slept = r->slept,
         .error = imported ? import.error : r->anchor.error,
     };
+    r->drifted_raw = now.raw;
     r->left = 0;
     uint64_t error = r->anchor.error > UINT64_MAX - blur ? UINT64_MAX : r->anchor.error + blur;
     if (!write_expected(r, fd, data->clock, rec)) {

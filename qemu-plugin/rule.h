@@ -35,6 +35,7 @@ struct host {
     int (*move_tsc)(int64_t by);
     uint32_t (*vm_khz)(int fd);
     uint32_t (*vcpu_khz)(void);
+    double (*own_rate)(uint32_t khz);
 };
 
 /* What the module remembers. All in one place, zero at first, touched by one thread at a time. */
@@ -58,9 +59,13 @@ struct rule {
     uint32_t khz;
     bool tsc_asked;
     uint64_t stop_tsc; /* what it read at the stop; 0: not known */
+    double own_rate;   /* what kvmclock runs faster than CLOCK_MONOTONIC_RAW by, in ns a ns */
+    bool own_rate_known;
 
     int64_t left; /* what the guest's clock was ahead of where it should be by, and wasn't corrected */
     bool wrote;   /* the last cont wrote a value */
+
+    uint64_t drifted_raw; /* until then what kvmclock did by itself is in the anchor */
 
     struct ftclock_anchor anchor; /* the page's copy is for readers: this one can't be written from outside */
     struct ftclock_counts counts;

@@ -54,7 +54,7 @@ func TestRule(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			program := filepath.Join(t.TempDir(), "rule_test")
-			compile(t, append(flags, "-o", program, "rule_test.c", "rule.c")...)
+			compile(t, append(flags, "-o", program, "rule_test.c", "rule.c", "vcpus.c")...)
 			for _, seed := range seeds {
 				out, err := exec.Command(program, seed, years).CombinedOutput()
 				if err != nil {

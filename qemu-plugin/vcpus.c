@@ -109,3 +109,25 @@ uint32_t vcpus_khz(void) {
         find_vcpus(fds);
     return first < 0 ? 0 : khz(first);
 }
+
+/*
+ * kvmclock's factor is as good as exact; that of CLOCK_MONOTONIC_RAW is rounded to some 23 bits
+ * (__clocksource_update_freq_scale and clocks_calc_mult_shift in kernel/time/clocksource.c, Linux 6.1): as many as keep
+ * 600 s of ticks below 2^64, and NTP's 11 % below 2^32.
+ */
+double vcpus_own_rate(uint32_t khz) {
+    if (!khz)
+        return 0;
+    unsigned room = 32, shift = 32;
+    for (uint64_t ticks = (uint64_t)600 * 1000 * khz >> 32; ticks; ticks >>= 1)
+        room--;
+    uint64_t multiplier = 0;
+    for (; shift > 0; shift--) {
+        multiplier = ((UINT64_C(1000000) << shift) + khz / 2) / khz;
+        if (!(multiplier >> room))
+            break;
+    }
+    for (; multiplier + multiplier * 11 / 100 > UINT32_MAX; shift--)
+        multiplier >>= 1;
+    return 1e6 / khz / ((double)multiplier / (double)(UINT64_C(1) << shift)) - 1;
+}

@@ -25,4 +25,8 @@ int vcpus_move_tsc(int64_t by);
 uint32_t vcpus_vm_khz(int fd);
 uint32_t vcpus_khz(void);
 
+/* What kvmclock runs faster than CLOCK_MONOTONIC_RAW by, in ns a ns, on a host whose clock source is a TSC of so many
+ * kHz: see the Go package kvmclock, which is the same. */
+double vcpus_own_rate(uint32_t khz);
+
 #endif

@@ -49,8 +49,10 @@ static uint32_t vm_khz(int fd) { return fd ? 1000000 : 0; }
 
 static uint32_t vcpu_khz(void) { return 1000000; }
 
+static double own_rate(uint32_t khz) { return khz ? 1e-9 : 0; }
+
 static const struct host host = {kernel,    clock_now, clock_now, clock_now, clock_now, clock_now,
-                                 clock_now, offset,    move,      vm_khz,    vcpu_khz};
+                                 clock_now, offset,    move,      vm_khz,    vcpu_khz,  own_rate};
 
 int main(int argc, char **argv) {
     unsigned long times = argc > 1 ? strtoul(argv[1], NULL, 10) : 1;

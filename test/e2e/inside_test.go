@@ -294,15 +294,22 @@ func awaitMigration(t *testing.T, monitor *qmp.Conn, want string) {
 		Status string `json:"status"`
 		Error  string `json:"error-desc"`
 	}
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
-		answer, err := monitor.Execute("query-migrate", nil)
-		if err == nil {
-			err = json.Unmarshal(answer, &last)
+	for deadline := time.Now().Add(3 * time.Minute); ; time.Sleep(5 * time.Millisecond) {
+		ask := func(command string, to any) {
+			answer, err := monitor.Execute(command, nil)
+			if err == nil {
+				err = json.Unmarshal(answer, to)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
 		}
-		if err != nil {
-			t.Fatal(err)
+		ask("query-migrate", &last)
+		// QEMU says so before it has finalized it, and refuses a cont until then.
+		var run struct {
+			Status string `json:"status"`
 		}
-		if last.Status == want {
+		if ask("query-status", &run); last.Status == want && run.Status != "finish-migrate" {
 			return
 		}
 		if time.Now().After(deadline) {
