@@ -305,11 +305,11 @@ func awaitMigration(t *testing.T, monitor *qmp.Conn, want string) {
 			}
 		}
 		ask("query-migrate", &last)
-		// QEMU says so before it has finalized it, and refuses a cont until then.
+		// QEMU says "completed" before it has finalized it, and refuses a cont until then.
 		var run struct {
 			Status string `json:"status"`
 		}
-		if ask("query-status", &run); last.Status == want && run.Status != "finish-migrate" {
+		if ask("query-status", &run); last.Status == want && (want != "completed" || run.Status != "finish-migrate") {
 			return
 		}
 		if time.Now().After(deadline) {
