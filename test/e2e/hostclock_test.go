@@ -166,12 +166,5 @@ func TestKVMRestoresAndAHotpluggedVCPU(t *testing.T) {
 			t.Errorf("the second pause after it: %+v", r)
 		}
 	}
-	for cpu, clock := range clocks.CPUs {
-		if count, largest, err := clock.Monotonic.Backsteps(); err != nil || count != 0 {
-			t.Errorf("vCPU %d: CLOCK_MONOTONIC went back %d times, by up to %d ns: %v", cpu, count, largest, err)
-		}
-		if count, largest := clock.Across(); count != 0 {
-			t.Errorf("vCPU %d read CLOCK_MONOTONIC below another's %d times, by up to %d ns", cpu, count, largest)
-		}
-	}
+	neverBack(t, clocks)
 }
