@@ -240,7 +240,7 @@ func TestTroubleshooting(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	known := literals(t, "hooks", "spawn", "unit", "qmp-shim", "attach", "control", "record", "cmd/ftclock")
+	known := literals(t, "hooks", "spawn", "unit", "disk", "qmp-shim", "attach", "control", "record", "cmd/ftclock")
 	var headings []string
 	for _, found := range regexp.MustCompile("(?m)^### `(.+)`$").FindAllStringSubmatch(string(page), -1) {
 		headings = append(headings, found[1])
