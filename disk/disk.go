@@ -1,4 +1,5 @@
-// Package disk keeps a disk that hangs, as NFS does without its server, from holding up a domain's start.
+// Package disk keeps a disk that hangs, as NFS does without its server, from holding up who asks it: a domain's start, a
+// command, the exporter.
 package disk
 
 import (
@@ -7,7 +8,7 @@ import (
 	"time"
 )
 
-// wait is how long a start waits for a disk.
+// wait is how long a disk is waited for.
 const wait = 3 * time.Second
 
 // InTime gives f's error, or says that the disk that path is on hangs. f must not touch what it leaves to the caller after that.

@@ -279,11 +279,7 @@ func TestKVMChaosKillsOfLibvirtd(t *testing.T) {
 	kills := times(t, "FTCLOCK_LIBVIRTD_KILLS", 4)
 	inChaos(t, func(t *testing.T, d *privatelibvirt.Domain, c *traffic) string {
 		// The checkpoints go over a monitor of their own: libvirtd isn't there all the time.
-		monitor, err := d.Monitor()
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { monitor.Close() })
+		monitor := monitorOf(t, d)
 		run := func(command string) func() error {
 			return func() error {
 				_, err := monitor.Execute(command, nil)

@@ -15,7 +15,6 @@ import (
 
 	"ftclock/control"
 	"ftclock/spawn"
-	"ftclock/test/kvmhost"
 	"ftclock/test/privatelibvirt"
 )
 
@@ -225,17 +224,7 @@ func TestKVMDoctorInterrupted(t *testing.T) {
 
 // Where the host's clocksource isn't the TSC, KVM gives guests no stable clock. The probe sees it.
 func TestKVMDoctorWithAnotherClocksource(t *testing.T) {
-	if !kvmhost.Emulated() {
-		privatelibvirt.LeaveOut(t, "the machine's clocksource isn't the tests' to change; fix: FTCLOCK_HOST=emulated")
-	}
-	const current = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
-	choose := func(source string) {
-		t.Helper()
-		if err := os.WriteFile(current, []byte(source), 0); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Cleanup(func() { choose("tsc") })
+	choose := hostClocksource(t)
 	choose("acpi_pm")
 	out := doctor(t, 1)
 	wantLine(t, out, "bad  clocksource is acpi_pm", "")

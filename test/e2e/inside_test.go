@@ -52,11 +52,7 @@ func TestKVMPausesInsideQEMU(t *testing.T) {
 	}}
 	d, clock := start(t, x)
 	hands := handsOf(t, d)
-	monitor, err := d.Monitor()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer monitor.Close()
+	monitor := monitorOf(t, d)
 	pause(t, d, 5*time.Millisecond) // takes the anchor
 
 	// Every rule with one pause of either kind, those whose end the shim sees and those that it doesn't; FTCLOCK_LONG=1 has all

@@ -81,12 +81,18 @@ func startWithMonitor(t *testing.T, name string) (*privatelibvirt.Domain, *guest
 		t.Fatal(err)
 	}
 	d, clock := start(t, x)
+	return d, clock, monitorOf(t, d)
+}
+
+// monitorOf connects to a domain's second monitor. The connection goes with the test.
+func monitorOf(t *testing.T, d *privatelibvirt.Domain) *qmp.Conn {
+	t.Helper()
 	monitor, err := d.Monitor()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { monitor.Close() })
-	return d, clock, monitor
+	return monitor
 }
 
 func shimLog(name string) string {
