@@ -43,7 +43,7 @@ func FuzzHookInput(f *testing.F) {
 		}
 		started, noted := 0, 0
 		h := Host{Lib: lib, Run: root, State: filepath.Join(root, "s"),
-			Start: func(_ context.Context, o spawn.Options) error {
+			Start: func(_ context.Context, o spawn.Spec) error {
 				started++
 				if o.DomainDir != dir || o.Clock == "" { // the shim itself refuses what is no UUID
 					t.Errorf("started with %+v", o)

@@ -32,7 +32,7 @@ type Host struct {
 	Run   string // libvirt's pid files
 	State string // the shims' states
 	// Start starts a shim. Note writes a warning into the log of a domain that has none.
-	Start func(context.Context, spawn.Options) error
+	Start func(context.Context, spawn.Spec) error
 	Note  func(domain, warning string)
 }
 
@@ -127,7 +127,7 @@ func (h Host) start(d metadata.Domain) (err error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), startWait)
 	defer cancel()
-	options := spawn.Options{
+	options := spawn.Spec{
 		UUID:      d.UUID,
 		Name:      d.Name,
 		Clock:     d.Policy.XML(),

@@ -26,7 +26,7 @@ func domainXML(inner string) string {
 const clock = `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`
 
 // host is a host of its own with one domain about to start; a fake starter stands for the shim.
-func host(t *testing.T, start func(spawn.Options) error) (h Host, dir string, listener *net.UnixListener) {
+func host(t *testing.T, start func(spawn.Spec) error) (h Host, dir string, listener *net.UnixListener) {
 	t.Helper()
 	root := t.TempDir()
 	h = Host{Lib: filepath.Join(root, "l"), Run: "/run/libvirt/qemu", State: filepath.Join(root, "s")}
@@ -35,7 +35,7 @@ func host(t *testing.T, start func(spawn.Options) error) (h Host, dir string, li
 			t.Errorf("noted of %s: %q", domain, warning)
 		}
 	}
-	h.Start = func(_ context.Context, o spawn.Options) error { return start(o) }
+	h.Start = func(_ context.Context, o spawn.Spec) error { return start(o) }
 	dir = filepath.Join(h.Lib, "domain-7-a name longer than t")
 	for _, d := range []string{dir, filepath.Join(h.Lib, "domain-70-a name"), filepath.Join(h.Lib, "domain-7-other")} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
@@ -67,8 +67,8 @@ func names(t *testing.T, dir string) string {
 }
 
 func TestStartPutsAShimBetween(t *testing.T) {
-	var got spawn.Options
-	h, dir, _ := host(t, func(o spawn.Options) error { got = o; return nil })
+	var got spawn.Spec
+	h, dir, _ := host(t, func(o spawn.Spec) error { got = o; return nil })
 	var stderr bytes.Buffer
 	if code := Run(h, []string{"name", "start", "begin", "-"}, strings.NewReader(domainXML(clock)), &stderr); code != 0 || stderr.Len() > 0 {
 		t.Fatalf("code %d, %s", code, &stderr)
@@ -76,7 +76,7 @@ func TestStartPutsAShimBetween(t *testing.T) {
 	if n := names(t, dir); n != control.QEMUSocket {
 		t.Errorf("in the directory: %s", n)
 	}
-	want := spawn.Options{UUID: uuid, Name: "a name longer than twenty characters", Clock: got.Clock, DomainDir: dir,
+	want := spawn.Spec{UUID: uuid, Name: "a name longer than twenty characters", Clock: got.Clock, DomainDir: dir,
 		PIDFile: "/run/libvirt/qemu/a name longer than twenty characters.pid"}
 	if got != want || !strings.Contains(got.Clock, "urn:ftclock:domain:1") {
 		t.Errorf("shim started with %+v", got)
@@ -116,8 +116,8 @@ func TestLeftoversOfALostHostAreNoObstacle(t *testing.T) {
 		}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var got spawn.Options
-			h, dir, _ := host(t, func(o spawn.Options) error { got = o; return nil })
+			var got spawn.Spec
+			h, dir, _ := host(t, func(o spawn.Spec) error { got = o; return nil })
 			c.before(h, dir)
 			var stderr bytes.Buffer
 			code := Run(h, []string{"name", "start", "begin", "-"}, strings.NewReader(domainXML(clock)), &stderr)
@@ -182,7 +182,7 @@ func TestTheDirectoryIsThatOfThisStart(t *testing.T) {
 func TestAStartThatFailsLeavesNothing(t *testing.T) {
 	for _, required := range []string{"yes", "no"} {
 		var stderr bytes.Buffer
-		h, dir, _ := host(t, func(o spawn.Options) error {
+		h, dir, _ := host(t, func(o spawn.Spec) error {
 			// As a shim that was killed after it had bound the socket.
 			_ = os.WriteFile(filepath.Join(o.DomainDir, control.MonitorSocket), nil, 0o600)
 			return errors.New("no such luck\nand more")
@@ -206,7 +206,7 @@ func TestAStartThatFailsLeavesNothing(t *testing.T) {
 }
 
 func TestBadInputIsRefusedInOneLine(t *testing.T) {
-	h, dir, _ := host(t, func(spawn.Options) error { t.Error("a shim was started"); return nil })
+	h, dir, _ := host(t, func(spawn.Spec) error { t.Error("a shim was started"); return nil })
 	for name, xml := range map[string]string{
 		"unknown attribute": domainXML(`<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" mode="x"/>`),
 		"broken XML":        domainXML(clock)[:200] + "<urn:ftclock:domain:1",
@@ -227,7 +227,7 @@ func TestBadInputIsRefusedInOneLine(t *testing.T) {
 }
 
 func TestEverythingElseIsLeftAlone(t *testing.T) {
-	h, dir, _ := host(t, func(spawn.Options) error { t.Error("a shim was started"); return nil })
+	h, dir, _ := host(t, func(spawn.Spec) error { t.Error("a shim was started"); return nil })
 	for _, xml := range []string{
 		domainXML(""), "", "no XML", "<ftclock", domainXML("<!-- urn:ftclock:domain:1 -->"),
 	} {
@@ -275,8 +275,8 @@ func TestAnIncomingStateIsKnownAtTheStart(t *testing.T) {
 		"another end":               {"migrate end, start begin", clock, "", "", false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var got spawn.Options
-			h, _, _ := host(t, func(o spawn.Options) error { got = o; return nil })
+			var got spawn.Spec
+			h, _, _ := host(t, func(o spawn.Spec) error { got = o; return nil })
 			noted := ""
 			h.Note = func(_, warning string) { noted += warning }
 			for _, op := range strings.Split(c.ops, ", ") {
@@ -308,7 +308,7 @@ func TestAnIncomingStateIsKnownAtTheStart(t *testing.T) {
 
 // The shim in here is a fake: it only notes what it is asked.
 func TestReleaseEndsTheShim(t *testing.T) {
-	h, _, _ := host(t, func(spawn.Options) error { return nil })
+	h, _, _ := host(t, func(spawn.Spec) error { return nil })
 	dir := filepath.Join(h.State, uuid)
 	release := func() {
 		t.Helper()

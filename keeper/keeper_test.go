@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -28,12 +29,12 @@ func TestMain(m *testing.M) {
 	}
 	log := func(what string) { fmt.Fprintln(os.Stderr, what) }
 	switch part {
-	case KeeperFlag:
+	case Flag:
 		if err := Keep(log); err != nil {
 			log(err.Error())
 			os.Exit(1)
 		}
-	case WorkerFlag:
+	case "-worker":
 		work(log)
 	case "-version":
 		fmt.Println("a test")
@@ -55,7 +56,9 @@ func work(log func(string)) {
 	}
 	orders, _ := s.Get("orders")
 	go func() {
-		<-s.Term
+		terms := make(chan os.Signal, 1)
+		signal.Notify(terms, syscall.SIGTERM)
+		<-terms
 		_, _ = unix.Write(orders, []byte("term"))
 	}()
 	buf := make([]byte, 256)
@@ -128,8 +131,8 @@ func startKept(t *testing.T) *kept {
 	if err != nil {
 		t.Fatal(err)
 	}
-	k.first = exec.Command(k.program, KeeperFlag)
-	k.first.Env = append(os.Environ(), EnvFDs+"=orders=3")
+	k.first = exec.Command(k.program, Flag, "-worker")
+	k.first.Env = append(os.Environ(), Passed([]string{"orders"})...)
 	k.first.ExtraFiles = []*os.File{theirs}
 	k.first.Stdout, k.first.Stderr = log, log
 	err = k.first.Start()

@@ -106,11 +106,12 @@ semodule_expand linked policy >/dev/null`
 		{"virtd_t", "unix_stream_socket", "connectto listen accept", "libvirtd connects to it"},
 		{"virtd_t", "capability", "sys_ptrace dac_override", ""},
 		{"virtd_t", "capability2", "checkpoint_restore", "/proc/PID/map_files"},
-		{"virtd_t", "process", "sigstop sigkill", "ends keeper and worker"},
-		{"virt_tmpfs_t", "file", "read write map", "what keeper and worker share"},
+		{"virtd_t", "process", "sigstop sigkill", "ends keeper and shim"},
+		{"virt_tmpfs_t", "file", "read write map", "what one shim leaves to the next"},
+		{"init_t", "unix_dgram_socket", "sendto", "tells systemd"},
 		{"svirt_image_t", "fifo_file", "read write", "carries a save's pipe"},
 		{"init_t", "dbus", "send_msg", "the hook asks systemd"},
-		{"virtd_exec_t", "file", "execute execute_no_trans entrypoint map read", "the keeper starts the worker"},
+		{"virtd_exec_t", "file", "execute execute_no_trans entrypoint map read", "the keeper starts the shim"},
 		{"ftclock_run_t", "dir", "create write add_name remove_name rmdir", "/run/ftclock"},
 		{"ftclock_run_t", "sock_file", "create write unlink", "control.sock"},
 		{"ftclock_unit_t", "service", "start status", "the hook has systemd start the unit"},
@@ -122,6 +123,14 @@ semodule_expand linked policy >/dev/null`
 		for _, permission := range strings.Fields(c.permissions) {
 			if !strings.Contains(allowed, " "+permission+" ") {
 				t.Errorf("virtd_t may not %s %s:%s (%s)\n%s", permission, c.target, c.class, c.why, rules)
+			}
+		}
+	}
+	for what, class := range map[string]string{"fd": "use", "fifo_file": "read write", "unix_stream_socket": "read write"} {
+		rules := run(t, dir, nil, "sesearch", "-A", "-s", "init_t", "-t", "virtd_t", "-c", what, "policy")
+		for _, permission := range strings.Fields(class) {
+			if !strings.Contains(rules, permission) {
+				t.Errorf("systemd can't hold the shim's descriptors: no %s of a %s\n%s", permission, what, rules)
 			}
 		}
 	}

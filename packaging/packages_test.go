@@ -199,8 +199,14 @@ func TestScriptsUnderRPM(t *testing.T) {
 		}
 	}
 	write("bin/systemctl", "#!/bin/sh\necho \"$@\" >>\"$ASKED\"\n", 0o755)
-	process := func(pid, exe, namespace, role, name string) {
-		write("proc/"+pid+"/cmdline", exe+"\x00"+role+"\x00-name\x00"+name+"\x00", 0o644)
+	process := func(pid, exe, namespace, id, name string) {
+		args := strings.Join([]string{exe, id, ""}, "\x00")
+		if name == "keeper" {
+			args = strings.Join([]string{exe, "-keeper", id, ""}, "\x00")
+		} else {
+			write("run/ftclock/"+id+"/shim.json", `{"name":"`+name+`","uuid":"`+id+`","mode":"relay"}`+"\n", 0o600)
+		}
+		write("proc/"+pid+"/cmdline", args, 0o644)
 		write("proc/"+pid+"/comm", "ftclock-shim\n", 0o644)
 		write("proc/"+pid+"/ns/none", "", 0o644)
 		if err := errors.Join(os.Symlink(exe, filepath.Join(root, "proc", pid, "exe")), os.Symlink(namespace, filepath.Join(root, "proc", pid, "ns/pid"))); err != nil {
@@ -208,12 +214,12 @@ func TestScriptsUnderRPM(t *testing.T) {
 		}
 	}
 	// No pid is as large as these.
-	process("50000001", "/usr/sbin/ftclock-shim", "pid:[1]", "-keeper", "debian")
-	process("50000002", "/usr/bin/ftclock-shim", "pid:[1]", "-keeper", "fedora")
-	process("50000003", "/usr/bin/ftclock-shim (deleted)", "pid:[1]", "-keeper", "earlier")
-	process("50000004", "/usr/bin/ftclock-shim", "pid:[1]", "-worker", "worker")
-	process("50000005", "/usr/bin/ftclock-shim", "pid:[2]", "-keeper", "container")
-	process("50000006", "/home/me/bin/ftclock-shim", "pid:[1]", "-keeper", "mine")
+	process("50000001", "/usr/sbin/ftclock-shim", "pid:[1]", "1", "debian")
+	process("50000002", "/usr/bin/ftclock-shim", "pid:[1]", "2", "fedora")
+	process("50000003", "/usr/bin/ftclock-shim (deleted)", "pid:[1]", "3", "earlier")
+	process("50000004", "/usr/bin/ftclock-shim", "pid:[1]", "2", "keeper")
+	process("50000005", "/usr/bin/ftclock-shim", "pid:[2]", "5", "container")
+	process("50000006", "/home/me/bin/ftclock-shim", "pid:[1]", "6", "mine")
 	write("proc/self/none", "", 0o644)
 	if err := errors.Join(os.MkdirAll(filepath.Join(root, "run/systemd/system"), 0o755), os.MkdirAll(filepath.Join(root, "proc/self/ns"), 0o755),
 		os.Symlink("pid:[1]", filepath.Join(root, "proc/self/ns/pid"))); err != nil {
@@ -227,7 +233,7 @@ func TestScriptsUnderRPM(t *testing.T) {
 		{"postinst", "2", "", "daemon-reload\n" + restart},
 		{"prerm", "1", "", ""},
 		{"postrm", "1", "", ""},
-		{"prerm", "0", "ftclock: these domains run and are served until they stop; their next start is uncorrected:\n    debian\n    fedora\n    earlier\n",
+		{"prerm", "0", "ftclock: these domains run and are served until they stop; their next start is uncorrected:\n    debian\n    earlier\n    fedora\n",
 			"stop " + both + "--quiet disable " + both},
 		{"postrm", "0", "", "daemon-reload\n"},
 	} {

@@ -24,7 +24,7 @@ Theory of operation
 The relay must be able to die between any two instructions without losing a byte. So bytes are never in its memory
 alone. It looks at what has come with MSG_PEEK, which takes nothing away, and moves it with splice(2): from the socket into a
 pipe, and from the pipe to the other socket. Each of the two calls moves bytes from one kernel object to another,
-whole, and both objects are held by the keeper too. A worker that takes over finds in the pipe what the last one had
+whole, and both objects are kept beyond its life. A worker that takes over finds in the pipe what the last one had
 under way, and sends it first.
 
 splice loses descriptors. So before a byte that carries some, splicing stops, and that one byte is sent with the copies

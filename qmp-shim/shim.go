@@ -47,9 +47,9 @@ is there; if it can't be had and the domain requires it, that cont, and nothing 
 A watch has no monitor. It is for a domain that was started without a shim: it loads the module, gives it the standing
 policy, and keeps the record.
 
-The shim is two processes, a keeper and the worker that this package is; package keeper says how they survive each other.
-Whatever the worker opens for long it puts into the keeper's store, and whatever it finds there when it begins, it goes on
-with: Run makes no difference between a first worker and a later one but for what is there.
+A shim may be killed at any moment, and is started again: package keeper says by whom. Whatever a worker, which is one life of the
+shim, opens for long it puts into the store, and whatever it finds there when it begins, it goes on with: Run makes no difference
+between a first worker and a later one but for what is there.
 
 Whatever fails later, page, recogniser or module, the relay goes on. It ends when QEMU has ended; a SIGTERM before
 that ends only a shim whose QEMU never came, or a watch, which takes nothing away with it: the module stays, with its
@@ -64,8 +64,6 @@ type Config struct {
 	Clock   string // the domain's clock element as XML; "" watches only
 	Module  string // path of libftclock-qemu.so
 	State   string // directory of all shims' states, control.Dir
-	// Later: an earlier worker was ready before. An error leaves all that there is to the next one.
-	Later bool
 	// LastStops is the directory of readings for restored guests; control.LastStops. The records are there, too.
 	LastStops string
 
@@ -83,8 +81,8 @@ type Config struct {
 	Log zerolog.Logger
 	// Store keeps descriptors beyond this process's life.
 	Store *keeper.Store
-	// Ready is called when the shim can be connected to.
-	Ready func()
+	// Begin is called once in a shim's life, when it can be connected to. An error ends it.
+	Begin func() error
 }
 
 // Names of descriptors in the store.
@@ -134,8 +132,8 @@ type shim struct {
 }
 
 // Run serves the domain until QEMU has ended, or goes on serving it in the place of a worker that died. It returns an
-// error only if the service couldn't begin.
-func Run(c Config) (err error) {
+// error only if the service couldn't begin. With began an earlier worker's did, and what that left is left to the next one.
+func Run(c Config) (began bool, err error) {
 	s := &shim{
 		Config: c,
 		dir:    filepath.Join(c.State, c.UUID),
@@ -144,8 +142,9 @@ func Run(c Config) (err error) {
 		quit:   make(chan struct{}),
 	}
 	if err := s.remember(); err != nil {
-		return err
+		return Begun(c.Store), err
 	}
+	began = s.domain.memory.Began
 	s.domain.load = s.load
 	s.domain.look = s.lookBeside
 	s.domain.carryOn = s.importState
@@ -154,24 +153,24 @@ func Run(c Config) (err error) {
 	})
 	go s.domain.recorder.run()
 	if err := s.findProcess(); err != nil {
-		return err
+		return began, err
 	}
 	requests, err := s.claim()
 	if err != nil {
-		return err
+		return began, err
 	}
 	// A later worker that fails leaves all that to the next one.
 	defer func() {
-		if err == nil || !c.Later {
+		if err == nil || !began {
 			s.release()
 		}
 	}()
 	if c.DomainDir != "" {
 		if err := s.bind(); err != nil {
-			return err
+			return began, err
 		}
 		defer func() {
-			if err == nil || !c.Later {
+			if err == nil || !began {
 				s.unbind()
 			}
 		}()
@@ -192,20 +191,27 @@ func Run(c Config) (err error) {
 			s.relays <- struct{}{} // before QEMU's end can be seen: its last words go on first
 		}
 		go s.serveMonitor(old)
-	} else if err := s.watch(page != nil); err != nil && !c.Later {
-		return err
+	} else if err := s.watch(page != nil); err != nil && !began {
+		return began, err
 	}
 	go s.serveControl(requests)
-	if c.DomainDir != "" && c.Clock != "" && !c.Later {
+	if c.DomainDir != "" && c.Clock != "" && !began {
 		go func() { _ = record.SetManaged(c.LastStops, c.UUID, true) }() // its disk may hang
 	}
 
 	terms := make(chan os.Signal, 1)
-	signal.Notify(terms, syscall.SIGTERM, syscall.SIGINT)
-	signal.Ignore(syscall.SIGHUP) // the keeper's
-	c.Ready()
+	signal.Notify(terms, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	if !began {
+		if err := c.Begin(); err != nil {
+			return false, err
+		}
+		s.domain.mu.Lock()
+		s.domain.memory.Began = true
+		s.domain.remember()
+		s.domain.mu.Unlock()
+	}
+	c.Store.Ready()
 	c.Log.Info().Str("version", c.Version).Uint64("worker", s.domain.memory.Workers).Msg("ready")
-	asked := c.Store.Term
 	for {
 		select {
 		case <-s.ended:
@@ -216,14 +222,16 @@ func Run(c Config) (err error) {
 				s.domain.recorder.end(record.EndQEMU)
 			})
 			c.Log.Info().Msg("QEMU has ended")
-			return nil
+			return true, nil
 		case <-s.quit:
 			s.bounded("writing the record", func() { s.domain.recorder.end(record.EndRequest) })
 			c.Log.Info().Msg("ending on request")
-			return nil
-		case <-terms:
-		case <-asked:
-			asked = nil
+			return true, nil
+		case which := <-terms:
+			if which == syscall.SIGHUP {
+				s.upgrade()
+				continue
+			}
 		}
 		if s.mode() == control.Relay && s.qemuLives() {
 			c.Log.Warn().Msg("not ending: libvirt would give up the domain; shut the domain down, and the relay ends with it")
@@ -231,11 +239,19 @@ func Run(c Config) (err error) {
 		}
 		s.bounded("writing the record", func() { s.domain.recorder.end(record.EndSignal) })
 		c.Log.Info().Msg("ending on a signal")
-		return nil
+		return true, nil
 	}
 }
 
-// Begun says whether an earlier worker served the domain.
+// upgrade goes on as the program that is installed now. Under a keeper that is the keeper's to do.
+func (s *shim) upgrade() {
+	if s.Store.KeeperPID() > 0 {
+		return
+	}
+	s.Log.Error().Err(s.Store.Upgrade()).Msg("not upgrading")
+}
+
+// Begun says whether there was an earlier worker.
 func Begun(store *keeper.Store) bool {
 	_, begun := store.Get(fdState)
 	return begun

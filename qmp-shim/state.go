@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The relay's state is what a worker leaves to the next one: a memory file of stateSize bytes that the keeper holds,
-// too. Its first words change with every message and are written one by one. The rest is two slots for a text, of
+// The relay's state is what a worker leaves to the next one: a memory file of stateSize bytes that whoever
+// keeps the shim holds, too. Its first words change with every message and are written one by one. The rest is two slots for a text, of
 // which the one with the higher number and a right checksum counts; so a worker that dies while it writes leaves the
 // older one.
 //
@@ -41,10 +41,11 @@ var errState = errors.New("the state that the last worker left can't be used")
 // memory is the part of the state that is text.
 type memory struct {
 	Since    time.Time `json:"since"`
-	Clock    string    `json:"clock"`         // the policy as XML; "" watches only
-	Metadata string    `json:"metadata"`      // the policy that the domain's metadata had when it was last looked at
-	Gate     bool      `json:"gate"`          // no cont has gone through yet
-	Why      string    `json:"why,omitempty"` // the module wasn't loaded, and isn't to be tried again
+	Began    bool      `json:"began,omitempty"` // a worker was ready
+	Clock    string    `json:"clock"`           // the policy as XML; "" watches only
+	Metadata string    `json:"metadata"`        // the policy that the domain's metadata had when it was last looked at
+	Gate     bool      `json:"gate"`            // no cont has gone through yet
+	Why      string    `json:"why,omitempty"`   // the module wasn't loaded, and isn't to be tried again
 	Method   string    `json:"method,omitempty"`
 	QEMU     int       `json:"qemu,omitempty"`  // pid
 	Monitor  uint64    `json:"monitor"`         // the inode of monitor.sock

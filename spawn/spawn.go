@@ -23,96 +23,79 @@ import (
 // LogDir is where shims write their logs, a file a domain.
 const LogDir = "/var/log/ftclock"
 
-// Ready is the name of the inherited descriptor on which the shim says one line: "ready", or what is wrong.
-const Ready = "ready"
-
 // JournalStream is the variable by which a program knows that its output goes to systemd's journal: systemd.exec(5).
 const JournalStream = "JOURNAL_STREAM"
 
-// Options say what the shim is for. Either DomainDir and PIDFile or PID is set.
-type Options struct {
-	UUID  string
-	Name  string
-	Clock string // the domain's clock element as XML; "" watches only
-
-	DomainDir string // a relay: the domain's directory, in which QEMU's socket has been renamed already
-	PIDFile   string // a relay: the file that will hold QEMU's pid
-
-	// A relay of a QEMU that is started to load a state: shim.Config.Incoming, and the anchor that came with it, as XML.
-	Incoming, Anchor string
-
-	PID int // a watch: QEMU's pid
-
-	Module string // path of libftclock-qemu.so; "" is the installed one
-
-	// Output takes what the shim logs; nil is a log of its own in LogDir.
-	Output *os.File `json:"-"`
-}
-
-// Start starts the shim and returns when it is ready. The shim has its own session, none of the caller's descriptors,
-// and outlives the caller. An error carries the shim's own line; the shim has ended then. When ctx ends first, both its
-// processes are killed.
-func Start(ctx context.Context, o Options) error {
+// Start starts the shim under a keeper, and returns when it is ready. dir is the state directory. Both have a session of their own,
+// none of the caller's descriptors, and outlive the caller. An error carries the shim's own line; the shim has ended then. When ctx
+// ends first, both processes are killed.
+func Start(ctx context.Context, dir string, o Spec) error {
 	path, err := ShimPath()
 	if err != nil {
 		return err
 	}
-	if o.Module == "" {
-		if o.Module, err = ModulePath(); err != nil {
-			return err
+	hint := ""
+	output, err := openLog(o.Name)
+	if err != nil {
+		// No reason not to keep a clock.
+		hint = " (and it has no log: " + err.Error() + ")"
+		if output, err = os.OpenFile(os.DevNull, os.O_WRONLY, 0); err != nil {
+			return fmt.Errorf("starting the shim of domain %s: %w", o.Name, err)
 		}
 	}
+	defer output.Close()
+	process, err := StartProgram(ctx, path, output, dir, o)
+	if err == nil {
+		return process.Release()
+	}
+	if errors.Is(err, errSilent) {
+		return fmt.Errorf("starting the shim of domain %s: %w%s", o.Name, err, hint)
+	}
+	return err
+}
+
+// errSilent is the error of a shim that has neither got ready nor said why.
+var errSilent = errors.New("the shim didn't get ready")
+
+// StartProgram is Start with a program of the shim's at path, which logs to output. The keeper is a child of this process.
+func StartProgram(ctx context.Context, path string, output *os.File, dir string, o Spec) (*os.Process, error) {
+	if err := Leave(dir, o); err != nil {
+		return nil, err
+	}
+	defer Take(dir, o.UUID)
 	ready, theirs, err := os.Pipe()
 	if err != nil {
-		return fmt.Errorf("starting the shim of domain %s: %w", o.Name, err)
+		return nil, fmt.Errorf("starting the shim of domain %s: %w", o.Name, err)
 	}
 	defer ready.Close()
 	defer theirs.Close()
-	output, hint := o.Output, ""
-	if output == nil {
-		if output, err = openLog(o.Name); err != nil {
-			// No reason not to keep a clock.
-			hint = " (and it has no log: " + err.Error() + ")"
-			if output, err = os.OpenFile(os.DevNull, os.O_WRONLY, 0); err != nil {
-				return fmt.Errorf("starting the shim of domain %s: %w", o.Name, err)
-			}
-		}
-		defer output.Close()
-	}
-
-	cmd := exec.Command(path, o.args()...)
+	cmd := exec.Command(path, keeper.Flag, "-state", dir, o.UUID)
 	cmd.Dir = "/"
-	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", keeper.EnvFDs + "=" + Ready + "=3"}
-	if stream := os.Getenv(JournalStream); stream != "" {
-		cmd.Env = append(cmd.Env, JournalStream+"="+stream)
-	}
+	cmd.Env = append([]string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"}, keeper.Passed([]string{keeper.ReadyName})...)
 	cmd.Stdout, cmd.Stderr = output, output
-	cmd.ExtraFiles = []*os.File{theirs} // the first is descriptor 3
+	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("starting the shim of domain %s: %w", o.Name, err)
+		return nil, fmt.Errorf("starting the shim of domain %s: %w", o.Name, err)
 	}
 	theirs.Close()
-
-	line := make(chan string, 1)
+	lines := make(chan string, 1)
 	go func() {
-		text, _ := bufio.NewReader(io.LimitReader(ready, 4096)).ReadString('\n')
-		line <- strings.TrimSpace(text)
+		text, _ := bufio.NewReader(io.LimitReader(ready, 16)).ReadString('\n')
+		lines <- text
 	}()
 	select {
-	case text := <-line:
-		if text == "ready" {
-			return cmd.Process.Release()
+	case text := <-lines:
+		if text == "ready\n" {
+			return cmd.Process, nil
 		}
-		kill(cmd) // it may be about to try again, of which nobody will know any more
-		if text == "" {
-			text = "the shim ended without a word" + hint
-		}
-		return errors.New(text)
 	case <-ctx.Done():
-		kill(cmd)
-		return fmt.Errorf("starting the shim of domain %s: not ready in time%s", o.Name, hint)
 	}
+	kill(cmd) // it may be about to try again, of which nobody will know any more
+	if reason := Refusal(dir, o.UUID); reason != "" {
+		return nil, errors.New(reason)
+	}
+	return nil, errSilent
 }
 
 // kill ends a keeper and its workers. A keeper that is stopped first can't replace a worker; a worker, killed first, can't
@@ -131,14 +114,6 @@ func kill(keeper *exec.Cmd) {
 	}
 	_ = keeper.Process.Kill()
 	_ = keeper.Wait()
-}
-
-func (o Options) args() []string {
-	args := []string{keeper.KeeperFlag, "-uuid", o.UUID, "-name", o.Name, "-clock", o.Clock, "-module", o.Module}
-	if o.DomainDir != "" {
-		return append(args, "-domain-dir", o.DomainDir, "-pid-file", o.PIDFile, "-incoming", o.Incoming, "-anchor", o.Anchor)
-	}
-	return append(args, "-watch", strconv.Itoa(o.PID))
 }
 
 // openLog opens the log of a domain's shim. Domain names have no slash (libvirt refuses them); one that had could

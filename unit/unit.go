@@ -19,12 +19,14 @@ import (
 const (
 	// dialWait bounds the connection to systemd: a bus that hangs must leave time for a start without it.
 	dialWait = 5 * time.Second
-	// takeWait bounds how long systemd may take to run the unit's program, for the same reason.
-	takeWait = 8 * time.Second
-	// margin is what the unit's own bound on a start is below the caller's, so that its answer is heard.
-	margin = 2 * time.Second
+	// beginWait bounds how long systemd may take to run the unit's program, for the same reason.
+	beginWait = 8 * time.Second
+	// tries bounds how often a unit is started whose program doesn't say why it ended: it may have been killed, or not have run.
+	tries = 3
 	// endWait bounds the end of a unit that was killed.
 	endWait = 5 * time.Second
+	// askWait bounds one question to systemd.
+	askWait = time.Second
 	// againWait is the time between two looks at a unit that is still there from the domain's last run.
 	againWait = 50 * time.Millisecond
 )
@@ -39,7 +41,7 @@ type Host struct {
 	LastStops string // the shims' readings for restored guests
 
 	Connect func(context.Context) (Manager, error)
-	Direct  func(context.Context, spawn.Options) error // without systemd
+	Direct  func(ctx context.Context, state string, o spawn.Spec) error // without systemd
 	Note    func(domain, warning string)
 }
 
@@ -48,6 +50,7 @@ type Manager interface {
 	StartUnitContext(ctx context.Context, name, mode string, result chan<- string) (int, error)
 	KillUnitContext(ctx context.Context, name string, signal int32)
 	GetUnitPropertyContext(ctx context.Context, name, property string) (*systemd.Property, error)
+	GetServicePropertyContext(ctx context.Context, name, property string) (*systemd.Property, error)
 	Close()
 }
 
@@ -83,21 +86,22 @@ func connect(ctx context.Context) (Manager, error) {
 	}
 }
 
-// notStarted is an error after which the unit hasn't begun to start a shim, and never will: it may be started directly.
+// notStarted is an error after which the unit has no shim, and never will: it may be started directly.
 type notStarted struct {
 	error
 	unknown bool // systemd doesn't know the unit
+	again   bool // it is about to start it once more
 }
 
 // Start starts the shim and returns when it is ready, as spawn.Start does: in its unit where systemd runs the host and
 // knows the unit, else directly. Where systemd can't be asked, or can't set the unit up, the shim is started directly, with
 // a note in the domain's log. An error names the unit if it was its.
-func Start(ctx context.Context, o spawn.Options) error { return System.Start(ctx, o) }
+func Start(ctx context.Context, o spawn.Spec) error { return System.Start(ctx, o) }
 
 // Start is the function of that name, on host h.
-func (h Host) Start(ctx context.Context, o spawn.Options) error {
+func (h Host) Start(ctx context.Context, o spawn.Spec) error {
 	if info, err := os.Stat(h.Booted); err != nil || !info.IsDir() {
-		return h.Direct(ctx, o)
+		return h.Direct(ctx, h.State, o)
 	}
 	err := h.byUnit(ctx, o)
 	var not notStarted
@@ -107,10 +111,10 @@ func (h Host) Start(ctx context.Context, o spawn.Options) error {
 	if !not.unknown {
 		h.Note(o.Name, fmt.Sprintf("starting the shim without %s: %v", Name(o.UUID), not))
 	}
-	return h.Direct(ctx, o)
+	return h.Direct(ctx, h.State, o)
 }
 
-func (h Host) byUnit(ctx context.Context, o spawn.Options) error {
+func (h Host) byUnit(ctx context.Context, o spawn.Spec) error {
 	dialing, cancel := context.WithTimeout(ctx, dialWait)
 	defer cancel()
 	m, err := h.Connect(dialing)
@@ -125,81 +129,93 @@ func (h Host) byUnit(ctx context.Context, o spawn.Options) error {
 	if err != nil {
 		return notStarted{error: fmt.Errorf("making the shims' directories: %w", err)}
 	}
-	order := spawn.Order{Options: o, Wait: time.Minute}
-	if end, ok := ctx.Deadline(); ok {
-		order.Wait = min(order.Wait, max(time.Until(end)-margin, time.Second))
-	}
-	if err := spawn.Leave(h.State, order); err != nil {
+	if err := spawn.Leave(h.State, o); err != nil {
 		return err
 	}
 	if err = h.start(ctx, m, o.UUID); err == nil {
 		return nil
 	}
-	// Who takes the order away has it: if it is still there, no shim was started, and none will be.
-	if spawn.Withdraw(h.State, o.UUID) {
-		var reply dbus.Error
-		unknown := errors.As(err, &reply) && reply.Name == "org.freedesktop.systemd1.NoSuchUnit"
-		return notStarted{err, unknown}
+	// Who takes the order away has it: if it isn't there any more, the shim got ready after all.
+	if !spawn.Take(h.State, o.UUID) {
+		return nil
 	}
 	name := Name(o.UUID)
-	if reason := spawn.Refusal(h.State, o.UUID); reason != "" {
+	reason := spawn.Refusal(h.State, o.UUID)
+	var not notStarted
+	if !errors.As(err, &not) || not.again {
+		h.end(m, name)
+	}
+	switch {
+	case reason != "":
 		err = errors.New(reason)
-	} else {
-		h.kill(m, name)
+	case not.error != nil:
+		return not
 	}
 	return fmt.Errorf("%w (in %s; see journalctl -u %s)", err, name, name)
 }
 
-// start starts the unit, and waits for the start's result.
+// start starts the unit, and waits until its shim has taken the order.
 func (h Host) start(ctx context.Context, m Manager, id string) error {
-	taking, cancel := context.WithTimeout(ctx, takeWait)
+	begin, cancel := context.WithTimeout(ctx, beginWait)
 	defer cancel()
-	for {
+	for failed := 0; ; {
 		results := make(chan string, 1)
-		if _, err := m.StartUnitContext(taking, Name(id), "replace", results); err != nil {
+		if _, err := m.StartUnitContext(begin, Name(id), "replace", results); err != nil {
+			var reply dbus.Error
+			unknown := errors.As(err, &reply) && reply.Name == "org.freedesktop.systemd1.NoSuchUnit"
+			return notStarted{error: err, unknown: unknown, again: !unknown}
+		}
+		result, err := h.result(ctx, begin, m, results, id)
+		switch {
+		case err != nil:
 			return err
-		}
-		result, err := h.result(taking, results, id)
-		if err != nil && !spawn.Waiting(h.State, id) {
-			result, err = h.result(ctx, results, id)
-		}
-		if err != nil {
-			return err
-		}
-		if result != "done" {
-			return fmt.Errorf("systemd couldn't start the shim: %s", result)
-		}
-		if !spawn.Waiting(h.State, id) {
+		case !spawn.Waiting(h.State, id):
 			return nil
+		case result != "done":
+			err = fmt.Errorf("systemd couldn't start the shim: %s", result)
+			if failed++; failed == tries || spawn.Refused(h.State, id) {
+				return notStarted{error: err, again: true}
+			}
+		default: // The unit was up already: the domain's last shim hasn't quite ended.
+			err = notStarted{error: errors.New("it still serves an earlier start of the domain")}
 		}
-		// The unit was up already: the domain's last shim hasn't quite ended.
 		select {
 		case <-time.After(againWait):
-		case <-taking.Done():
-			return errors.New("it still serves an earlier start of the domain")
+		case <-begin.Done():
+			return err
 		}
 	}
 }
 
-// result waits for the result of a start job.
-func (h Host) result(ctx context.Context, results <-chan string, id string) (string, error) {
+// result waits for the result of a start job, if systemd has begun with it in time.
+func (h Host) result(ctx, begin context.Context, m Manager, results <-chan string, id string) (string, error) {
 	select {
 	case result := <-results:
 		return result, nil
-	case <-ctx.Done():
+	case <-begin.Done():
 	}
-	if spawn.Waiting(h.State, id) {
-		return "", errors.New("systemd doesn't come to it")
+	// A bus that died meanwhile has taken the result with it.
+	asking, cancel := context.WithTimeout(ctx, askWait)
+	defer cancel()
+	if pid, err := m.GetServicePropertyContext(asking, Name(id), "MainPID"); err != nil || pid.Value.Value() == uint32(0) {
+		return "", notStarted{error: errors.New("systemd doesn't come to it")}
 	}
-	// A bus that died meanwhile has taken the result with it; a shim that answers is ready.
-	if _, err := control.Ask(h.State, id, control.Request{Do: "status"}); err == nil {
-		return "done", nil
+	for {
+		select {
+		case result := <-results:
+			return result, nil
+		case <-time.After(againWait):
+			if !spawn.Waiting(h.State, id) {
+				return "done", nil
+			}
+		case <-ctx.Done():
+			return "", errors.New("the shim wasn't ready in time")
+		}
 	}
-	return "", errors.New("the shim wasn't ready in time")
 }
 
-// kill ends what runs in the unit, and waits for that.
-func (h Host) kill(m Manager, name string) {
+// end ends what runs in the unit, and waits for that. The order has been taken away, so what systemd starts once more ends by itself.
+func (h Host) end(m Manager, name string) {
 	ctx, cancel := context.WithTimeout(context.Background(), endWait)
 	defer cancel()
 	for ctx.Err() == nil {

@@ -19,7 +19,7 @@ import (
 
 const id = "6695eb01-f6a4-8304-79aa-97f2502e193f"
 
-var options = spawn.Options{UUID: id, Name: "a", PID: 4711}
+var options = spawn.Spec{UUID: id, Name: "a", PID: 4711}
 
 // manager is a fake of systemd: each start of a unit is answered by the next of its steps. test/systemd has the real one.
 type manager struct {
@@ -27,6 +27,8 @@ type manager struct {
 	steps  []func() (result string, err error)
 	starts int
 	kills  int
+	pid    uint32 // of the unit's main process
+	silent bool
 }
 
 func (m *manager) StartUnitContext(_ context.Context, name, _ string, result chan<- string) (int, error) {
@@ -52,6 +54,13 @@ func (m *manager) GetUnitPropertyContext(context.Context, string, string) (*syst
 	return &systemd.Property{Name: "ActiveState", Value: dbus.MakeVariant(state)}, nil
 }
 
+func (m *manager) GetServicePropertyContext(context.Context, string, string) (*systemd.Property, error) {
+	if m.silent {
+		return nil, errors.New("no answer")
+	}
+	return &systemd.Property{Name: "MainPID", Value: dbus.MakeVariant(m.pid)}, nil
+}
+
 func (m *manager) Close() {}
 
 func TestTheWay(t *testing.T) {
@@ -67,24 +76,28 @@ func TestTheWay(t *testing.T) {
 		starts       int
 		killed       bool
 		expires      bool // there is no result before the time is up
+		pid          uint32
+		silent       bool
 	}{
 		"no systemd":               {absent: true, direct: true},
 		"no bus":                   {connect: refused, direct: true, note: true},
 		"a unit":                   {steps: []string{"taken done"}, starts: 1},
 		"no unit":                  {steps: []string{"error org.freedesktop.systemd1.NoSuchUnit"}, starts: 1, direct: true},
-		"a masked unit":            {steps: []string{"error org.freedesktop.systemd1.UnitMasked"}, starts: 1, direct: true, note: true},
-		"no sandbox":               {steps: []string{"failed"}, starts: 1, direct: true, note: true},
+		"a masked unit":            {steps: []string{"error org.freedesktop.systemd1.UnitMasked"}, starts: 1, direct: true, note: true, killed: true},
+		"no sandbox":               {steps: []string{"failed"}, starts: 3, direct: true, note: true, killed: true},
 		"the last run's unit":      {steps: []string{"done", "done", "taken done"}, starts: 3},
-		"a shim that refuses":      {steps: []string{"taken failed"}, refusal: refused, starts: 1, err: "no such luck (in "},
-		"a shim that dies":         {steps: []string{"taken failed"}, starts: 1, err: "couldn't start the shim: failed (in ", killed: true},
-		"a bus that dies":          {steps: []string{"taken error org.freedesktop.DBus.Error.NoReply"}, starts: 1, err: "(in ", killed: true},
-		"a shim that isn't ready":  {steps: []string{"taken"}, starts: 1, err: "wasn't ready in time (in ", killed: true, expires: true},
-		"a systemd that is silent": {steps: []string{""}, starts: 1, direct: true, note: true, expires: true},
+		"a shim that refuses":      {steps: []string{"failed"}, refusal: refused, starts: 1, err: "no such luck (in ", killed: true},
+		"a shim that is killed":    {steps: []string{"failed", "failed", "taken done"}, starts: 3},
+		"a shim that is late":      {steps: []string{"taken failed"}, starts: 1},
+		"a bus that dies":          {steps: []string{"error org.freedesktop.DBus.Error.NoReply"}, starts: 1, direct: true, note: true, killed: true},
+		"a shim that isn't ready":  {steps: []string{""}, pid: 4711, starts: 1, err: "wasn't ready in time (in ", killed: true, expires: true},
+		"a systemd that is busy":   {steps: []string{""}, starts: 1, direct: true, note: true, expires: true},
+		"a systemd that is silent": {steps: []string{""}, silent: true, starts: 1, direct: true, note: true, expires: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			root := t.TempDir()
-			m := &manager{t: t}
+			m := &manager{t: t, pid: c.pid, silent: c.silent}
 			h := Host{Booted: root, State: filepath.Join(root, "s"), LastStops: filepath.Join(root, "l")}
 			if c.absent {
 				h.Booted = filepath.Join(root, "none")
@@ -92,13 +105,14 @@ func TestTheWay(t *testing.T) {
 			for _, step := range c.steps {
 				m.steps = append(m.steps, func() (string, error) {
 					rest, taken := strings.CutPrefix(step, "taken")
+					if o, err := spawn.Read(h.State, id); err != nil || o != options {
+						t.Errorf("the order: %+v, %v", o, err)
+					}
+					if c.refusal != nil {
+						spawn.Refuse(h.State, id, c.refusal)
+					}
 					if taken {
-						if o, err := spawn.Take(h.State, id); err != nil || o.Options != options {
-							t.Errorf("the order: %+v, %v", o, err)
-						}
-						if c.refusal != nil {
-							spawn.Refuse(h.State, id, c.refusal)
-						}
+						spawn.Take(h.State, id)
 					}
 					rest = strings.TrimSpace(rest)
 					if name, isError := strings.CutPrefix(rest, "error "); isError {
@@ -109,7 +123,7 @@ func TestTheWay(t *testing.T) {
 			}
 			direct, note := false, ""
 			h.Connect = func(context.Context) (Manager, error) { return m, c.connect }
-			h.Direct = func(_ context.Context, o spawn.Options) error {
+			h.Direct = func(_ context.Context, _ string, o spawn.Spec) error {
 				if spawn.Waiting(h.State, id) {
 					t.Error("started while systemd may start it, too")
 				}
@@ -164,7 +178,7 @@ func TestADiskThatHangs(t *testing.T) {
 	h := Host{
 		Booted: t.TempDir(), State: t.TempDir(), LastStops: filepath.Join(dir, "below"),
 		Connect: func(context.Context) (Manager, error) { return &manager{t: t}, nil },
-		Direct:  func(context.Context, spawn.Options) error { direct = true; return nil },
+		Direct:  func(context.Context, string, spawn.Spec) error { direct = true; return nil },
 		Note:    func(_, warning string) { note = warning },
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)

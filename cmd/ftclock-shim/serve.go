@@ -2,11 +2,8 @@ package main
 
 import (
 	"errors"
-	"flag"
 	"fmt"
 	"io"
-	"os"
-	"strings"
 	"syscall"
 
 	"github.com/rs/zerolog"
@@ -19,116 +16,104 @@ import (
 	metadata "ftclock/xml-templates"
 )
 
-// awaited says whether somebody waits for the shim to be ready, at the other end of a pipe.
-func awaited(store *keeper.Store) bool {
-	fd, ok := store.Get(spawn.Ready)
-	if !ok {
-		return false
-	}
-	p := []unix.PollFd{{Fd: int32(fd)}}
-	_, err := unix.Poll(p, 0)
-	return err == nil && p[0].Revents&unix.POLLERR == 0
-}
+// specName is the name of the spec among the descriptors that are kept: a memory file that is never changed.
+const specName = "spec"
 
-// notify says one line to whoever started the shim and waits for it. Later workers have nobody to tell.
-func notify(store *keeper.Store, line string) {
-	fd, ok := store.Get(spawn.Ready)
-	if !ok {
-		return
+// serve serves the domain, from its start on or in the place of a shim that died.
+func serve(state, id string, log zerolog.Logger) int {
+	syscall.Umask(0o077)
+	store, err := keeper.Open(func(what string) { log.Warn().Str("shim", id).Msg(what) })
+	if err != nil {
+		log.Error().Err(err).Str("shim", id).Msg("not serving")
+		return failed
 	}
-	line, _, _ = strings.Cut(line, "\n")
-	_, _ = syscall.Write(fd, []byte(line+"\n"))
-	store.Drop(spawn.Ready)
-}
-
-func parse(args []string, log io.Writer) (shim.Config, error) {
-	c := shim.Config{Version: version, State: control.Dir, LastStops: control.LastStops}
-	c.Log = zerolog.New(log).With().Timestamp().Logger()
-	flags := flag.NewFlagSet("ftclock-shim", flag.ContinueOnError)
-	flags.SetOutput(log)
-	flags.StringVar(&c.UUID, "uuid", "", "the domain's UUID")
-	flags.StringVar(&c.Name, "name", "", "the domain's name")
-	flags.StringVar(&c.Clock, "clock", "", "the domain's clock element as XML; empty: watch only")
-	flags.StringVar(&c.Module, "module", "", "path of libftclock-qemu.so")
-	flags.StringVar(&c.DomainDir, "domain-dir", "", "relay: the domain's directory")
-	flags.StringVar(&c.PIDFile, "pid-file", "", "relay: the file that will hold QEMU's pid")
-	flags.IntVar(&c.PID, "watch", 0, "watch: QEMU's pid")
-	flags.StringVar(&c.Incoming, "incoming", "", "relay: QEMU loads a state that was migrated or restored")
-	anchor := flags.String("anchor", "", "relay: the anchor element that came with that state")
-	flags.StringVar(&c.State, "state", control.Dir, "directory of the shims' state")
-	flags.StringVar(&c.LastStops, "last-stops", control.LastStops, "directory of readings for restored guests")
-	showVersion := flags.Bool("version", false, "print the version and end")
-	if err := flags.Parse(args); err != nil {
-		return c, err
-	}
-	if *showVersion {
-		fmt.Println("ftclock-shim", version)
-		os.Exit(0)
-	}
-	c.Log = c.Log.With().Str("domain", c.Name).Logger()
-	if *anchor != "" {
-		a, err := metadata.ParseAnchor([]byte(*anchor))
-		if err != nil {
-			return c, fmt.Errorf("-anchor: %w", err)
-		}
-		c.Anchor = &a
+	began := false
+	spec, err := specOf(store, state, id)
+	if err == nil {
+		log = log.With().Str("domain", spec.Name).Logger()
+		began, err = shim.Run(config(spec, store, state, log))
 	}
 	switch {
-	case c.Incoming != "" && c.Incoming != control.Migrated && c.Incoming != control.Restored:
-		return c, fmt.Errorf("-incoming is %s or %s", control.Migrated, control.Restored)
-	case flags.NArg() > 0:
-		return c, fmt.Errorf("unexpected argument %q", flags.Arg(0))
-	case c.UUID == "" || strings.ContainsAny(c.UUID, "/."):
-		return c, errors.New("-uuid takes the domain's UUID")
-	case c.Module == "":
-		return c, errors.New("-module takes the path of libftclock-qemu.so")
-	case (c.DomainDir == "") == (c.PID == 0):
-		return c, errors.New("either -domain-dir or -watch is needed")
-	case c.DomainDir != "" && c.PIDFile == "":
-		return c, errors.New("-domain-dir goes with -pid-file")
+	case err == nil:
+		store.Done()
+		return 0
+	case began:
+		log.Error().Err(err).Msg("not serving, and started again: a domain runs behind the connections that are held")
+		return failed
 	}
-	return c, nil
+	log.Error().Err(err).Str("shim", id).Msg("not serving")
+	spawn.Refuse(state, id, err)
+	store.Done()
+	return refused
 }
 
-// work is the worker: it serves the domain.
-func work(args []string, log io.Writer) int {
-	config, err := parse(args, log)
-	store, serr := keeper.Open(func(what string) { config.Log.Warn().Msg(what) })
-	if serr != nil {
-		config.Log.Error().Err(serr).Msg("not serving")
-		return 1
+func config(spec spawn.Spec, store *keeper.Store, state string, log zerolog.Logger) shim.Config {
+	c := shim.Config{
+		Version: version, State: state, Store: store, Log: log,
+		UUID: spec.UUID, Name: spec.Name, Clock: spec.Clock, Module: spec.Module, LastStops: spec.Stops,
+		DomainDir: spec.DomainDir, PIDFile: spec.PIDFile, PID: spec.PID, Incoming: spec.Incoming,
 	}
-	syscall.Umask(0o077)
-	// As long as somebody waits for it to be ready, it has not begun: then an error ends it.
-	later := shim.Begun(store) && !awaited(store)
-	if err == nil {
-		config.Store, config.Later = store, later
-		config.Ready = func() { notify(store, "ready") }
-		err = shim.Run(config)
+	if c.Module == "" {
+		c.Module, _ = spawn.ModulePath() // which was there when the domain started
 	}
-	if err != nil {
-		config.Log.Error().Err(err).Msg("not serving")
-		notify(store, err.Error())
-		if later {
-			return 1 // a domain runs behind the connections that are held: the keeper tries again
+	if c.LastStops == "" {
+		c.LastStops = control.LastStops
+	}
+	if spec.Anchor != "" {
+		if a, err := metadata.ParseAnchor([]byte(spec.Anchor)); err == nil { // as it was checked already
+			c.Anchor = &a
 		}
 	}
-	store.Done()
-	if err != nil {
-		return 1
+	c.Begin = func() error {
+		if order, err := spawn.Read(state, spec.UUID); err != nil || order != spec || !spawn.Take(state, spec.UUID) {
+			return errors.New("its start was given up")
+		}
+		return nil
 	}
-	return 0
+	return c
 }
 
-// keep is the keeper: it has one worker after the other serve the domain.
-func keep(args []string, log io.Writer) int {
-	config, err := parse(args, log)
-	if err == nil {
-		err = keeper.Keep(func(what string) { config.Log.Warn().Msg(what) })
+// specOf gives what the last shim of this start was told, or else what the order says.
+func specOf(store *keeper.Store, state, id string) (spawn.Spec, error) {
+	if fd, ok := store.Get(specName); ok {
+		text, err := io.ReadAll(io.NewSectionReader(fdReader(fd), 0, 1<<20))
+		if err != nil {
+			return spawn.Spec{}, fmt.Errorf("reading what to serve: %w", err)
+		}
+		return spawn.Parse(text)
+	}
+	spec, err := spawn.Read(state, id)
+	if err == nil && spec.Module == "" {
+		_, err = spawn.ModulePath()
 	}
 	if err != nil {
-		config.Log.Error().Err(err).Msg("not serving")
-		return 1
+		return spec, err
 	}
-	return 0
+	text, err := spec.Text()
+	if err != nil {
+		return spec, err
+	}
+	fd, err := unix.MemfdCreate("ftclock-spec", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err == nil {
+		_, err = unix.Write(fd, text)
+	}
+	if err == nil {
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_WRITE|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL)
+	}
+	if err != nil {
+		return spec, fmt.Errorf("keeping what to serve: %w", err)
+	}
+	store.Put(specName, fd)
+	return spec, nil
+}
+
+// fdReader reads from a descriptor that stays open.
+type fdReader int
+
+func (fd fdReader) ReadAt(p []byte, offset int64) (int, error) {
+	n, err := unix.Pread(int(fd), p, offset)
+	if err == nil && n == 0 {
+		err = io.EOF
+	}
+	return max(n, 0), err
 }

@@ -150,7 +150,7 @@ const startTime = time.Minute
 func (l *live) start(p *program, clock string) error {
 	ctx, cancel := context.WithTimeout(p.ctx, startTime)
 	defer cancel()
-	err := unit.Start(ctx, spawn.Options{
+	err := unit.Start(ctx, spawn.Spec{
 		UUID: l.domain.uuid, Name: l.domain.name, Clock: clock, PID: l.pid, Module: l.module,
 	})
 	if err != nil {

@@ -2,6 +2,7 @@ package reliability
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -12,14 +13,12 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"ftclock/control"
-	"ftclock/keeper"
 	"ftclock/spawn"
 	"ftclock/test/endings"
 )
@@ -59,8 +58,8 @@ type pair struct {
 	uuid         string
 	state, dir   string
 	log          string
-	first        *exec.Cmd // the first keeper
-	process      *exec.Cmd // stands for QEMU's process: it holds the listening socket, and the shim ends with it
+	first        *os.Process // the first keeper
+	process      *exec.Cmd   // stands for QEMU's process: it holds the listening socket, and the shim ends with it
 	client, qemu *net.UnixConn
 	listener     *net.UnixListener
 }
@@ -73,9 +72,9 @@ func startPair(t *testing.T) *pair {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(root) })
-	random := make([]byte, 8)
+	random := make([]byte, 6)
 	_, _ = rand.Read(random)
-	p := &pair{t: t, uuid: "reliability-" + hex.EncodeToString(random), state: filepath.Join(root, "s"), dir: filepath.Join(root, "d"),
+	p := &pair{t: t, uuid: "6695eb01-f6a4-8304-79aa-" + hex.EncodeToString(random), state: filepath.Join(root, "s"), dir: filepath.Join(root, "d"),
 		log: filepath.Join(root, "log")}
 	if err := os.Mkdir(p.dir, 0o700); err != nil {
 		t.Fatal(err)
@@ -112,28 +111,14 @@ func startPair(t *testing.T) *pair {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	ready, theirs, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ready.Close()
-	p.first = exec.Command(shimPath, keeper.KeeperFlag, "-uuid", p.uuid, "-name", "peers", "-clock", "",
-		"-module", "/nonexistent/libftclock-qemu.so", "-domain-dir", p.dir, "-pid-file", pidFile, "-state", p.state,
-		"-last-stops", filepath.Join(root, "stops"))
-	p.first.Env = append(os.Environ(), keeper.EnvFDs+"="+spawn.Ready+"=3")
-	p.first.ExtraFiles = []*os.File{theirs}
-	p.first.Stdout, p.first.Stderr = log, log
-	p.first.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = p.first.Start()
-	theirs.Close()
-	if err != nil {
-		t.Fatal(err)
-	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
 	t.Cleanup(p.killAll)
-	line := make([]byte, 4096)
-	n, err := ready.Read(line)
-	if err != nil || string(line[:n]) != "ready\n" {
-		t.Fatalf("the shim says %q, %v\n%s", line[:n], err, p.logText())
+	if p.first, err = spawn.StartProgram(ctx, shimPath, log, p.state, spawn.Spec{
+		UUID: p.uuid, Name: "peers", Module: "/nonexistent/libftclock-qemu.so", DomainDir: p.dir, PIDFile: pidFile,
+		Stops: filepath.Join(root, "stops"),
+	}); err != nil {
+		t.Fatalf("%v\n%s", err, p.logText())
 	}
 	if p.client, err = net.DialUnix("unix", nil, &net.UnixAddr{Name: filepath.Join(p.dir, control.MonitorSocket), Net: "unix"}); err != nil {
 		t.Fatal(err)
@@ -181,7 +166,9 @@ func (p *pair) killAll() {
 	if left := endings.Kill(p.processes, patience); len(left) > 0 {
 		p.t.Errorf("they don't end: %v", left)
 	}
-	_ = p.first.Wait()
+	if p.first != nil {
+		_, _ = p.first.Wait()
+	}
 	for {
 		if pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); err != nil && !errors.Is(err, unix.EINTR) || pid == 0 {
 			return
@@ -295,28 +282,22 @@ func (p *pair) killKeeper(s *control.Status) *control.Status {
 	return next
 }
 
-// upgrade has the keeper execute the program anew and waits for the worker that follows.
+// upgrade has the keeper execute the program anew and waits for the worker that follows. A keeper that was just started may die of
+// the signal, and the next one is told.
 func (p *pair) upgrade(s *control.Status) *control.Status {
 	p.t.Helper()
-	// Before it catches the signal, a keeper that was just started would die of it.
-	eventually(p.t, "the keeper catching SIGHUP", func() bool { return catches(s.Keeper, unix.SIGHUP) })
-	if err := unix.Kill(s.Keeper, unix.SIGHUP); err != nil {
-		p.t.Fatal(err)
-	}
-	next := p.status(func(n *control.Status) bool { return n.Shim != s.Shim })
-	if next.Keeper != s.Keeper || next.Workers != s.Workers+1 {
+	told := 0
+	next := p.status(func(n *control.Status) bool {
+		if n.Shim == s.Shim && n.Keeper != told {
+			told = n.Keeper
+			_ = unix.Kill(told, unix.SIGHUP)
+		}
+		return n.Shim != s.Shim
+	})
+	if next.Workers != s.Workers+1 {
 		p.t.Fatalf("after an upgrade: worker %d of keeper %d, before: worker %d of keeper %d\n%s", next.Workers, next.Keeper, s.Workers, s.Keeper, p.logText())
 	}
 	return next
-}
-
-// catches says whether a process has a handler for a signal (SigCgt in proc_pid_status(5)). Go's runtime installs one for
-// every signal at once, so this is true a little earlier than the program's own.
-func catches(pid int, signal syscall.Signal) bool {
-	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	_, rest, _ := strings.Cut(string(text), "SigCgt:")
-	mask, _ := strconv.ParseUint(strings.TrimSpace(strings.SplitN(rest, "\n", 2)[0]), 16, 64)
-	return mask>>(uint(signal)-1)&1 == 1
 }
 
 // gone waits until nothing is left of the pair.

@@ -1,6 +1,7 @@
 package rig
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -10,7 +11,6 @@ import (
 	"time"
 
 	"ftclock/control"
-	"ftclock/keeper"
 	"ftclock/spawn"
 	"ftclock/test/qmp"
 
@@ -46,8 +46,9 @@ func Missing() string {
 
 // QEMU is a running one. Everything of it is in a directory of its own.
 type QEMU struct {
-	PID  int
-	UUID string // of its shim
+	PID    int
+	UUID   string // of its shim
+	keeper *os.Process
 	// Pair are the keeper and the worker of its shim, once it has one.
 	Pair []int
 
@@ -119,9 +120,8 @@ func (q *QEMU) Close() {
 			<-p.dead
 		}
 	}
-	// The worker isn't a child.
-	for end := time.Now().Add(patience); q.Pair != nil && unix.Kill(q.Pair[1], 0) == nil && time.Now().Before(end); {
-		time.Sleep(10 * time.Millisecond)
+	if q.keeper != nil {
+		_, _ = q.keeper.Wait() // which ends after the worker
 	}
 	_ = os.RemoveAll(q.dir)
 }
@@ -199,22 +199,17 @@ func (q *QEMU) DialShim(bin string) (*qmp.Conn, error) {
 	if err := os.WriteFile(q.path("qemu.pid"), []byte(strconv.Itoa(q.PID)), 0o600); err != nil {
 		return nil, err
 	}
-	ready, theirs, err := os.Pipe()
+	log, err := os.Create(q.path("ftclock-shim.log"))
 	if err != nil {
 		return nil, err
 	}
-	defer ready.Close()
-	_, err = q.run(shim, []string{keeper.EnvFDs + "=" + spawn.Ready + "=3"}, []*os.File{theirs}, keeper.KeeperFlag,
-		"-uuid", q.UUID, "-name", "rig", "-clock", clock, "-module", module,
-		"-domain-dir", q.dir, "-pid-file", q.path("qemu.pid"),
-		"-state", q.path("state"), "-last-stops", q.path("stops"))
-	theirs.Close()
-	if err != nil {
+	defer log.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if q.keeper, err = spawn.StartProgram(ctx, shim, log, q.path("state"), spawn.Spec{
+		UUID: q.UUID, Name: "rig", Clock: clock, Module: module, DomainDir: q.dir, PIDFile: q.path("qemu.pid"), Stops: q.path("stops"),
+	}); err != nil {
 		return nil, err
-	}
-	line := make([]byte, 512)
-	if n, _ := ready.Read(line); string(line[:n]) != "ready\n" {
-		return nil, fmt.Errorf("the shim says: %s", line[:n])
 	}
 	conn, err := q.dial(Relay + ".sock")
 	if err != nil {

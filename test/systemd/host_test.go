@@ -16,7 +16,6 @@ import (
 	"ftclock/test/guest"
 	"ftclock/test/privatelibvirt"
 
-	"golang.org/x/sys/unix"
 	"libvirt.org/go/libvirtxml"
 )
 
@@ -129,14 +128,14 @@ func (h *host) eventually(what string, holds func() bool) {
 	}
 }
 
-// pair waits until keeper and worker are there, and gives the shim's status. Its pids are the container's.
-func (h *host) pair() *control.Status {
+// shim waits until the shim is there, and gives its status. Its pids are the container's.
+func (h *host) shim() *control.Status {
 	h.t.Helper()
 	var s *control.Status
-	h.eventually("the pair", func() bool {
+	h.eventually("the shim", func() bool {
 		answer, err := control.Ask(h.Path(control.Dir), uuid, control.Request{Do: "status"})
 		s = answer.Status
-		return err == nil && h.Outside(s.Shim) != 0 && h.Outside(s.Keeper) != 0
+		return err == nil && h.Outside(s.Shim) != 0
 	})
 	return s
 }
@@ -157,14 +156,12 @@ func (h *host) group(pid int) string {
 	return ""
 }
 
-// inUnit checks that the unit is up, with both processes of the pair and none else in it.
+// inUnit checks that the unit is up, with the shim in it.
 func (h *host) inUnit() *control.Status {
 	h.t.Helper()
-	s := h.pair()
-	for _, pid := range []int{s.Shim, s.Keeper} {
-		if group := h.group(pid); !strings.HasSuffix(group, "/system.slice/"+unit) {
-			h.t.Errorf("process %d is in %s", pid, group)
-		}
+	s := h.shim()
+	if group := h.group(s.Shim); s.Keeper != 0 || !strings.HasSuffix(group, "/system.slice/"+unit) {
+		h.t.Errorf("process %d is in %s, and its keeper is %d", s.Shim, group, s.Keeper)
 	}
 	if state := h.property("ActiveState"); state != "active" {
 		h.t.Errorf("the unit is %s", state)
@@ -249,17 +246,6 @@ func (h *host) checkpoints(count int) (wait func()) {
 	}
 }
 
-func (h *host) kill(pid int) {
-	h.t.Helper()
-	outside := h.Outside(pid)
-	if outside == 0 {
-		h.t.Fatalf("process %d isn't there", pid)
-	}
-	if err := unix.Kill(outside, unix.SIGKILL); err != nil {
-		h.t.Fatal(err)
-	}
-}
-
 // shims are the container's processes that run the shim's program.
 func (h *host) shims() (pids []string) {
 	all, _ := filepath.Glob(h.Path("/proc/[0-9]*/exe"))
@@ -286,7 +272,7 @@ func (h *host) nothingLeft() {
 
 func (h *host) nothingRuns() {
 	h.t.Helper()
-	h.eventually("the pair's end", func() bool { return len(h.shims()) == 0 })
+	h.eventually("the shim's end", func() bool { return len(h.shims()) == 0 })
 	for _, pattern := range []string{control.Dir + "/*", "/var/lib/libvirt/qemu/domain-*"} {
 		if left, _ := filepath.Glob(h.Path(pattern)); len(left) > 0 {
 			h.t.Errorf("left: %v", left)

@@ -10,17 +10,16 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
+	"ftclock/control"
 	metadata "ftclock/xml-templates"
 )
 
-// A unit of systemd's has no arguments but its instance name. What a shim started by one is to serve, it finds in a file
-// that was left for it in the state directory, where only root writes: the order. Taking it is removing it, so an order
-// is either carried out or withdrawn, and never both. An order that couldn't be carried out is answered by another
-// file, with one line: the refusal.
+// What a shim is to serve it finds in a file that was left for it in the state directory, where only root writes: the order. A
+// shim that is ready takes it, by removing it, and who doesn't want to wait any longer takes it, too: so an order is either carried
+// out or withdrawn, and never both. A shim that can't carry it out answers by another file, with one line: the refusal.
 
 const (
 	orderSuffix   = ".start"
@@ -28,13 +27,24 @@ const (
 
 	maxOrder   = 64 << 10 // bytes
 	maxRefusal = 4 << 10  // bytes
-	maxWait    = 2 * time.Minute
 )
 
-// An Order is what is in the file.
-type Order struct {
-	Options
-	Wait time.Duration // how long it may take until the shim is ready, ns; at most 2 minutes
+// A Spec says what a shim is for. Either DomainDir and PIDFile or PID is set.
+type Spec struct {
+	UUID  string
+	Name  string
+	Clock string // the domain's clock element as XML; "" watches only
+
+	DomainDir string // a relay: the domain's directory, in which QEMU's socket has been renamed already
+	PIDFile   string // a relay: the file that will hold QEMU's pid
+
+	// Of a QEMU that is started to load a state: control.Migrated or control.Restored, and the anchor that came with it, as XML.
+	Incoming, Anchor string
+
+	PID int // a watch: QEMU's pid
+
+	Module string // path of libftclock-qemu.so; "" is the installed one
+	Stops  string // directory of readings for restored guests, and of the records; "" is control.LastStops
 }
 
 // CheckID says whether id can name a shim: a domain's UUID as libvirt writes it, or what stands for one where a QEMU isn't
@@ -57,8 +67,8 @@ func CheckID(id string) error {
 
 func all(s, of string) bool { return s != "" && strings.Trim(s, of) == "" }
 
-// check says what is wrong with an order. It comes from a file: nothing is taken for granted.
-func (o Order) check() error {
+// check says what is wrong with it. It comes from a file: nothing is taken for granted.
+func (o Spec) check() error {
 	path := func(p string) bool {
 		return filepath.IsAbs(p) && filepath.Clean(p) == p && len(p) < unix.PathMax && !strings.ContainsRune(p, 0)
 	}
@@ -79,10 +89,15 @@ func (o Order) check() error {
 		return errors.New("the domain's directory and QEMU's pid file are absolute paths")
 	case o.DomainDir == "" && (o.PID <= 1 || o.PIDFile != ""):
 		return fmt.Errorf("%d is no process of QEMU's", o.PID)
-	case o.Module != "" && !path(o.Module):
-		return errors.New("the module is an absolute path")
-	case o.Wait <= 0 || o.Wait > maxWait:
-		return fmt.Errorf("a wait of %v isn't above 0 and at most %v", o.Wait, maxWait)
+	case o.Module != "" && !path(o.Module) || o.Stops != "" && !path(o.Stops):
+		return errors.New("the module and the directory of readings are absolute paths")
+	case o.Incoming != "" && o.Incoming != control.Migrated && o.Incoming != control.Restored:
+		return fmt.Errorf("a state is %s or %s", control.Migrated, control.Restored)
+	}
+	if o.Anchor != "" {
+		if _, err := metadata.ParseAnchor([]byte(o.Anchor)); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -91,14 +106,8 @@ func orderPath(dir, id string) string   { return filepath.Join(dir, id+orderSuff
 func refusalPath(dir, id string) string { return filepath.Join(dir, id+refusalSuffix) }
 
 // Leave leaves an order in the state directory dir. An older one of the same name is overwritten.
-func Leave(dir string, o Order) error {
-	if err := o.check(); err != nil {
-		return fmt.Errorf("ordering a shim for domain %s: %w", o.Name, err)
-	}
-	text, err := json.Marshal(o)
-	if err == nil && len(text) > maxOrder {
-		err = fmt.Errorf("the order is longer than %d bytes", maxOrder)
-	}
+func Leave(dir string, o Spec) error {
+	text, err := o.Text()
 	if err == nil {
 		err = os.MkdirAll(dir, 0o711)
 	}
@@ -112,6 +121,18 @@ func Leave(dir string, o Order) error {
 	return nil
 }
 
+// Text is what Parse reads.
+func (o Spec) Text() ([]byte, error) {
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	text, err := json.Marshal(o)
+	if err == nil && len(text) > maxOrder {
+		err = fmt.Errorf("it is longer than %d bytes", maxOrder)
+	}
+	return text, err
+}
+
 // write makes a file that is there as a whole or not at all, for root only.
 func write(path string, text []byte) error {
 	next := path + ".new"
@@ -121,8 +142,8 @@ func write(path string, text []byte) error {
 	return os.Rename(next, path)
 }
 
-// Withdraw takes an order back. It is false if somebody has taken it, or nobody left one.
-func Withdraw(dir, id string) bool { return os.Remove(orderPath(dir, id)) == nil }
+// Take takes an order away. Whoever has done so is alone in that; it is false if somebody else was, or nobody left one.
+func Take(dir, id string) bool { return os.Remove(orderPath(dir, id)) == nil }
 
 // Waiting says whether an order waits to be taken.
 func Waiting(dir, id string) bool {
@@ -130,45 +151,42 @@ func Waiting(dir, id string) bool {
 	return err == nil
 }
 
-// Take takes the order that was left for id. Whoever has taken it is alone in that.
-func Take(dir, id string) (o Order, err error) {
+// Read reads the order that was left for id.
+func Read(dir, id string) (o Spec, err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("taking the order for shim %.64q: %w", id, err)
+			err = fmt.Errorf("reading the order for shim %.64q: %w", id, err)
 		}
 	}()
 	if err := CheckID(id); err != nil {
 		return o, err
 	}
-	path := orderPath(dir, id)
-	text, err := readOwn(path)
+	text, err := readOwn(orderPath(dir, id))
 	if errors.Is(err, os.ErrNotExist) {
 		return o, errors.New("there is none: shims are started by libvirt's hook, `ftclock enable --live` and `ftclock attach`")
 	}
 	if err != nil {
 		return o, err
 	}
-	if err := os.Remove(path); err != nil {
-		return o, fmt.Errorf("it was withdrawn: %w", err)
-	}
-	if o, err = parseOrder(text); err != nil {
-		return Order{}, err
+	if o, err = Parse(text); err != nil {
+		return Spec{}, err
 	}
 	if o.UUID != id {
-		return Order{}, fmt.Errorf("it is for %s", o.UUID)
+		return Spec{}, fmt.Errorf("it is for %s", o.UUID)
 	}
 	return o, nil
 }
 
-func parseOrder(text []byte) (Order, error) {
-	var o Order
+// Parse reads a Spec from what Text gives.
+func Parse(text []byte) (Spec, error) {
+	var o Spec
 	decoder := json.NewDecoder(bytes.NewReader(text))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(&o); err != nil {
-		return Order{}, err
+		return Spec{}, err
 	}
 	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
-		return Order{}, errors.New("something follows it")
+		return Spec{}, errors.New("something follows it")
 	}
 	return o, o.check()
 }
@@ -195,13 +213,19 @@ func readOwn(path string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, maxOrder))
 }
 
-// Refuse answers an order that was taken and can't be carried out.
+// Refuse answers an order that can't be carried out, if somebody still waits for that.
 func Refuse(dir, id string, reason error) {
-	if CheckID(id) != nil {
+	if CheckID(id) != nil || !Waiting(dir, id) {
 		return
 	}
 	line := strings.ReplaceAll(reason.Error(), "\n", "; ")
 	_ = write(refusalPath(dir, id), []byte(line[:min(len(line), maxRefusal)]))
+}
+
+// Refused says whether the order was answered.
+func Refused(dir, id string) bool {
+	_, err := os.Lstat(refusalPath(dir, id))
+	return err == nil
 }
 
 // Refusal gives the answer to an order that wasn't carried out, and removes it; "" without one.

@@ -10,20 +10,16 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 const testID = "6695eb01-f6a4-8304-79aa-97f2502e193f"
 
-func relayOrder() Order {
-	return Order{
-		Options: Options{
-			UUID: testID, Name: `a "name" & more`, Clock: `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`,
-			DomainDir: "/var/lib/libvirt/qemu/domain-1-a", PIDFile: "/run/libvirt/qemu/a.pid",
-		},
-		Wait: 18 * time.Second,
+func relayOrder() Spec {
+	return Spec{
+		UUID: testID, Name: `a "name" & more`, Clock: `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`,
+		DomainDir: "/var/lib/libvirt/qemu/domain-1-a", PIDFile: "/run/libvirt/qemu/a.pid",
 	}
 }
 
@@ -32,7 +28,7 @@ func TestAnOrderArrives(t *testing.T) {
 		dir := filepath.Join(t.TempDir(), "made by the first")
 		o := relayOrder()
 		if id != testID {
-			o.Options = Options{UUID: id, Name: "engine", PID: 4711, Module: "/usr/lib/ftclock/libftclock-qemu.so"}
+			o = Spec{UUID: id, Name: "engine", PID: 4711, Module: "/usr/lib/ftclock/libftclock-qemu.so"}
 		}
 		if err := Leave(dir, o); err != nil {
 			t.Fatal(err)
@@ -41,18 +37,18 @@ func TestAnOrderArrives(t *testing.T) {
 		if err != nil || info.Mode().Perm() != 0o600 || !Waiting(dir, id) {
 			t.Fatalf("the order's file: %v, %v", info, err)
 		}
-		got, err := Take(dir, id)
+		got, err := Read(dir, id)
 		if err != nil || got != o {
 			t.Errorf("%+v, not %+v; %v", got, o, err)
+		}
+		if !Take(dir, id) {
+			t.Error("it can't be taken")
 		}
 		if entries, _ := os.ReadDir(dir); len(entries) != 0 {
 			t.Errorf("left: %v", entries)
 		}
-		if _, err := Take(dir, id); err == nil {
+		if Take(dir, id) || Waiting(dir, id) {
 			t.Error("it was taken twice")
-		}
-		if Withdraw(dir, id) || Waiting(dir, id) {
-			t.Error("it was withdrawn after it had been taken")
 		}
 	}
 }
@@ -66,16 +62,13 @@ func TestAnOrderIsTakenOrWithdrawn(t *testing.T) {
 		}
 		var had atomic.Int32
 		var both sync.WaitGroup
-		both.Go(func() {
-			if _, err := Take(dir, testID); err == nil {
-				had.Add(1)
-			}
-		})
-		both.Go(func() {
-			if Withdraw(dir, testID) {
-				had.Add(1)
-			}
-		})
+		for range 2 {
+			both.Go(func() {
+				if Take(dir, testID) {
+					had.Add(1)
+				}
+			})
+		}
 		both.Wait()
 		if n := had.Load(); n != 1 {
 			t.Fatalf("%d of the two have it", n)
@@ -84,24 +77,25 @@ func TestAnOrderIsTakenOrWithdrawn(t *testing.T) {
 }
 
 func TestABadOrderIsNotLeft(t *testing.T) {
-	for what, change := range map[string]func(*Order){
-		"no UUID":              func(o *Order) { o.UUID = "web1" },
-		"a path for a UUID":    func(o *Order) { o.UUID = "../" + testID },
-		"no name":              func(o *Order) { o.Name = "" },
-		"a name of two lines":  func(o *Order) { o.Name = "a\nb" },
-		"a long name":          func(o *Order) { o.Name = strings.Repeat("n", 4097) },
-		"a bad policy":         func(o *Order) { o.Clock = strings.Replace(o.Clock, "/>", ` mode="x"/>`, 1) },
-		"both kinds":           func(o *Order) { o.PID = 4711 },
-		"neither kind":         func(o *Order) { o.DomainDir = "" },
-		"init":                 func(o *Order) { o.DomainDir, o.PIDFile, o.PID = "", "", 1 },
-		"a negative pid":       func(o *Order) { o.DomainDir, o.PIDFile, o.PID = "", "", -4711 },
-		"a relative directory": func(o *Order) { o.DomainDir = "domain-1-a" },
-		"a way up":             func(o *Order) { o.DomainDir += "/../../etc" },
-		"no pid file":          func(o *Order) { o.PIDFile = "" },
-		"a relative module":    func(o *Order) { o.Module = "libftclock-qemu.so" },
-		"a long path":          func(o *Order) { o.PIDFile = "/" + strings.Repeat("p", unix.PathMax) },
-		"no wait":              func(o *Order) { o.Wait = 0 },
-		"a long wait":          func(o *Order) { o.Wait = maxWait + 1 },
+	for what, change := range map[string]func(*Spec){
+		"no UUID":              func(o *Spec) { o.UUID = "web1" },
+		"a path for a UUID":    func(o *Spec) { o.UUID = "../" + testID },
+		"no name":              func(o *Spec) { o.Name = "" },
+		"a name of two lines":  func(o *Spec) { o.Name = "a\nb" },
+		"a long name":          func(o *Spec) { o.Name = strings.Repeat("n", 4097) },
+		"a bad policy":         func(o *Spec) { o.Clock = strings.Replace(o.Clock, "/>", ` mode="x"/>`, 1) },
+		"both kinds":           func(o *Spec) { o.PID = 4711 },
+		"neither kind":         func(o *Spec) { o.DomainDir = "" },
+		"init":                 func(o *Spec) { o.DomainDir, o.PIDFile, o.PID = "", "", 1 },
+		"a negative pid":       func(o *Spec) { o.DomainDir, o.PIDFile, o.PID = "", "", -4711 },
+		"a relative directory": func(o *Spec) { o.DomainDir = "domain-1-a" },
+		"a way up":             func(o *Spec) { o.DomainDir += "/../../etc" },
+		"no pid file":          func(o *Spec) { o.PIDFile = "" },
+		"a relative module":    func(o *Spec) { o.Module = "libftclock-qemu.so" },
+		"a long path":          func(o *Spec) { o.PIDFile = "/" + strings.Repeat("p", unix.PathMax) },
+		"a relative stops":     func(o *Spec) { o.Stops = "stops" },
+		"an unknown state":     func(o *Spec) { o.Incoming = "found" },
+		"a bad anchor":         func(o *Spec) { o.Anchor = "<anchor/>" },
 	} {
 		dir := t.TempDir()
 		o := relayOrder()
@@ -116,7 +110,7 @@ func TestABadOrderIsNotLeft(t *testing.T) {
 }
 
 func TestABadFileIsRefused(t *testing.T) {
-	good := `{"UUID":"` + testID + `","Name":"a","PID":4711,"Wait":1000000000}`
+	good := `{"UUID":"` + testID + `","Name":"a","PID":4711}`
 	path := func(dir string) string { return orderPath(dir, testID) }
 	put := func(text string, mode os.FileMode) func(string) error {
 		return func(dir string) error {
@@ -128,7 +122,7 @@ func TestABadFileIsRefused(t *testing.T) {
 		if err := make(dir); err != nil {
 			t.Fatal(err)
 		}
-		_, err := Take(dir, testID)
+		_, err := Read(dir, testID)
 		return err
 	}
 	if err := check(put(good, 0o600)); err != nil {
@@ -173,6 +167,13 @@ func TestCheckID(t *testing.T) {
 
 func TestARefusalIsHeardOnce(t *testing.T) {
 	dir := t.TempDir()
+	Refuse(dir, testID, errors.New("nobody waits"))
+	if got := Refusal(dir, testID); got != "" {
+		t.Errorf("%q", got)
+	}
+	if err := Leave(dir, relayOrder()); err != nil {
+		t.Fatal(err)
+	}
 	Refuse(dir, testID, errors.New("no such luck\nand more"))
 	if got := Refusal(dir, testID); got != "no such luck; and more" {
 		t.Errorf("%q", got)
@@ -191,20 +192,22 @@ func TestARefusalIsHeardOnce(t *testing.T) {
 }
 
 func FuzzOrder(f *testing.F) {
-	f.Add([]byte(`{"UUID":"` + testID + `","Name":"a","PID":4711,"Wait":1000000000}`))
-	f.Add([]byte(`{"UUID":"` + testID + `","Name":"a","DomainDir":"/d","PIDFile":"/p","Clock":"","Wait":1}`))
+	f.Add([]byte(`{"UUID":"` + testID + `","Name":"a","PID":4711}`))
+	f.Add([]byte(`{"UUID":"` + testID + `","Name":"a","DomainDir":"/d","PIDFile":"/p","Clock":""}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		o, err := parseOrder(text)
+		o, err := Parse(text)
 		if err != nil {
 			return
 		}
 		if err := o.check(); err != nil {
 			t.Fatalf("accepted: %+v: %v", o, err)
 		}
-		for _, arg := range o.args() {
-			if strings.ContainsRune(arg, 0) {
-				t.Fatalf("no argument: %q", arg)
-			}
+		again, err := o.Text()
+		if err != nil {
+			t.Fatalf("%+v: %v", o, err)
+		}
+		if o2, err := Parse(again); err != nil || o2 != o {
+			t.Fatalf("%+v became %+v: %v", o, o2, err)
 		}
 	})
 }
