@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"regexp"
 	"strings"
@@ -23,10 +24,15 @@ func linuxOffsets(t *testing.T, clocks *linuxguest.Clocks) (all [][2]int64) {
 	for _, cpu := range clocks.CPUs {
 		var both [2]int64
 		for i, c := range []*guest.Clock{cpu.Monotonic, cpu.Realtime} {
-			var err error
-			// One vCPU of several has its processor for some of the time only: the smallest of what was seen does.
-			if both[i], _, err = c.Offset(100 * time.Millisecond); err != nil {
-				t.Fatal(err)
+			both[i] = math.MaxInt64
+			// One vCPU of several has its processor for some of the time only. No offset is too small, so the smallest counts.
+			for try, settled := 0, false; try < 20 && !settled; try++ {
+				var offset int64
+				var err error
+				if offset, settled, err = c.Offset(100 * time.Millisecond); err != nil {
+					t.Fatal(err)
+				}
+				both[i] = min(both[i], offset)
 			}
 		}
 		all = append(all, both)
