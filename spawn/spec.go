@@ -38,7 +38,7 @@ type Spec struct {
 	DomainDir string // a relay: the domain's directory, in which QEMU's socket has been renamed already
 	PIDFile   string // a relay: the file that will hold QEMU's pid
 
-	// Of a QEMU that is started to load a state: control.Migrated or control.Restored, and the anchor that came with it, as XML.
+	// Of a QEMU that loads a state, with a relay or a watch: control.Migrated or control.Restored, and the anchor that came with it, as XML.
 	Incoming, Anchor string
 
 	PID int // a watch: QEMU's pid

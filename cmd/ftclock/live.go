@@ -1,15 +1,10 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"libvirt.org/go/libvirt"
@@ -48,7 +43,7 @@ func findLive(h *host, d *domain, verb string) (*live, error) {
 	if err != nil {
 		return nil, err
 	}
-	pid, err := findQEMU("/", d.name, d.uuid)
+	pid, err := spawn.FindQEMU("/", pidDir, d.name, d.uuid)
 	if err != nil {
 		return nil, err
 	}
@@ -73,54 +68,6 @@ func checkActive(d *domain, verb string) error {
 	}
 	return hinted(fmt.Errorf("%s isn't running, so there is nothing to do --live", d.name),
 		fmt.Sprintf("`ftclock %s %s` changes its definition, for the next start", verb, shellWord(d.name)))
-}
-
-// findQEMU finds a domain's QEMU by libvirt's pid file and proves that it is it. root is "/" but in tests.
-func findQEMU(root, name, uuid string) (int, error) {
-	file := spawn.PIDFile(filepath.Join(root, pidDir), name)
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return 0, fmt.Errorf("finding the QEMU of %s: %w", name, err)
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil || pid <= 1 {
-		return 0, fmt.Errorf("finding the QEMU of %s: %s holds no pid", name, file)
-	}
-	proc := filepath.Join(root, "proc", strconv.Itoa(pid))
-	exe, err := os.Readlink(filepath.Join(proc, "exe"))
-	if err != nil {
-		return 0, fmt.Errorf("finding the QEMU of %s: %w", name, err)
-	}
-	program := strings.TrimSuffix(filepath.Base(exe), " (deleted)") // after an upgrade of QEMU's package
-	if !strings.Contains(program, "qemu") && program != "kvm" {
-		return 0, fmt.Errorf("finding the QEMU of %s: process %d is %s, not QEMU", name, pid, exe)
-	}
-	cmdline, err := os.ReadFile(filepath.Join(proc, "cmdline"))
-	if err != nil {
-		return 0, fmt.Errorf("finding the QEMU of %s: %w", name, err)
-	}
-	if !isQEMUOf(cmdline, name, uuid) {
-		return 0, fmt.Errorf("finding the QEMU of %s: process %d is the QEMU of another domain", name, pid)
-	}
-	return pid, nil
-}
-
-// isQEMUOf tells whether a QEMU's command line, as libvirt writes it, is for this domain.
-func isQEMUOf(cmdline []byte, name, uuid string) bool {
-	var args []string
-	for arg := range bytes.SplitSeq(cmdline, []byte{0}) {
-		args = append(args, string(arg))
-	}
-	if i := slices.Index(args, "-uuid"); i >= 0 && i+1 < len(args) {
-		return args[i+1] == uuid
-	}
-	i := slices.Index(args, "-name")
-	if i < 0 || i+1 >= len(args) {
-		return false
-	}
-	guest := "guest=" + strings.ReplaceAll(name, ",", ",,")
-	rest, ok := strings.CutPrefix(args[i+1], guest)
-	return ok && (rest == "" || strings.HasPrefix(rest, ",") && !strings.HasPrefix(rest, ",,"))
 }
 
 // serve has the domain's shim follow policy: the one that is there, or a new one.

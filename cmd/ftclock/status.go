@@ -12,6 +12,7 @@ import (
 
 	"ftclock/attach"
 	"ftclock/control"
+	"ftclock/spawn"
 	"ftclock/xml-templates"
 )
 
@@ -290,7 +291,7 @@ func withoutShim(f found) entry {
 // andModule tells whether the module is there to follow the standing policy without a shim.
 func andModule(name, uuid string) string {
 	fix := "; `ftclock enable --live " + shellWord(name) + "` gives it one"
-	pid, err := findQEMU("/", name, uuid)
+	pid, err := spawn.FindQEMU("/", pidDir, name, uuid)
 	if err != nil {
 		return fix
 	}
