@@ -127,6 +127,15 @@ func (c *clockReader) openClock(s *scanner, e *element) error {
 			if c.policy.Slew = slew; slew == DefaultSlew {
 				c.policy.Slew = 0
 			}
+		case a.name() == "monitor":
+			switch a.value {
+			case "relayed":
+				c.policy.Monitor = Relayed
+			case "direct":
+				c.policy.Monitor = Direct
+			default:
+				return unknownValue(s, a, "relayed, direct")
+			}
 		case a.name() == "required":
 			switch a.value {
 			case "yes":
@@ -137,7 +146,7 @@ func (c *clockReader) openClock(s *scanner, e *element) error {
 				return unknownValue(s, a, "yes, no")
 			}
 		default:
-			return unknownAttr(s, a, "reference, slew, required")
+			return unknownAttr(s, a, "reference, slew, monitor, required")
 		}
 	}
 	return nil

@@ -44,6 +44,8 @@ var goodElements = []struct {
 	{"slew", `<ftclock:clock reference="utc" slew="100ppm" xmlns:ftclock="urn:ftclock:domain:1"/>`,
 		policy(func(p *Policy) { p.Reference, p.Slew = UTC, 100 })},
 	{"slew of the default", `<ftclock:clock slew="500ppm" xmlns:ftclock="urn:ftclock:domain:1"/>`, Default()},
+	{"monitor", `<ftclock:clock monitor="direct" xmlns:ftclock="urn:ftclock:domain:1"/>`, policy(func(p *Policy) { p.Monitor = Direct })},
+	{"monitor of the default", `<ftclock:clock monitor="relayed" xmlns:ftclock="urn:ftclock:domain:1"/>`, Default()},
 	{"attributes in any order", `<ftclock:clock required="yes" xmlns:ftclock="urn:ftclock:domain:1" reference="raw"/>`, Default()},
 	{"comments and white space", clock("<!-- <ftclock:on/> --><?app hint?>\t\r\n<ftclock:on event='suspend'> <!-- - --> </ftclock:on>"), Default()},
 	{"escaped value", on(`event="sus&#112;end" do="catch&#x2d;up"`),
@@ -143,12 +145,12 @@ const slews = `allowed: 1ppm to 100000ppm, a whole number and its unit, such as 
 // badElements are wrong whatever stands around them. The errors are those of Parse.
 var badElements = []struct{ name, xml, err string }{
 	{"unknown attribute", `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" referense="utc"/>`,
-		atClock + "/@referense (line 3): unknown attribute; allowed: reference, slew, required"},
+		atClock + "/@referense (line 3): unknown attribute; allowed: reference, slew, monitor, required"},
 	{"attribute with prefix", `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"
 		ftclock:reference="utc"/>`,
-		atClock + "/@ftclock:reference (line 4): unknown attribute; allowed: reference, slew, required"},
+		atClock + "/@ftclock:reference (line 4): unknown attribute; allowed: reference, slew, monitor, required"},
 	{"attribute of xml", `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" xml:lang="en"/>`,
-		atClock + "/@xml:lang (line 3): unknown attribute; allowed: reference, slew, required"},
+		atClock + "/@xml:lang (line 3): unknown attribute; allowed: reference, slew, monitor, required"},
 	{"reference", `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" reference="UTC"/>`,
 		atClock + `/@reference (line 3): unknown value "UTC"; allowed: raw, utc`},
 	{"reference with space", `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" reference=" utc"/>`,
@@ -163,6 +165,8 @@ var badElements = []struct{ name, xml, err string }{
 		atClock + `/@slew (line 3): "-1ppm" is negative; ` + slews},
 	{"slew in hex", `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" slew="0x1ppm"/>`,
 		atClock + `/@slew (line 3): "0x1ppm" isn't a plain number and a unit; ` + slews},
+	{"monitor", `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" monitor="none"/>`,
+		atClock + `/@monitor (line 3): unknown value "none"; allowed: relayed, direct`},
 	{"required", `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" required="true"/>`,
 		atClock + `/@required (line 3): unknown value "true"; allowed: yes, no`},
 	{"text", clock("hold"), atClock + ` (line 4): text "hold"; allowed: no text`},
@@ -344,7 +348,7 @@ func TestParseElementAlone(t *testing.T) {
 	for _, tt := range []struct{ xml, err string }{
 		{"", "XML: empty; allowed: one XML document"},
 		{"<on event='suspend'/>", "/on (line 1): not a clock element of ftclock; allowed: " + theTag},
-		{"<clock offset='utc'/>", "/clock/@offset (line 1): unknown attribute; allowed: reference, slew, required"},
+		{"<clock offset='utc'/>", "/clock/@offset (line 1): unknown attribute; allowed: reference, slew, monitor, required"},
 		{"<clock xmlns='urn:ftclock:domain:2'/>", "/clock (line 1): not a clock element of ftclock; allowed: " + theTag},
 		{"<clock>\n<on event='suspend' limit='1s'/></clock>",
 			`/clock/on[1]/@limit (line 2): a limit, but suspend is held however long it is; allowed: no limit, or do="catch-up"`},

@@ -69,6 +69,26 @@ func (r Reference) String() string {
 	return fmt.Sprintf("reference %d", uint8(r))
 }
 
+// Monitor is where libvirt's connection to the monitor leads.
+type Monitor uint8
+
+const (
+	// Relayed is to the shim, which passes everything on to QEMU.
+	Relayed Monitor = iota
+	// Direct is to QEMU. The module is loaded just behind the start.
+	Direct
+)
+
+func (m Monitor) String() string {
+	switch m {
+	case Relayed:
+		return "relayed"
+	case Direct:
+		return "direct"
+	}
+	return fmt.Sprintf("monitor %d", uint8(m))
+}
+
 // Rule says what happens at one kind of pause.
 type Rule struct {
 	Do Action
@@ -84,6 +104,8 @@ type Policy struct {
 	// Slew bounds how fast UTC steers the guest, in ppm of the time that it ran since the last pause: MinSlew to
 	// MaxSlew, or 0 for DefaultSlew. Raw steers nothing.
 	Slew uint32
+	// Monitor counts at the domain's start alone.
+	Monitor Monitor
 	// Required: the domain doesn't start when its clock can't be corrected.
 	Required                              bool
 	Checkpoint, Suspend, Restore, Migrate Rule
@@ -93,6 +115,7 @@ type Policy struct {
 func Default() Policy {
 	return Policy{
 		Reference:  Raw,
+		Monitor:    Relayed,
 		Required:   true,
 		Checkpoint: Rule{CatchUp, 10 * time.Second},
 		Suspend:    Rule{Hold, 0},
@@ -149,6 +172,9 @@ func (p Policy) element(lead, unit string) string {
 	}
 	if p.Slew != 0 && p.Slew != DefaultSlew {
 		b.WriteString(` slew="` + strconv.FormatUint(uint64(p.Slew), 10) + `ppm"`)
+	}
+	if p.Monitor != def.Monitor {
+		b.WriteString(` monitor="` + p.Monitor.String() + `"`)
 	}
 	if !p.Required {
 		b.WriteString(` required="no"`)

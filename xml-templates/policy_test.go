@@ -26,6 +26,7 @@ func randomPolicy(r *rand.Rand) Policy {
 	return Policy{
 		Reference:  Reference(r.IntN(2)),
 		Slew:       []uint32{0, MinSlew, 499, 501, MaxSlew}[r.IntN(5)],
+		Monitor:    Monitor(r.IntN(2)),
 		Required:   r.IntN(2) == 0,
 		Checkpoint: Rule{Action(r.IntN(2)), limit()},
 		Suspend:    rule(true),
@@ -50,6 +51,8 @@ func TestPolicyXML(t *testing.T) {
 		{Default(), `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`},
 		{policy(func(p *Policy) { p.Reference, p.Required = UTC, false }),
 			`<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" reference="utc" required="no"/>`},
+		{policy(func(p *Policy) { p.Slew, p.Monitor, p.Required = 9, Direct, false }),
+			`<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" slew="9ppm" monitor="direct" required="no"/>`},
 		{policy(func(p *Policy) {
 			p.Checkpoint.Limit = 1500 * time.Millisecond
 			p.Restore = Rule{CatchUp, 2 * time.Minute}
@@ -82,6 +85,7 @@ func TestPolicyRefused(t *testing.T) {
 			on + `/@limit (line 2): a limit, but suspend is held however long it is; allowed: no limit, or do="catch-up"`},
 		{policy(func(p *Policy) { p.Suspend.Do = 7 }), on + `/@do (line 2): unknown value "action 7"; allowed: catch-up, hold`},
 		{policy(func(p *Policy) { p.Reference = 7 }), clock + `/@reference (line 1): unknown value "reference 7"; allowed: raw, utc`},
+		{policy(func(p *Policy) { p.Monitor = 7 }), clock + `/@monitor (line 1): unknown value "monitor 7"; allowed: relayed, direct`},
 		{policy(func(p *Policy) { p.Slew = MaxSlew + 1 }), clock + `/@slew (line 1): "100001ppm" is too fast; ` + slews},
 	} {
 		_, err := Enable([]byte("<domain><name>a</name></domain>"), EditOptions{Policy: tt.policy})

@@ -16,6 +16,7 @@ func TestSnippets(t *testing.T) {
 		"checkpoint-limit": policy(func(p *Policy) { p.Checkpoint.Limit = 500e6 }),
 		"defaults":         Default(),
 		"minimal":          Default(),
+		"monitor-direct":   policy(func(p *Policy) { p.Monitor = Direct }),
 		"not-required":     policy(func(p *Policy) { p.Required = false }),
 		"utc":              policy(func(p *Policy) { p.Reference = UTC }),
 		"utc-slowly":       policy(func(p *Policy) { p.Reference, p.Slew = UTC, 50 }),
@@ -104,6 +105,11 @@ func TestSchema(t *testing.T) {
 		"100000ppm", "100001ppm", "200000ppm", "1000000ppm", "99999999999999999999ppm", "+1ppm", "-1ppm", "1e2ppm"} {
 		elements = append(elements, `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" slew="`+slew+`"/>`,
 			`<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" slew="`+slew+`" reference="utc"/>`)
+	}
+
+	for _, monitor := range []string{"", "relayed", "direct", "Direct", " direct", "relay", "none"} {
+		elements = append(elements, `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" monitor="`+monitor+`"/>`,
+			`<ftclock:clock required="no" xmlns:ftclock="urn:ftclock:domain:1" monitor="`+monitor+`" reference="utc"/>`)
 	}
 
 	dir := t.TempDir()
