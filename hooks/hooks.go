@@ -26,8 +26,12 @@ const maxInput = 16 << 20
 // startWait bounds the shim's start: libvirt itself would wait for ever.
 const startWait = 20 * time.Second
 
+// kvm is the type of the domains that have the clock that ftclock keeps.
+const kvm = "kvm"
+
 // Host is where things are on this host.
 type Host struct {
+	Root  string // of the file system, "/" but in tests: where QEMU is looked for
 	Lib   string // libvirt's domain directories are in here
 	Run   string // libvirt's pid files
 	State string // the shims' states
@@ -38,6 +42,7 @@ type Host struct {
 
 // System is the system instance of libvirt, qemu:///system, as distributions build it.
 var System = Host{
+	Root:  "/",
 	Lib:   "/var/lib/libvirt/qemu",
 	Run:   "/run/libvirt/qemu",
 	State: control.Dir,
@@ -56,7 +61,7 @@ func Run(h Host, args []string, stdin io.Reader, stderr io.Writer) int {
 	name, op, sub := args[0], args[1], args[2]
 	xml, err := io.ReadAll(io.LimitReader(stdin, maxInput+1))
 	switch op + " " + sub {
-	case "start begin", "migrate begin", "restore begin", "release end":
+	case "start begin", "started begin", "migrate begin", "restore begin", "release end":
 	default:
 		return 0 // nothing to do, and in particular no reason ever to fail a reconnect
 	}
@@ -70,19 +75,18 @@ func Run(h Host, args []string, stdin io.Reader, stderr io.Writer) int {
 	if err == nil {
 		domain, err = metadata.Parse(xml)
 	}
+	if op != "start" && (err != nil || !isName(domain.UUID)) {
+		return 0 // the start says what is wrong
+	}
 	switch {
-	case op != "start":
-		if err != nil || !isName(domain.UUID) {
-			return 0 // the start will say what is wrong
-		}
-		switch op {
-		case "release":
-			h.release(domain.UUID)
-		case "migrate":
-			h.expect(domain.UUID, control.Migrated)
-		case "restore":
-			h.expect(domain.UUID, control.Restored)
-		}
+	case op == "release":
+		h.release(domain.UUID)
+		return 0
+	case op == "migrate":
+		h.expect(domain.UUID, control.Migrated)
+		return 0
+	case op == "restore":
+		h.expect(domain.UUID, control.Restored)
 		return 0
 	case err != nil:
 		fmt.Fprintf(stderr, "ftclock: starting domain %s: %s\n", name, oneLine(err))
@@ -90,22 +94,31 @@ func Run(h Host, args []string, stdin io.Reader, stderr io.Writer) int {
 	case domain.Policy == nil:
 		return 0 // our namespace is somewhere else in the XML
 	}
-	if err := h.start(domain); err != nil {
-		if domain.Policy.Required {
-			fmt.Fprintf(stderr, "ftclock: starting domain %s: %s\n", name, oneLine(err))
-			return 1
-		}
+	if op == "start" {
+		err = h.start(domain)
+	} else {
+		err = h.started(domain)
+	}
+	switch {
+	case err == nil:
+	case domain.Policy.Required:
+		fmt.Fprintf(stderr, "ftclock: starting domain %s: %s\n", name, oneLine(err))
+		return 1
+	default:
 		// libvirt shows a hook's stderr only when it fails.
 		h.Note(domain.Name, "starting uncorrected: "+oneLine(err)+"; `ftclock doctor` looks the host over")
 	}
 	return 0
 }
 
-// start puts a shim between libvirt and the QEMU that is about to be started. Either it succeeds, or everything is as
-// it was.
+// start puts a shim between libvirt and the QEMU that is about to be started, unless the monitor is to be left alone. Either
+// it succeeds, or everything is as it was.
 func (h Host) start(d metadata.Domain) (err error) {
-	if d.Type != "kvm" {
+	if d.Type != kvm {
 		return fmt.Errorf("its type is %s: only kvm has the clock that ftclock keeps", d.Type)
+	}
+	if d.Policy.Monitor == metadata.Direct {
+		return nil
 	}
 	dir, err := h.domainDir(d)
 	if err != nil {
@@ -127,20 +140,8 @@ func (h Host) start(d metadata.Domain) (err error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), startWait)
 	defer cancel()
-	options := spawn.Spec{
-		UUID:      d.UUID,
-		Name:      d.Name,
-		Clock:     d.Policy.XML(),
-		DomainDir: dir,
-		PIDFile:   spawn.PIDFile(h.Run, d.Name),
-		Incoming:  h.expected(d.UUID),
-	}
-	if d.Anchor != nil {
-		options.Anchor = d.Anchor.XML()
-	}
-	if options.Incoming != "" && d.AnchorErr != nil {
-		h.Note(d.Name, "the anchor that came with the domain can't be used: "+oneLine(d.AnchorErr))
-	}
+	options := h.options(d)
+	options.DomainDir, options.PIDFile = dir, spawn.PIDFile(h.Run, d.Name)
 	err = h.Start(ctx, options)
 	if err != nil {
 		_ = unix.Unlinkat(fd, control.MonitorSocket, 0) // of a shim that got that far
@@ -149,6 +150,36 @@ func (h Host) start(d metadata.Domain) (err error) {
 		}
 	}
 	return err
+}
+
+// started starts a shim beside the QEMU of a domain whose monitor was left alone. A guest that begins anew runs by then. One of
+// which a state is loaded, from a file, a snapshot or another host, has its first cont still to come: libvirt starts it paused
+// (src/qemu/qemu_process.c, qemuProcessFinishStartup, and who calls it).
+func (h Host) started(d metadata.Domain) error {
+	if d.Policy.Monitor != metadata.Direct || d.Type != kvm {
+		return nil
+	}
+	pid, err := spawn.FindQEMU(h.Root, h.Run, d.Name, d.UUID)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), startWait)
+	defer cancel()
+	options := h.options(d)
+	options.PID = pid
+	return h.Start(ctx, options)
+}
+
+// options are those of a shim of either kind. They take the note of an incoming state.
+func (h Host) options(d metadata.Domain) spawn.Spec {
+	o := spawn.Spec{UUID: d.UUID, Name: d.Name, Clock: d.Policy.XML(), Incoming: h.expected(d.UUID)}
+	if d.Anchor != nil {
+		o.Anchor = d.Anchor.XML()
+	}
+	if o.Incoming != "" && d.AnchorErr != nil {
+		h.Note(d.Name, "the anchor that came with the domain can't be used: "+oneLine(d.AnchorErr))
+	}
+	return o
 }
 
 // renameNoReplace renames a file in a directory, unless the new name is taken. Not every file system can do that in one step.

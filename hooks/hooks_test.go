@@ -29,7 +29,7 @@ const clock = `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`
 func host(t *testing.T, start func(spawn.Spec) error) (h Host, dir string, listener *net.UnixListener) {
 	t.Helper()
 	root := t.TempDir()
-	h = Host{Lib: filepath.Join(root, "l"), Run: "/run/libvirt/qemu", State: filepath.Join(root, "s")}
+	h = Host{Root: root, Lib: filepath.Join(root, "l"), Run: "/run/libvirt/qemu", State: filepath.Join(root, "s")}
 	h.Note = func(domain, warning string) {
 		if warning != "starting uncorrected: no such luck; and more; `ftclock doctor` looks the host over" {
 			t.Errorf("noted of %s: %q", domain, warning)
@@ -80,6 +80,120 @@ func TestStartPutsAShimBetween(t *testing.T) {
 		PIDFile: "/run/libvirt/qemu/a name longer than twenty characters.pid"}
 	if got != want || !strings.Contains(got.Clock, "urn:ftclock:domain:1") {
 		t.Errorf("shim started with %+v", got)
+	}
+}
+
+const directClock = `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" monitor="direct"/>`
+
+// running puts a QEMU of the domain's into a host's /proc, and its pid where libvirt has it.
+func running(t testing.TB, h Host) {
+	t.Helper()
+	proc, run := filepath.Join(h.Root, "proc/4711"), filepath.Join(h.Root, h.Run)
+	for path, text := range map[string]string{
+		filepath.Join(run, "a name longer than twenty characters.pid"): "4711",
+		filepath.Join(proc, "cmdline"):                                 "qemu\x00-uuid\x00" + uuid + "\x00",
+	} {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("/usr/bin/qemu-system-x86_64", filepath.Join(proc, "exe")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Nothing is done at the start; when QEMU runs, a shim is started beside it, which knows what a relay would.
+func TestADirectMonitorIsLeftAlone(t *testing.T) {
+	anchor := metadata.Anchor{Clock: 5, Real: 6, Boot: "b"}
+	with := strings.Replace(anchor.XML(), "<anchor", `<ftclock-anchor:anchor xmlns:ftclock-anchor="urn:ftclock:anchor:1"`, 1)
+	for _, incoming := range []string{"", control.Migrated, control.Restored} {
+		t.Run(incoming, func(t *testing.T) {
+			var got []spawn.Spec
+			h, dir, _ := host(t, func(o spawn.Spec) error { got = append(got, o); return nil })
+			ops := [][]string{{"n", "start", "begin", "-"}, {"n", "started", "begin", "-"}}
+			switch incoming {
+			case control.Migrated:
+				ops = append([][]string{{"n", "migrate", "begin", "-"}}, ops...)
+			case control.Restored:
+				ops = append([][]string{{"n", "restore", "begin", "-"}}, ops...)
+			}
+			for _, op := range ops {
+				if op[1] == "started" {
+					if len(got) > 0 {
+						t.Errorf("started before QEMU: %+v", got)
+					}
+					running(t, h)
+				}
+				var stderr bytes.Buffer
+				if code := Run(h, op, strings.NewReader(domainXML(directClock+with)), &stderr); code != 0 || stderr.Len() > 0 {
+					t.Fatalf("%v: code %d, %s", op, code, &stderr)
+				}
+				if n := names(t, dir); n != control.MonitorSocket {
+					t.Errorf("in the directory after %v: %s", op, n)
+				}
+			}
+			want := spawn.Spec{UUID: uuid, Name: "a name longer than twenty characters", Clock: directClock, PID: 4711,
+				Incoming: incoming, Anchor: anchor.XML()}
+			if len(got) != 1 || got[0] != want {
+				t.Errorf("started with %+v", got)
+			}
+			if _, err := os.Stat(h.notePath(uuid)); err == nil {
+				t.Error("the note is left")
+			}
+		})
+	}
+}
+
+// A relay was started before QEMU: then there is nothing to do.
+func TestARelayedDomainHasStarted(t *testing.T) {
+	h, _, _ := host(t, func(spawn.Spec) error { t.Error("a shim was started"); return nil })
+	running(t, h)
+	for _, xml := range []string{
+		domainXML(clock), domainXML(strings.Replace(clock, "/>", ` monitor="relayed"/>`, 1)),
+		// The start has noted why it can't be served.
+		strings.Replace(domainXML(strings.Replace(directClock, "/>", ` required="no"/>`, 1)), "'kvm'", "'qemu'", 1),
+	} {
+		var stderr bytes.Buffer
+		if code := Run(h, []string{"n", "started", "begin", "-"}, strings.NewReader(xml), &stderr); code != 0 || stderr.Len() > 0 {
+			t.Errorf("code %d, %s", code, &stderr)
+		}
+	}
+}
+
+// A domain that runs already is given up where it requires its clock.
+func TestADirectDomainThatCantBeServed(t *testing.T) {
+	for _, c := range []struct {
+		required string
+		runs     bool
+		want     string
+	}{
+		{"yes", true, "ftclock: starting domain name: no such luck; and more\n"},
+		{"no", true, "starting uncorrected: no such luck; and more; `ftclock doctor` looks the host over"},
+		{"yes", false, "ftclock: starting domain name: finding the QEMU of a name longer than twenty characters: "},
+		{"no", false, "starting uncorrected: finding the QEMU of a name longer than twenty characters: "},
+	} {
+		h, dir, _ := host(t, func(spawn.Spec) error { return errors.New("no such luck\nand more") })
+		if c.runs {
+			running(t, h)
+		}
+		var stderr bytes.Buffer
+		noted := ""
+		h.Note = func(_, warning string) { noted += warning }
+		xml := domainXML(strings.Replace(directClock, "/>", ` required="`+c.required+`"/>`, 1))
+		code := Run(h, []string{"name", "started", "begin", "-"}, strings.NewReader(xml), &stderr)
+		said, silent, wantCode := stderr.String(), noted, 1
+		if c.required == "no" {
+			said, silent, wantCode = noted, stderr.String(), 0
+		}
+		if code != wantCode || !strings.HasPrefix(said, c.want) || silent != "" {
+			t.Errorf("%+v: code %d, %q, noted %q", c, code, &stderr, noted)
+		}
+		if n := names(t, dir); n != control.MonitorSocket {
+			t.Errorf("in the directory: %s", n)
+		}
 	}
 }
 
@@ -208,12 +322,14 @@ func TestAStartThatFailsLeavesNothing(t *testing.T) {
 func TestBadInputIsRefusedInOneLine(t *testing.T) {
 	h, dir, _ := host(t, func(spawn.Spec) error { t.Error("a shim was started"); return nil })
 	for name, xml := range map[string]string{
-		"unknown attribute": domainXML(`<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" mode="x"/>`),
-		"broken XML":        domainXML(clock)[:200] + "<urn:ftclock:domain:1",
-		"wrong type":        strings.Replace(domainXML(clock), "'kvm'", "'qemu'", 1),
-		"no id":             strings.Replace(domainXML(clock), "id='7'", "", 1),
-		"unknown id":        strings.Replace(domainXML(clock), "id='7'", "id='8'", 1),
-		"too long":          domainXML(clock) + strings.Repeat(" ", maxInput),
+		"unknown attribute":  domainXML(`<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" mode="x"/>`),
+		"unknown monitor":    domainXML(strings.Replace(directClock, "direct", "none", 1)),
+		"direct, wrong type": strings.Replace(domainXML(directClock), "'kvm'", "'qemu'", 1),
+		"broken XML":         domainXML(clock)[:200] + "<urn:ftclock:domain:1",
+		"wrong type":         strings.Replace(domainXML(clock), "'kvm'", "'qemu'", 1),
+		"no id":              strings.Replace(domainXML(clock), "id='7'", "", 1),
+		"unknown id":         strings.Replace(domainXML(clock), "id='7'", "id='8'", 1),
+		"too long":           domainXML(clock) + strings.Repeat(" ", maxInput),
 	} {
 		var stderr bytes.Buffer
 		code := Run(h, []string{"name", "start", "begin", "-"}, strings.NewReader(xml), &stderr)
