@@ -21,6 +21,7 @@ type enableCmd struct {
 	Preload         bool    `help:"Have QEMU's dynamic linker load the module (LD_PRELOAD), for hosts that forbid ptrace."`
 	Reference       *string `enum:"raw,utc" placeholder:"raw|utc" help:"The host's clock that the guest follows: raw, as if it were never paused, or utc (raw)."`
 	CheckpointLimit string  `placeholder:"TIME" help:"A longer pause is a suspend: 1ms to 15m (10s)."`
+	Monitor         *string `enum:"relayed,direct" placeholder:"relayed|direct" help:"From its next start on, whether libvirt's monitor goes through a relay, or to QEMU directly (relayed)."`
 	Required        *string `enum:"yes,no" placeholder:"yes|no" help:"Whether the domain may start only when its clock can be corrected (yes)."`
 }
 
@@ -107,6 +108,12 @@ func (c *enableCmd) apply(policy metadata.Policy, limit metadata.Rule) metadata.
 	}
 	if limit.Limit != 0 {
 		policy.Checkpoint.Limit = limit.Limit
+	}
+	if c.Monitor != nil {
+		policy.Monitor = metadata.Relayed
+		if *c.Monitor == metadata.Direct.String() {
+			policy.Monitor = metadata.Direct
+		}
 	}
 	if c.Required != nil {
 		policy.Required = *c.Required == "yes"

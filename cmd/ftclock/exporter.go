@@ -148,7 +148,7 @@ var metrics = []metric{
 			if s.Published.After(at) {
 				at = s.Published
 			}
-			return float64(at.UnixNano()) * ns, s.Mode == control.Relay && !at.IsZero()
+			return float64(at.UnixNano()) * ns, (s.Mode == control.Relay || direct(s)) && !at.IsZero()
 		}),
 	gauge("served_since_timestamp_seconds", "Since when the shim serves the domain.",
 		func(s *control.Status) (float64, bool) { return float64(s.Since.UnixNano()) * ns, !s.Since.IsZero() }),

@@ -83,6 +83,16 @@ func TestEnableAndDisable(t *testing.T) {
 	if got := policy(); got == nil || *got != want {
 		t.Fatalf("got %+v, want %+v", got, want)
 	}
+	wantRun(t, "test: changed in its definition\n"+next, "", 0, "enable", mockDomain, "--monitor", "direct")
+	want.Monitor = metadata.Direct
+	if got := policy(); got == nil || *got != want {
+		t.Fatalf("got %+v, want %+v", got, want)
+	}
+	wantRun(t, "test: changed in its definition\n"+next, "", 0, "enable", mockDomain, "--monitor", "relayed")
+	want.Monitor = metadata.Relayed
+	if got := policy(); got == nil || *got != want {
+		t.Fatalf("got %+v, want %+v", got, want)
+	}
 	wantRun(t, "DOMAIN  STATE    METHOD  PAUSES  LOST IN ALL  LAST RESIDUAL  WORST  SINCE\n"+
 		"test    pending  -            -            -              -      -  -\n"+
 		"test: enabled while it ran: its next start is corrected, `ftclock enable --live test` doesn't wait\n", "", 1, "status")

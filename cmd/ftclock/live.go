@@ -124,6 +124,9 @@ func (l *live) report(p *program) error {
 	if l.paused && l.fresh { // the module didn't see the stop
 		p.printf("%s: is paused, and this pause isn't caught up: the next one is\n", l.domain.name)
 	}
+	if s := answer.Status; s.Mode == control.Relay && direct(s) {
+		p.printf("%s: its monitor is relayed until it stops\n", l.domain.name)
+	}
 	e := entry{Status: *answer.Status}
 	p.printTable([]entry{e})
 	if e.bad() {

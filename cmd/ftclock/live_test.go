@@ -31,6 +31,14 @@ func TestServeWithShim(t *testing.T) {
 	if got := f.asked[len(f.asked)-1]; got.Do != "policy" || got.Clock != policy.XML() {
 		t.Errorf("asked %+v", got)
 	}
+	if err := l.report(p); err != nil || strings.Contains(out.String(), "is relayed until it stops") {
+		t.Errorf("%v, %s", err, out.String())
+	}
+	policy.Monitor = metadata.Direct
+	f.status.Clock = policy.XML()
+	if err := l.report(p); err != nil || !strings.Contains(out.String(), "web: its monitor is relayed until it stops\n") {
+		t.Errorf("%v, %s", err, out.String())
+	}
 	const missed = "web: is paused, and this pause isn't caught up"
 	l.paused = true
 	if err := l.report(p); err != nil {

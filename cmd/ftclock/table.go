@@ -10,6 +10,7 @@ import (
 
 	"ftclock/clockpage"
 	"ftclock/control"
+	"ftclock/xml-templates"
 )
 
 // tableWidth is what every table fits, in columns.
@@ -183,15 +184,11 @@ func details(e entry, state string) [][2]string {
 			anchor += ", steered " + signedNS(e.Anchor.Steer)
 		}
 	}
-	mode := map[control.Mode]string{
-		control.Relay: "relay: between libvirt and QEMU since the domain's start",
-		control.Watch: "watch: beside libvirt and QEMU",
-	}[e.Mode]
 	lines := [][2]string{
 		{"domain", oneLine(e.Name)},
 		{"uuid", oneLine(e.UUID)},
 		{"state", state},
-		{"mode", mode},
+		{"mode", sayMode(&e.Status)},
 		{"module", loadedBy(e.Method)},
 		{"policy", policy},
 		{"guest's clock", sayGuestClock(e.GuestClock)},
@@ -220,6 +217,28 @@ func details(e entry, state string) [][2]string {
 		}
 	}
 	return lines
+}
+
+// direct says that the running domain's metadata wants its monitor left alone, at its next start if not at its last one.
+func direct(s *control.Status) bool {
+	policy, err := metadata.ParseElement([]byte(s.Clock))
+	return err == nil && policy.Monitor == metadata.Direct
+}
+
+func sayMode(s *control.Status) string {
+	const relay, watch = "relay: between libvirt and QEMU since the domain's start", "watch: beside libvirt and QEMU"
+	ofLibvirt := s.Clock != "" && !strings.HasPrefix(s.UUID, "pid-")
+	switch direct := direct(s); {
+	case s.Mode == control.Relay && direct:
+		return relay + "; a next start leaves its monitor alone"
+	case s.Mode == control.Relay:
+		return relay
+	case direct:
+		return watch + ", whose monitor is left alone"
+	case s.Mode == control.Watch && ofLibvirt:
+		return watch + "; a next start puts a relay between them"
+	}
+	return watch
 }
 
 // unkept is what is wrong with a guest on another clock.
