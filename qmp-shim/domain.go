@@ -518,6 +518,13 @@ func (d *domain) setPolicy(p *metadata.Policy) {
 	d.recorder.wake()
 }
 
+// direct says that the metadata wants the monitor left alone.
+func (d *domain) direct() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.policy != nil && d.policy.Monitor == metadata.Direct
+}
+
 // apply writes the policy into the page. The caller holds d.mu.
 func (d *domain) apply() {
 	if d.policy == nil {

@@ -44,8 +44,9 @@ comes, the module is loaded into QEMU, and the page that it makes is opened. Bef
 the domain writes the order for the pause that ends into the page. The very first cont waits, bounded, until the module
 is there; if it can't be had and the domain requires it, that cont, and nothing else ever, is answered with an error by the shim.
 
-A watch has no monitor. It is for a domain that was started without a shim: it loads the module, gives it the standing
-policy, and keeps the record.
+A watch has no monitor. It is for a domain that was started without a shim, or whose metadata wants the monitor left alone: it
+loads the module, gives it the standing policy, and keeps the record. The latter's is started by the hook, too, when QEMU runs: a
+state that it loads is caught up as a relay's is.
 
 A shim may be killed at any moment, and is started again: package keeper says by whom. Whatever a worker, which is one life of the
 shim, opens for long it puts into the store, and whatever it finds there when it begins, it goes on with: Run makes no difference
@@ -195,7 +196,7 @@ func Run(c Config) (began bool, err error) {
 		return began, err
 	}
 	go s.serveControl(requests)
-	if c.DomainDir != "" && c.Clock != "" && !began {
+	if (c.DomainDir != "" || s.domain.direct()) && c.Clock != "" && !began {
 		go func() { _ = record.SetManaged(c.LastStops, c.UUID, true) }() // its disk may hang
 	}
 
