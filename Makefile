@@ -5,6 +5,7 @@
 #   make test       every test (FTCLOCK_LONG=1: some in a longer form), the end-to-end ones on a KVM host
 #   make e2e        the end-to-end tests alone; PACKAGES and TESTFLAGS choose among them
 #   make power-cuts a whole host whose plug is pulled 100 times at random, and what its managed domains do then (two hours)
+#   make unit-kills the unit of a domain's shim in a whole host: killed 1,000 times as a whole, systemd executed anew, upgraded (an hour)
 #   make test-hosts the end-to-end tests with whole Debians, virt-manager and the benchmark: part of make test on native KVM
 #   make shell      a shell on a KVM host with ftclock installed and a guest defined
 #
@@ -47,6 +48,7 @@ BINARIES = bin/ftclock bin/ftclock-hook bin/ftclock-shim bin/libftclock-qemu.so
 HOOK = $(SYSCONFDIR)/libvirt/hooks/qemu.d/50-ftclock
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 LOGROTATE = $(SYSCONFDIR)/logrotate.d/ftclock
+NEEDRESTART = $(SYSCONFDIR)/needrestart/conf.d/ftclock.conf
 
 GOFLAGS_ALL = -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 MODULE_CFLAGS = -std=c11 -O2 -g -fPIC -fvisibility=hidden -ffile-prefix-map=$(CURDIR)=. -Wall -Wextra -Werror
@@ -56,7 +58,7 @@ MODULE_HEADERS = qemu-plugin/rule.h qemu-plugin/clocks.h qemu-plugin/vcpus.h
 
 TESTFLAGS ?=
 
-.PHONY: build built host images test test-hosts power-cuts e2e kernels releases two-hosts vcpus guest-clocks guest-kernels shell test-packages pictures demo splits hostile twin sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup setup-build setup-host FORCE
+.PHONY: build built host images test native whole-hosts test-hosts power-cuts unit-kills e2e kernels releases two-hosts vcpus guest-clocks guest-kernels shell test-packages pictures demo splits hostile twin sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup setup-build setup-host FORCE
 
 build: $(BINARIES)
 
@@ -157,13 +159,24 @@ KVM_HOSTS = test/container test/systemd test/packages test/virtmanager test/benc
 WHOLE_PACKAGES = $(filter-out attach qemu-plugin,$(KVM_PACKAGES)) test/virtmanager test/bench
 NATIVE_PACKAGES = $$($(GO) list ./... | grep -v -x -F "$$(printf 'ftclock/%s\n' $(WHOLE_PACKAGES))")
 
-test: setup build built host
+# What is there already: nothing is compiled anew below tests that run.
+PREPARED = $(addprefix -o ,setup build built host images build/test/packages)
+
+test: setup build built host images build/test/packages
 	CGO_ENABLED=1 $(GO) vet -race ./...
-	CGO_ENABLED=1 $(GO) test -race -timeout 1h -p 1 -skip '^TestKVM' $(TESTFLAGS) $(NATIVE_PACKAGES)
-	test/kvm.sh $(TESTFLAGS) -- $(KVM_PACKAGES)
-	$(MAKE) power-cuts CUTS= || { [ "$$RETRY_FAILED" = 1 ] && echo "kvm: FAILED, once more: TestKVMPowerCuts" && $(MAKE) power-cuts CUTS=; }
+	test/together.sh 'test/kvm.sh $(TESTFLAGS) -- $(KVM_PACKAGES)' '$(MAKE) $(PREPARED) native whole-hosts'
 	@if [ "$$(build/host/run --where)" = native ]; then $(MAKE) test-hosts; \
 	else echo "LEFT OUT on an emulated host, for the time that they take: $(KVM_HOSTS); make test-hosts runs them"; fi
+
+# The tests that need no KVM host.
+native: setup build built host
+	CGO_ENABLED=1 $(GO) test -race -timeout 1h -p 1 -skip '^TestKVM' $(TESTFLAGS) $(NATIVE_PACKAGES)
+
+# What whole hosts are for, in short forms.
+whole-hosts: setup build built host images build/test/packages
+	for target in 'power-cuts CUTS=' 'unit-kills KILLS='; do \
+		$(MAKE) $(PREPARED) $$target || { [ "$$RETRY_FAILED" = 1 ] && echo "kvm: FAILED, once more: $$target" && $(MAKE) $(PREPARED) $$target; } || exit 1; \
+	done
 
 test-hosts: setup build built host images build/test/packages
 	test/kvm.sh $(TESTFLAGS) -- $(KVM_HOSTS)
@@ -173,6 +186,11 @@ test-hosts: setup build built host images build/test/packages
 CUTS ?= 100
 power-cuts: setup build built host images build/test/packages
 	FTCLOCK_REQUIRE=1 FTCLOCK_CUTS=$(CUTS) $(GO) test -count=1 -timeout 6h -v -run PowerCuts ./test/wholehost
+
+# A whole host, in which everything that ends a unit is done to a shim's, KILLS times and more.
+KILLS ?= 1000
+unit-kills: setup build built host images build/test/packages
+	FTCLOCK_REQUIRE=1 FTCLOCK_UNIT_KILLS=$(KILLS) $(GO) test -count=1 -timeout 6h -v -run NothingEndsTheUnit ./test/wholehost
 
 # Two whole hosts with a network between them, and a domain that is migrated there and back.
 two-hosts: setup build built host images build/test/packages
@@ -337,11 +355,12 @@ install: build
 		sed -e 's|@sbindir@|$(PREFIX)/sbin|' -e 's|@bindir@|$(PREFIX)/bin|' $$unit >$(DESTDIR)$(UNITDIR)/$${unit##*/} || exit 1; \
 	done
 	install -D -m 644 packaging/logrotate/ftclock $(DESTDIR)$(LOGROTATE)
+	install -D -m 644 packaging/needrestart/ftclock.conf $(DESTDIR)$(NEEDRESTART)
 	ln -sfn $(PREFIX)/sbin/ftclock-hook $(DESTDIR)$(HOOK)
 	@echo "libvirt looks for hooks when it starts: restart libvirtd (or virtqemud) once if it had no hook before."
 
 uninstall:
-	rm -f $(DESTDIR)$(HOOK) $(DESTDIR)$(LOGROTATE) $(DESTDIR)$(PREFIX)/bin/ftclock $(DESTDIR)$(PREFIX)/sbin/ftclock-hook $(DESTDIR)$(PREFIX)/sbin/ftclock-shim
+	rm -f $(DESTDIR)$(HOOK) $(DESTDIR)$(LOGROTATE) $(DESTDIR)$(NEEDRESTART) $(DESTDIR)$(PREFIX)/bin/ftclock $(DESTDIR)$(PREFIX)/sbin/ftclock-hook $(DESTDIR)$(PREFIX)/sbin/ftclock-shim
 	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,$(notdir $(UNITS))) $(DESTDIR)$(PREFIX)/share/man/man[158]/ftclock*.[158]
 	rm -f $(DESTDIR)$(PREFIX)/share/bash-completion/completions/ftclock $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_ftclock
 	rm -f $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/ftclock.fish

@@ -55,9 +55,9 @@ func work(log func(string)) {
 		os.Exit(1)
 	}
 	orders, _ := s.Get("orders")
+	terms := make(chan os.Signal, 1)
+	signal.Notify(terms, syscall.SIGTERM)
 	go func() {
-		terms := make(chan os.Signal, 1)
-		signal.Notify(terms, syscall.SIGTERM)
 		<-terms
 		_, _ = unix.Write(orders, []byte("term"))
 	}()

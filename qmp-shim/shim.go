@@ -142,6 +142,8 @@ func Run(c Config) (began bool, err error) {
 		ended:  make(chan struct{}),
 		quit:   make(chan struct{}),
 	}
+	terms := make(chan os.Signal, 1)
+	signal.Notify(terms, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	if err := s.remember(); err != nil {
 		return Begun(c.Store), err
 	}
@@ -200,8 +202,6 @@ func Run(c Config) (began bool, err error) {
 		go func() { _ = record.SetManaged(c.LastStops, c.UUID, true) }() // its disk may hang
 	}
 
-	terms := make(chan os.Signal, 1)
-	signal.Notify(terms, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	if !began {
 		if err := c.Begin(); err != nil {
 			return false, err

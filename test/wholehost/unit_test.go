@@ -1,0 +1,154 @@
+package wholehost
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"ftclock/test/built"
+	"ftclock/test/packages"
+)
+
+// unit is the unit of a domain's shim.
+func (h *host) unit(name string) string {
+	h.t.Helper()
+	return "ftclock-shim@" + strings.TrimSpace(h.must("virsh", "domuuid", name)) + ".service"
+}
+
+// property is one of a unit's.
+func (h *host) property(unit, name string) string {
+	h.t.Helper()
+	return strings.TrimSpace(h.must("systemctl", "show", "--value", "-p", name, unit))
+}
+
+// storm has virsh ask for the domain's state again and again while the script, whose arguments are the domain and its unit, does something
+// to the shim under checkpoints. Every command has to succeed; it gives how long the slowest of them took.
+const storm = `set -u
+domain=$1 unit=$2
+ftclock exercise "$domain" --rate 40 --pause 5 --count 1000000 >/run/exercise 2>&1 & exercise=$!
+(while [ ! -e /run/storm-ends ]; do
+    before=${EPOCHREALTIME/[.,]/}
+    virsh domstate "$domain" >/run/virsh.out 2>&1 || { echo "virsh failed: $(cat /run/virsh.out)"; break; }
+    after=${EPOCHREALTIME/[.,]/}
+    [ $((after - before)) -le $(cat /run/slowest) ] || echo $((after - before)) >/run/slowest
+    sleep 0.1
+done) & asks=$!
+%s
+touch /run/storm-ends
+wait $asks
+kill -0 $exercise || { echo "the checkpoints ended:"; cat /run/exercise; }
+kill -INT $exercise
+wait $exercise
+echo "slowest $(cat /run/slowest)"`
+
+func (h *host) underStorm(name, script string) (slowest time.Duration) {
+	h.t.Helper()
+	h.must("sh", "-c", "rm -f /run/storm-ends; echo 0 >/run/slowest")
+	out := h.must("bash", "-c", fmt.Sprintf(storm, script), "storm", name, h.unit(name))
+	said, last, ok := strings.Cut(out, "slowest ")
+	us, err := strconv.Atoi(strings.TrimSpace(last))
+	if !ok || err != nil || strings.TrimSpace(said) != "" {
+		h.t.Errorf("under the storm: %s", out)
+	}
+	return time.Duration(us) * time.Microsecond
+}
+
+// Whatever ends a shim, systemd holds its descriptors and starts it again: no command fails, and the guest loses nothing.
+// FTCLOCK_UNIT_KILLS is how often all of the unit is killed.
+func TestKVMNothingEndsTheUnit(t *testing.T) {
+	kills := 15
+	if text := os.Getenv("FTCLOCK_UNIT_KILLS"); text != "" {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 {
+			t.Fatalf("FTCLOCK_UNIT_KILLS=%s: not a count", text)
+		}
+		kills = n
+	}
+	h := boot(t)
+	h.define("web1")
+	h.must("virsh", "start", "web1")
+	unit := h.unit("web1")
+	h.keepTime([]string{"web1"}, 20)
+	before := h.read([]string{"web1"})["web1"]
+	qemu := h.must("cat", "/run/libvirt/qemu/web1.pid")
+	if pid, group := h.property(unit, "MainPID"), h.must("sh", "-c", "cat /sys/fs/cgroup$(systemctl show --value -p ControlGroup "+unit+")/cgroup.procs"); pid != strings.TrimSpace(group) {
+		t.Errorf("in the unit's control group: %q; its main process is %s", group, pid)
+	}
+	whole := func(after string) {
+		t.Helper()
+		h.eventually("the unit being up after "+after, func() bool { return h.property(unit, "SubState") == "running" })
+		if now := h.must("cat", "/run/libvirt/qemu/web1.pid"); now != qemu {
+			t.Fatalf("after %s QEMU is %s, was %s", after, now, qemu)
+		}
+		h.must("virsh", "domstate", "web1")
+	}
+	descriptors := func() int {
+		n, _ := strconv.Atoi(strings.TrimSpace(h.must("sh", "-c", "ls /proc/"+h.property(unit, "MainPID")+"/fd | wc -l")))
+		return n
+	}
+	h.must("systemctl", "kill", "-s", "KILL", unit) // the first has a little more open
+	whole("the first kill")
+	first, stored := descriptors(), h.property(unit, "NFileDescriptorStore")
+
+	began := time.Now()
+	slowest := h.underStorm("web1", fmt.Sprintf(`for i in $(seq %d); do
+    sleep $((RANDOM %% 2)).$((RANDOM %% 10))
+    systemctl kill -s KILL "$unit" || echo "kill $i fails"
+done`, kills))
+	t.Logf("%d kills of the unit in %.0f s; the slowest virsh took %v", kills, time.Since(began).Seconds(), slowest)
+	whole("the kills")
+
+	// systemd itself is busy meanwhile, on an emulated host for half a minute: no pause waits for it.
+	for _, command := range []string{"daemon-reexec", "daemon-reload", "restart libvirtd"} {
+		h.must("sh", "-c", "systemctl kill -s KILL "+unit+"; systemctl "+command+"; systemctl kill -s KILL "+unit)
+		whole(command)
+	}
+	h.underStorm("web1", "sleep 2")
+	if now, kept := descriptors(), h.property(unit, "NFileDescriptorStore"); now > first || kept != stored {
+		t.Errorf("the shim has %d descriptors open and systemd holds %s, at first %d and %s", now, kept, first, stored)
+	}
+
+	// In place: the same process, and never another state of the unit.
+	for _, verb := range []string{"stop", "restart"} {
+		if out, err := h.Run("systemctl", verb, unit); err == nil || !strings.Contains(out, "refused") {
+			t.Errorf("systemctl %s: %v: %s", verb, err, out)
+		}
+	}
+	pid, restarts := h.property(unit, "MainPID"), h.property(unit, "NRestarts")
+	h.must("cp", tools+"/"+built.ShimTwo, "/usr/sbin/.new")
+	h.must("mv", "/usr/sbin/.new", "/usr/sbin/ftclock-shim")
+	h.underStorm("web1", `systemctl reload "$unit" || echo "reload fails"`)
+	if out := h.must("journalctl", "--no-pager", "-u", unit, "-g", "version=two"); !strings.Contains(out, "ready") {
+		t.Errorf("after a reload: %s", out)
+	}
+	h.must("sh", "-c", "printf '#!/bin/sh\\nexit 5\\n' >/usr/sbin/.new && chmod 755 /usr/sbin/.new && cp /usr/sbin/ftclock-shim /root/good && mv /usr/sbin/.new /usr/sbin/ftclock-shim")
+	if out, err := h.Run("systemctl", "reload", unit); err == nil {
+		t.Errorf("a reload with a program that doesn't run succeeds: %s", out)
+	}
+	h.must("cp", "/root/good", "/usr/sbin/.new")
+	h.must("mv", "/usr/sbin/.new", "/usr/sbin/ftclock-shim")
+	h.underStorm("web1", `dpkg -i `+tools+`/packages/`+packages.DebName(packages.Tags[1])+` >/run/dpkg 2>&1 || { echo "the upgrade fails:"; cat /run/dpkg; }
+sleep 1`)
+	whole("an upgrade of the package")
+	if now, again := h.property(unit, "MainPID"), h.property(unit, "NRestarts"); now != pid || again != restarts {
+		t.Errorf("upgrades: the main process is %s and was %s, restarts %s and %s", now, pid, again, restarts)
+	}
+	h.keepTime([]string{"web1"}, 20)
+
+	after := h.read([]string{"web1"})["web1"]
+	t.Logf("drift of %d ns after all that", after.offset-before.offset)
+	if drift := after.offset - before.offset; drift > maxDrift || drift < -maxDrift {
+		t.Errorf("drift of %d ns after all that", drift)
+	}
+	h.must("virsh", "destroy", "web1")
+	h.eventually("the unit's end", func() bool { return h.property(unit, "ActiveState") == "inactive" })
+	if result := h.property(unit, "Result"); result != "success" {
+		t.Errorf("the unit ended with %s", result)
+	}
+	if left := h.must("sh", "-c", "ls -A /run/ftclock; ls -d /var/lib/libvirt/qemu/domain-* 2>/dev/null || true"); strings.TrimSpace(left) != "" {
+		t.Errorf("left: %s", left)
+	}
+}
