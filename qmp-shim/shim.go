@@ -278,7 +278,8 @@ func (s *shim) remember() error {
 		if m, err = s.state.load(); err != nil {
 			s.Log.Error().Err(err).Msg("beginning anew: the status begins with this worker; nothing has to be done")
 			m = fresh
-			m.Gate = false // a domain that runs must never be refused a cont
+			// A domain that runs must never be refused a cont, nor left.
+			m.Gate, m.Began = false, !errors.Is(err, errEmpty)
 		}
 	}
 	m.Workers++

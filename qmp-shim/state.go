@@ -38,6 +38,9 @@ const (
 // errState is the error of a state that can't be used.
 var errState = errors.New("the state that the last worker left can't be used")
 
+// errEmpty is the error of a state that was never saved.
+var errEmpty = fmt.Errorf("%w: it is empty", errState)
+
 // memory is the part of the state that is text.
 type memory struct {
 	Since    time.Time `json:"since"`
@@ -98,7 +101,7 @@ func openState(fd int) (*stateFile, error) {
 func (s *stateFile) load() (memory, error) {
 	var m memory
 	if binary.LittleEndian.Uint64(s.mem[offMagic:]) != stateMagic {
-		return m, fmt.Errorf("%w: it is empty", errState)
+		return m, errEmpty
 	}
 	if v := binary.LittleEndian.Uint32(s.mem[offVersion:]); v != stateVersion {
 		return m, fmt.Errorf("%w: version %d, this program knows %d", errState, v, stateVersion)

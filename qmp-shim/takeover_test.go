@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -305,5 +306,36 @@ func TestThePublishedAnchorIsInTheStatus(t *testing.T) {
 	}
 	if at := published(); at.Before(before) || at.After(time.Now()) {
 		t.Errorf("after: %v", at)
+	}
+}
+
+// What a worker of another version left, or one that died at its first breath, is begun anew; but a domain that runs isn't left, and
+// never refused a cont.
+func TestAStateThatCannotBeReadIsBegunAnew(t *testing.T) {
+	for what, began := range map[string]bool{"empty": false, "another version's": true} {
+		store, err := keeper.Open(func(what string) { t.Error(what) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		fd, err := newState()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if began {
+			head := binary.LittleEndian.AppendUint64(nil, stateMagic)
+			if _, err := unix.Pwrite(fd, append(head, 99), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		store.Put(fdState, fd)
+		required := `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" required="yes"/>`
+		s := &shim{Config: Config{Store: store, Log: zerolog.Nop(), Clock: required, DomainDir: "/"}}
+		if err := s.remember(); err != nil {
+			t.Fatal(err)
+		}
+		if s.domain.memory.Began != began || s.domain.gate {
+			t.Errorf("%s: began %t, gate %t", what, s.domain.memory.Began, s.domain.gate)
+		}
+		store.Drop(fdState)
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -27,7 +28,7 @@ func serve(state, id string, log zerolog.Logger) int {
 		log.Error().Err(err).Str("shim", id).Msg("not serving")
 		return failed
 	}
-	began := false
+	began := shim.Begun(store)
 	spec, err := specOf(store, state, id)
 	if err == nil {
 		log = log.With().Str("domain", spec.Name).Logger()
@@ -80,7 +81,11 @@ func specOf(store *keeper.Store, state, id string) (spawn.Spec, error) {
 		if err != nil {
 			return spawn.Spec{}, fmt.Errorf("reading what to serve: %w", err)
 		}
-		return spawn.Parse(text)
+		var spec spawn.Spec
+		if err := json.Unmarshal(text, &spec); err != nil { // checked when it was stored, maybe by another version
+			return spec, fmt.Errorf("reading what to serve: %w", err)
+		}
+		return spec, nil
 	}
 	spec, err := spawn.Read(state, id)
 	if err == nil && spec.Module == "" {
