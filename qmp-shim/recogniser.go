@@ -1,5 +1,7 @@
 package shim
 
+import "bytes"
+
 // Bounds of what a recogniser remembers of a message. Past them the message is passed over, never the relay held up.
 const (
 	maxDepth = 1024 // QEMU's own limit (qobject/json-streamer.c, MAX_NESTING)
@@ -83,16 +85,52 @@ var members = map[string]member{
 // feed reads the next bytes of the stream up to the end of a message, and says how many it read and, if a message
 // ended with them, which. The caller calls again with the rest.
 func (r *recogniser) feed(b []byte) (n int, m message, ended bool) {
-	for i, c := range b {
-		if r.step(c) {
+	for n < len(b) {
+		if n += r.pass(b[n:]); n == len(b) {
+			break
+		}
+		n++
+		if r.step(b[n-1]) {
 			m, ended = r.m, !r.spoiled
 			r.reset()
 			if ended {
-				return i + 1, m, true
+				return n, m, true
 			}
 		}
 	}
-	return len(b), message{}, false
+	return n, message{}, false
+}
+
+// each reads all of b, and tells of each message that ended.
+func (r *recogniser) each(b []byte, tell func(message)) {
+	for len(b) > 0 {
+		n, m, ended := r.feed(b)
+		b = b[n:]
+		if ended {
+			tell(m)
+		}
+	}
+}
+
+// pass is the quick way: how many bytes at the beginning of b step would take without anything coming of it. Most of a stream are:
+// strings and words that nobody asks for.
+func (r *recogniser) pass(b []byte) (n int) {
+	switch {
+	case r.takeID:
+	case (r.state == inString || r.state == inKey) && !r.take && r.escape == 0:
+		for n < len(b) && b[n] >= 0x20 && b[n] != r.quote && b[n] != '\\' {
+			n++
+		}
+	case r.state == inAtom:
+		for n < len(b) && isAtom(b[n]) {
+			n++
+		}
+	case r.state == lost:
+		if n = bytes.IndexByte(b, '\n'); n < 0 {
+			n = len(b)
+		}
+	}
+	return n
 }
 
 // idle says that the stream is between two messages.
@@ -101,7 +139,12 @@ func (r *recogniser) idle() bool { return r.depth == 0 && r.state == wantValue }
 // lost says that the recogniser waits for the next newline to find its place again.
 func (r *recogniser) isLost() bool { return r.state == lost }
 
-func (r *recogniser) reset() { *r = recogniser{} }
+// reset begins a message. What the arrays hold is looked at only as far as it was written since.
+func (r *recogniser) reset() {
+	r.state, r.escape, r.depth = wantValue, 0, 0
+	r.m, r.seen, r.spoiled, r.current = message{}, 0, false, otherMember
+	r.take, r.takeID, r.wordN, r.idN = false, false, 0, 0
+}
 
 func (r *recogniser) giveUp(c byte) bool {
 	r.reset()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"testing"
 )
@@ -158,3 +159,73 @@ func FuzzRecogniser(f *testing.F) {
 }
 
 func jsonDepth(b []byte) int { return bytes.Count(b, []byte("[")) + bytes.Count(b, []byte("{")) }
+
+// byStep is all without the quick way.
+func byStep(r *recogniser, b []byte) (messages []message) {
+	for _, c := range b {
+		if r.step(c) {
+			m, spoiled := r.m, r.spoiled
+			r.reset()
+			if !spoiled {
+				messages = append(messages, m)
+			}
+		}
+	}
+	return messages
+}
+
+// place is what of a recogniser decides over what comes.
+func place(r *recogniser) string {
+	return fmt.Sprint(r.state, r.quote, r.escape, r.depth, r.objects[:r.depth/64+1], r.m, r.seen, r.spoiled, r.current, r.takeID, string(r.id[:r.idN]))
+}
+
+// sameWithoutTheQuickWay reads text both ways, in pieces of the given sizes, and compares behind each.
+func sameWithoutTheQuickWay(t *testing.T, text []byte, sizes ...int) {
+	t.Helper()
+	var quick, slow recogniser
+	for i, at := 0, 0; at < len(text); i++ {
+		piece := text[at:min(len(text), at+max(1, sizes[i%len(sizes)]))]
+		at += len(piece)
+		if got, want := all(&quick, piece, len(piece)), byStep(&slow, piece); fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Fatalf("%q, up to byte %d: %+v, without the quick way %+v", text, at, got, want)
+		}
+		if got, want := place(&quick), place(&slow); got != want {
+			t.Fatalf("%q, behind byte %d: %s, without the quick way %s", text, at, got, want)
+		}
+	}
+}
+
+func TestTheQuickWayIsTheSame(t *testing.T) {
+	for _, c := range conversations {
+		for cut := 1; cut <= len(c.text) && cut < 600; cut++ {
+			sameWithoutTheQuickWay(t, []byte(c.text), cut, len(c.text))
+		}
+		sameWithoutTheQuickWay(t, []byte(c.text), 1)
+	}
+	for _, name := range recordings {
+		for i, p := range recorded(t, name) {
+			sameWithoutTheQuickWay(t, p.text, len(p.text))
+			sameWithoutTheQuickWay(t, p.text, 1+i, 7, 1000)
+		}
+	}
+	// Streams that are nearly messages.
+	const letters = `{}[]":,'\u0063 aecont` + "\n\r\x01\xff"
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 20000 {
+		text := []byte(`{"id":{"a":["\\u0041"]},"execute":"cont","x":-1.5e3}` + "\r\n" + `{"event":"STOP"}`)
+		for range 1 + random.IntN(6) {
+			text[random.IntN(len(text))] = letters[random.IntN(len(letters))]
+		}
+		sameWithoutTheQuickWay(t, append(text, "\n{}"...), 1+random.IntN(20), 1+random.IntN(60))
+	}
+}
+
+// FuzzTheQuickWay does the same with any stream.
+func FuzzTheQuickWay(f *testing.F) {
+	for _, c := range conversations {
+		f.Add([]byte(c.text), uint16(3), uint16(100))
+	}
+	f.Fuzz(func(t *testing.T, text []byte, first, second uint16) {
+		sameWithoutTheQuickWay(t, text, int(first), int(second))
+	})
+}
