@@ -37,10 +37,11 @@ if it lies behind all the bytes that were asked for, and shows no bytes behind t
 unix_stream_read_generic). So the relay relies on what libvirt and QEMU do: descriptors are sent with the first byte of a
 line, and what is sent with them is one line, or a beginning of one.
 
-Each direction has a goroutine that waits in the Go runtime's poller, for what comes and, seldom, for room where it goes. Its
+Each direction has a goroutine that waits in the Go runtime's poller for what comes and, seldom, for room where it goes. Its
 system calls never wait, and are made without telling the scheduler (unix.RawSyscall). That matters: a call that the scheduler
 is told of, or a thread that waits in one, has it wake its monitor thread and a second thread to take over, several context
-switches a message where the poller needs one (make cost, docs/reliability.md).
+switches a message where the poller needs one. So does the poller itself if it is given a socket: it then waits for room, too, and
+is woken up each time that the other side has read. It gets an epoll file that waits for bytes only (make cost, docs/performance.md).
 
 The recogniser gets the bytes after they have gone into the pipe and before they leave it. What it knows dies with the
 worker; one word a direction, mid, tells the next one whether the stream was between two messages, where a
@@ -61,6 +62,12 @@ const (
 const (
 	up   = 0 // client to QEMU
 	down = 1
+)
+
+// The two sockets.
+const (
+	toClient = 0
+	toQEMU   = 1
 )
 
 // unreadAfter is how long a client may leave unread what is there for it until somebody is told. Meanwhile QEMU's messages fill the
@@ -88,6 +95,8 @@ type observer interface {
 // A relay moves the bytes and file descriptors of one connection between a client, libvirt, and QEMU.
 type relay struct {
 	client, qemu *net.UnixConn
+	sockets      [2]int // of the two connections, while it runs
+	pollers      [2]*poller
 	pipes        [2]pipe
 	mid, carry   [2]*uint32
 	observer     observer
@@ -101,21 +110,69 @@ type relay struct {
 // A pipe is what bytes are in between two sockets. The numbers stay the caller's.
 type pipe struct{ r, w int }
 
-// run moves bytes until the connection has ended, as seen from either side.
+// run moves bytes until the connection has ended, as seen from either side. It takes both connections over.
 func (r *relay) run() error {
+	defer r.close()
+	for end := time.Now().Add(connectWait); ; time.Sleep(100 * time.Millisecond) {
+		err := r.open()
+		if err == nil {
+			break
+		}
+		if time.Now().After(end) || !scarce(err) {
+			hangUp(r.client)
+			return err
+		}
+	}
 	var group sync.WaitGroup
 	var errs [2]error
 	r.mu.Lock() // until down knows where in QEMU's stream it begins
 	group.Go(func() {
 		errs[up] = r.up()
-		_ = r.qemu.CloseWrite()
+		_ = unix.Shutdown(r.sockets[toQEMU], unix.SHUT_WR)
 	})
 	group.Go(func() {
 		errs[down] = r.down()
-		hangUp(r.client)
+		_ = unix.Shutdown(r.sockets[toClient], unix.SHUT_RDWR) // see hangUp
 	})
 	group.Wait()
 	return errors.Join(errs[:]...)
+}
+
+// open takes the two sockets out of Go's poller, which would be woken up by each message that the other side reads: there it waits
+// for room, too, always.
+func (r *relay) open() error {
+	for i, c := range []*net.UnixConn{toClient: r.client, toQEMU: r.qemu} {
+		if r.pollers[i] != nil {
+			continue
+		}
+		raw, err := c.SyscallConn()
+		if err != nil {
+			return err
+		}
+		own := -1
+		cerr := raw.Control(func(fd uintptr) { own, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 3) })
+		if err = errors.Join(cerr, err); err != nil {
+			return err
+		}
+		p, err := newPoller(own, unix.EPOLLIN|unix.EPOLLRDHUP)
+		if err != nil {
+			_ = unix.Close(own)
+			return err
+		}
+		r.sockets[i], r.pollers[i] = own, p
+	}
+	_ = r.client.Close()
+	_ = r.qemu.Close()
+	return nil
+}
+
+func (r *relay) close() {
+	for i, p := range r.pollers {
+		if p != nil {
+			p.close()
+			_ = unix.Close(r.sockets[i])
+		}
+	}
 }
 
 // hangUp ends both directions at once, as QEMU's own close does: after an end of one only, libvirt doesn't look into QEMU's
@@ -130,16 +187,24 @@ func hangUp(c *net.UnixConn) {
 
 // up moves what the client sends.
 func (r *relay) up() error {
-	m, commands, err := r.begin(up, r.client, r.qemu, nil)
+	m, commands, err := r.begin(up, toClient, toQEMU, nil)
 	if err != nil {
 		return ended(err)
 	}
-	for {
-		look, err := m.look(func(b []byte) bool {
-			return !r.withheld(commands, b)
-		})
+	enough := func(b []byte) bool { return !r.withheld(&commands, b) }
+	tell := func(message message) {
+		if message.execute == "cont" {
+			r.observer.cont(message)
+		} else if message.execute != "" {
+			r.observer.command(message)
+		}
+	}
+	seen := func(b []byte) { commands.each(b, tell) }
+	idle := commands.idle
+	return ended(m.serve(func() error {
+		look, err := m.look(enough)
 		if err != nil {
-			return ended(err)
+			return err
 		}
 		if r.observer.holds() {
 			// One message at a time.
@@ -147,46 +212,24 @@ func (r *relay) up() error {
 			if n, message, complete := ahead.feed(look); complete {
 				look = look[:n]
 				if commands.idle() && message.execute == "cont" {
-					if err := r.hold(m, message, n); err != nil {
-						return ended(err)
-					}
-					continue
+					return r.hold(m, message, n)
 				}
 			}
 		}
 		// A cont is seen when it is in the pipe, with what came with it: QEMU gets none of it before. (So for a stop and a cont in one
 		// piece there is no order, and the standing policy serves.)
-		if err := m.move(look, func(b []byte) {
-			r.feed(&commands, b, func(message message) {
-				if message.execute == "cont" {
-					r.observer.cont(message)
-				} else if message.execute != "" {
-					r.observer.command(message)
-				}
-			})
-		}, func() bool { return commands.idle() }); err != nil {
-			return ended(err)
-		}
-	}
-}
-
-func (r *relay) feed(to *recogniser, b []byte, tell func(message)) {
-	for len(b) > 0 {
-		n, m, complete := to.feed(b)
-		b = b[n:]
-		if complete {
-			tell(m)
-		}
-	}
+		return m.move(look, seen, idle)
+	}))
 }
 
 // withheld says that b, all that has come, isn't enough to tell whether it begins with a cont that is to be held.
-func (r *relay) withheld(commands recogniser, b []byte) bool {
+func (r *relay) withheld(commands *recogniser, b []byte) bool {
 	if !r.observer.holds() || !commands.idle() || len(b) == chunkSize {
 		return false
 	}
-	_, _, complete := commands.feed(b)
-	return !complete && !commands.idle() && !commands.isLost()
+	ahead := *commands
+	_, _, complete := ahead.feed(b)
+	return !complete && !ahead.idle() && !ahead.isLost()
 }
 
 // hold has the observer decide upon a cont, which is there as a whole, n bytes, of which QEMU has had none.
@@ -211,35 +254,32 @@ func (r *relay) hold(m *mover, cont message, n int) error {
 
 // down moves what QEMU sends. The caller has taken r.mu for it.
 func (r *relay) down() error {
-	m, messages, err := r.begin(down, r.qemu, r.client, r.observer.unread)
+	m, messages, err := r.begin(down, toQEMU, toClient, r.observer.unread)
 	r.messages = messages
 	r.mu.Unlock()
 	if err != nil {
 		return ended(err)
 	}
-	for {
+	seen := func(b []byte) { r.messages.each(b, r.observer.fromQEMU) }
+	idle := r.messages.idle
+	return ended(m.serve(func() error {
 		look, err := m.look(nil)
 		if err != nil {
-			return ended(err)
+			return err
 		}
 		r.mu.Lock()
+		defer r.mu.Unlock()
 		if len(r.queued) > 0 { // as far as the end of the message that ours is to be put behind
 			ahead := r.messages
 			if n, _, complete := ahead.feed(look); complete {
 				look = look[:n]
 			}
 		}
-		err = m.move(look, func(b []byte) {
-			r.feed(&r.messages, b, r.observer.fromQEMU)
-		}, func() bool { return r.messages.idle() })
-		if err == nil {
-			err = r.flush()
+		if err := m.move(look, seen, idle); err != nil {
+			return err
 		}
-		r.mu.Unlock()
-		if err != nil {
-			return ended(err)
-		}
-	}
+		return r.flush()
+	}))
 }
 
 // refuse answers a command in QEMU's place, as soon as QEMU isn't in the middle of a message.
@@ -266,17 +306,12 @@ func (r *relay) flush() error {
 	}
 	b := r.queued
 	r.queued = nil
-	raw, err := r.client.SyscallConn()
-	if err != nil {
-		return err
-	}
 	for len(b) > 0 {
-		var n int
-		werr := raw.Write(func(fd uintptr) bool {
-			n, err = unix.SendmsgN(int(fd), b, nil, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
-			return !errors.Is(err, unix.EAGAIN)
-		})
-		if err = errors.Join(werr, err); err != nil && !errors.Is(err, unix.EINTR) {
+		n, err := unix.SendmsgN(r.sockets[toClient], b, nil, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
+		if errors.Is(err, unix.EAGAIN) {
+			_, err = unix.Poll([]unix.PollFd{{Fd: int32(r.sockets[toClient]), Events: unix.POLLOUT}}, -1)
+		}
+		if err != nil && !errors.Is(err, unix.EINTR) {
 			return err
 		}
 		b = b[max(n, 0):]
@@ -285,13 +320,13 @@ func (r *relay) flush() error {
 }
 
 // begin makes a direction's mover, sends what the last worker had under way, and finds the recogniser's place.
-func (r *relay) begin(direction int, from, to *net.UnixConn, unread func(bool)) (*mover, recogniser, error) {
+func (r *relay) begin(direction int, from, to int, unread func(bool)) (*mover, recogniser, error) {
 	var place recogniser
-	m, err := newMover(from, to, r.pipes[direction])
-	if err != nil {
-		return nil, place, err
+	m := &mover{
+		from: r.sockets[from], to: r.sockets[to], pipe: r.pipes[direction], poller: r.pollers[from],
+		mid: r.mid[direction], carry: r.carry[direction], unread: unread,
+		buf: make([]byte, chunkSize), oob: make([]byte, unix.CmsgSpace(maxFDs*4)),
 	}
-	m.mid, m.carry, m.unread = r.mid[direction], r.carry[direction], unread
 	if atomic.LoadUint32(m.mid) != 0 {
 		place.state = lost
 	}
@@ -320,7 +355,8 @@ func ended(err error) error {
 
 // A mover moves one direction's bytes.
 type mover struct {
-	from, to syscall.RawConn
+	from, to int // the sockets
+	poller   *poller
 	pipe     pipe
 	mid      *uint32
 	carry    *uint32
@@ -333,61 +369,25 @@ type mover struct {
 	waits *time.Timer   // for the other side; nil while it takes what comes
 	told  chan struct{} // closed when unread has heard
 
-	// What the next system call is asked and what it said: try is made again each time that the poller has something new.
-	// Made once, since what a function literal takes along would be new memory with each message.
-	try struct{ receive, fill, drain func(fd uintptr) bool }
+	// What recvmsg is asked: here, since on the stack it would be new memory with each message.
 	ask struct {
 		iov    unix.Iovec
 		header unix.Msghdr
-		flags  int
-		n      int
-	}
-	said struct {
-		n     int
-		errno syscall.Errno
 	}
 }
 
-func newMover(from, to *net.UnixConn, p pipe) (*mover, error) {
-	m := &mover{pipe: p, buf: make([]byte, chunkSize), oob: make([]byte, unix.CmsgSpace(maxFDs*4))}
-	var err error
-	if m.from, err = from.SyscallConn(); err != nil {
-		return nil, err
-	}
-	if m.to, err = to.SyscallConn(); err != nil {
-		return nil, err
-	}
-	m.try.receive = func(fd uintptr) bool {
-		n, _, errno := unix.RawSyscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&m.ask.header)),
-			uintptr(m.ask.flags|unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT))
-		m.said.n, m.said.errno = int(n), errno
-		return errno != unix.EAGAIN
-	}
-	m.try.fill = func(fd uintptr) bool { return m.splice(int(fd), m.pipe.w) }
-	m.try.drain = func(fd uintptr) bool {
-		if m.splice(m.pipe.r, int(fd)) {
-			return true
+// errNothing says that nothing has come.
+var errNothing = errors.New("nothing has come")
+
+// serve has step take what has come, again and again, and waits whenever it says errNothing. Any other error of its ends that.
+func (m *mover) serve(step func() error) (err error) {
+	werr := m.poller.wait(func() bool {
+		for err = nil; err == nil; {
+			err = step()
 		}
-		if left, err := unix.IoctlGetInt(m.pipe.r, unix.TIOCINQ); err == nil && left == 0 {
-			m.said.n, m.said.errno = 0, 0 // it isn't the socket that is to be waited for
-			return true
-		}
-		if writable(fd) {
-			// It isn't full. Kernels before 6.5 say EAGAIN also for a signal that came while the other side was reading
-			// (net/unix/af_unix.c, unix_stream_sendpage), and then nothing may ever make it writable anew.
-			m.said.errno = unix.EINTR
-			return true
-		}
-		if m.unread != nil && m.waits == nil {
-			told := make(chan struct{})
-			m.told, m.waits = told, time.AfterFunc(unreadAfter, func() {
-				m.unread(true)
-				close(told)
-			})
-		}
-		return false
-	}
-	return m, nil
+		return err != errNothing
+	})
+	return errors.Join(werr, err)
 }
 
 // taken ends a wait for the other side.
@@ -402,25 +402,16 @@ func (m *mover) taken() {
 	m.waits = nil
 }
 
-// splice moves up to ask.n bytes, without waiting, and tells whether that was possible.
-func (m *mover) splice(from, to int) bool {
-	n, _, errno := unix.RawSyscall6(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(m.ask.n), unix.SPLICE_F_MOVE)
-	m.said.n, m.said.errno = int(n), errno
-	return errno != unix.EAGAIN
-}
-
-// outcome is what the last call said, or why it couldn't be made. A call that was interrupted moved nothing.
-func (m *mover) outcome(name string, err error) (int, error) {
-	switch {
-	case err != nil:
-		return 0, err
-	case m.said.errno != 0:
-		return 0, os.NewSyscallError(name, m.said.errno)
+// splice moves up to n bytes, without waiting.
+func splice(from, to, n int) (int, error) {
+	k, _, errno := unix.RawSyscall6(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(n), unix.SPLICE_F_MOVE)
+	if errno != 0 {
+		return 0, errno
 	}
-	return m.said.n, nil
+	return int(k), nil
 }
 
-// look waits for bytes and shows them without taking them away: all that have come, a chunk at most, and no further than
+// look shows bytes without taking them away: all that have come, a chunk at most, and no further than
 // to a byte that carries descriptors. enough, if there is one, says whether to wait for more.
 func (m *mover) look(enough func([]byte) bool) ([]byte, error) {
 	for {
@@ -437,20 +428,13 @@ func (m *mover) look(enough func([]byte) bool) ([]byte, error) {
 		}
 		// There is no waiting for more than is there already; this is only ever so for a command that came in pieces before
 		// the domain's first cont.
-		var gone bool
-		if err := m.from.Control(func(fd uintptr) {
-			k, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}, 1)
-			gone = k > 0 && err == nil
-		}); err != nil {
-			return nil, err
-		}
-		if gone {
+		if k, err := unix.Poll([]unix.PollFd{{Fd: int32(m.from), Events: unix.POLLRDHUP}}, 1); k > 0 && err == nil {
 			return m.buf[:n], nil
 		}
 	}
 }
 
-// peek waits for bytes, fills the buffer, and finds the first byte that carries descriptors.
+// peek fills the buffer, and finds the first byte that carries descriptors.
 func (m *mover) peek() (n int, err error) {
 	m.carrier = 0
 	n, carries, err := m.peekUpTo(m.buf)
@@ -474,14 +458,18 @@ func (m *mover) peekUpTo(buf []byte) (n int, carries bool, err error) {
 	return n, len(fds) > 0, err
 }
 
-// receive is recvmsg(2) from the source, and waits for something to come. The descriptors are the caller's, whatever the
-// error says.
+// receive is recvmsg(2) from the source. The descriptors are the caller's, whatever the error says.
 func (m *mover) receive(b []byte, flags int) (n int, fds []int, err error) {
 	m.ask.iov = unix.Iovec{Base: &b[0], Len: uint64(len(b))}
 	m.ask.header = unix.Msghdr{Iov: &m.ask.iov, Iovlen: 1, Control: &m.oob[0], Controllen: uint64(len(m.oob))}
-	m.ask.flags = flags
-	if n, err = m.outcome("recvmsg", m.from.Read(m.try.receive)); err != nil {
-		return 0, nil, err
+	k, _, errno := unix.RawSyscall(unix.SYS_RECVMSG, uintptr(m.from), uintptr(unsafe.Pointer(&m.ask.header)),
+		uintptr(flags|unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT))
+	switch errno {
+	case 0:
+	case unix.EAGAIN:
+		return 0, nil, errNothing
+	default:
+		return 0, nil, os.NewSyscallError("recvmsg", errno)
 	}
 	if m.ask.header.Controllen > 0 {
 		fds, err = parseFDs(m.oob[:m.ask.header.Controllen])
@@ -489,7 +477,7 @@ func (m *mover) receive(b []byte, flags int) (n int, fds []int, err error) {
 	if err == nil && m.ask.header.Flags&unix.MSG_CTRUNC != 0 {
 		err = errTruncated
 	}
-	return n, fds, err
+	return int(k), fds, err
 }
 
 // move takes b, which look has shown, to the other side. seen gets each piece when it can't be lost any more and hasn't
@@ -531,36 +519,71 @@ func (m *mover) move(b []byte, seen func([]byte), idle func() bool) error {
 // fill moves up to n bytes, which are there, into the pipe, which is empty, and gives how many.
 func (m *mover) fill(n int) (int, error) {
 	for {
-		m.ask.n = n
-		k, err := m.outcome("splice", m.from.Read(m.try.fill))
-		if errors.Is(err, unix.EINTR) {
-			continue
+		k, err := splice(m.from, m.pipe.w, n)
+		switch {
+		case err == unix.EINTR:
+		case err == unix.EAGAIN: // that can't be
+			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(m.from), Events: unix.POLLIN}}, -1)
+		case err != nil:
+			return 0, os.NewSyscallError("splice", err)
+		case k == 0:
+			return 0, io.EOF
+		default:
+			return k, nil
 		}
-		if err == nil && k == 0 {
-			err = io.EOF
-		}
-		return k, err
 	}
 }
 
 // drain moves n bytes, which are in the pipe, to the other side. It waits while that doesn't read.
 func (m *mover) drain(n int) error {
 	for n > 0 {
-		m.ask.n = n
-		k, err := m.outcome("splice", m.to.Write(m.try.drain))
-		m.taken()
-		if errors.Is(err, unix.EINTR) {
+		k, err := splice(m.pipe.r, m.to, n)
+		if err == unix.EAGAIN {
+			k, err = m.drainSlowly(n)
+		}
+		switch {
+		case err == unix.EINTR:
 			continue
-		}
-		if err == nil && k == 0 {
-			err = io.ErrUnexpectedEOF // the pipe has less than it should
-		}
-		if err != nil {
-			return err
+		case err != nil:
+			return os.NewSyscallError("splice", err)
+		case k == 0:
+			return io.ErrUnexpectedEOF // the pipe has less than it should
 		}
 		n -= k
 	}
 	return nil
+}
+
+// drainSlowly waits until the other side takes some of n bytes, and gives how many.
+func (m *mover) drainSlowly(n int) (k int, err error) {
+	werr := awaitRoom(m.to, func() bool {
+		if k, err = splice(m.pipe.r, m.to, n); err != unix.EAGAIN {
+			return true
+		}
+		if left, e := unix.IoctlGetInt(m.pipe.r, unix.TIOCINQ); e == nil && left == 0 {
+			err = nil // it isn't the socket that is to be waited for
+			return true
+		}
+		if writable(m.to) {
+			// It isn't full. Kernels before 6.5 say EAGAIN also for a signal that came while the other side was reading
+			// (net/unix/af_unix.c, unix_stream_sendpage), and then nothing may ever make it writable anew.
+			err = unix.EINTR
+			return true
+		}
+		if m.unread != nil && m.waits == nil {
+			told := make(chan struct{})
+			m.told, m.waits = told, time.AfterFunc(unreadAfter, func() {
+				m.unread(true)
+				close(told)
+			})
+		}
+		return false
+	})
+	m.taken()
+	if werr != nil {
+		return 0, werr
+	}
+	return k, err
 }
 
 // moveCarrier moves the one byte that comes next, with its descriptors.
@@ -579,28 +602,24 @@ func (m *mover) moveCarrier(seen func()) error {
 		message.Control = &rights[0]
 		message.SetControllen(len(rights))
 	}
-	for {
-		werr := m.to.Write(func(fd uintptr) bool {
+	for errno := unix.EINTR; errno != 0; {
+		if err := awaitRoom(m.to, func() bool {
 			// A socket that is writable takes one byte more (unix_writable and sock_alloc_send_pskb in the kernel): so
 			// what follows the word is one system call that succeeds, with no way out through Go's scheduler before it.
-			if !writable(fd) {
+			if !writable(m.to) {
 				return false
 			}
 			atomic.StoreUint32(m.carry, carrySent)
-			_, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&message)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+			_, _, errno = unix.RawSyscall(unix.SYS_SENDMSG, uintptr(m.to), uintptr(unsafe.Pointer(&message)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 			if errno != 0 {
 				atomic.StoreUint32(m.carry, carryNone)
 			}
-			if errno == unix.EAGAIN { // it was writable: there is nothing to wait for
-				errno = unix.EINTR
-			}
-			m.said.n, m.said.errno = 0, errno
 			return true
-		})
-		if _, err := m.outcome("sendmsg", werr); err == nil {
-			break
-		} else if !errors.Is(err, unix.EINTR) {
+		}); err != nil {
 			return err
+		}
+		if errno != 0 && errno != unix.EINTR && errno != unix.EAGAIN { // it was writable: there is nothing to wait for
+			return os.NewSyscallError("sendmsg", errno)
 		}
 	}
 	runtime.KeepAlive(rights)
@@ -608,7 +627,7 @@ func (m *mover) moveCarrier(seen func()) error {
 }
 
 // writable tells whether a socket takes something, or would say why it never will.
-func writable(fd uintptr) bool {
+func writable(fd int) bool {
 	p := unix.PollFd{Fd: int32(fd), Events: unix.POLLOUT}
 	n, _, errno := unix.RawSyscall(unix.SYS_POLL, uintptr(unsafe.Pointer(&p)), 1, 0)
 	return errno == 0 && n > 0

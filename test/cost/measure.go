@@ -12,53 +12,132 @@ import (
 )
 
 const (
-	rounds      = 40
-	perRound    = 100 // round trips of each kind in a round
+	rounds      = 10000
 	checkpoints = 500
 	idle        = 10 * time.Second
 )
 
-// connections are the ways to one QEMU.
-type connections struct{ direct, socat, shim *qmp.Conn }
+// A way is one to a QEMU of its own: of two clients of one QEMU, both hear of a stop, and what carries that to the second takes the
+// processor from the first.
+type way struct {
+	name string
+	qemu *rig.QEMU
+	conn *qmp.Conn
+	pids func() []int // what stands between
+}
 
-func measure(out io.Writer) (err error) {
+// The trips that are timed, as the commands of each. All guests are paused but the one whose turn it is.
+var trips = [][]string{{"query-status"}, {"cont", "stop"}}
+
+func measure(out io.Writer) error {
 	if why := rig.Missing(); why != "" {
 		return errors.New(why)
 	}
-	q, err := rig.Start(nil, "-machine", "pc", "-m", "16")
-	if err != nil {
-		return err
-	}
-	defer q.Close()
-	var c connections
-	if c.direct, err = q.Dial(); err != nil {
-		return err
-	}
-	if c.socat, err = q.DialSocat(); err != nil {
-		return err
-	}
-	if c.shim, err = q.DialShim("bin"); err != nil {
-		return err
+	var ways []*way
+	for _, w := range []struct {
+		name string
+		dial func(*rig.QEMU) (*qmp.Conn, error)
+		pids func(*rig.QEMU) []int
+	}{
+		{"direct", (*rig.QEMU).Dial, func(*rig.QEMU) []int { return nil }},
+		{"socat", (*rig.QEMU).DialSocat, func(q *rig.QEMU) []int { return []int{q.Socat} }},
+		{"shim", func(q *rig.QEMU) (*qmp.Conn, error) { return q.DialShim("bin") }, func(q *rig.QEMU) []int { return q.Pair }},
+	} {
+		q, err := rig.Start(nil, machine()...)
+		if err != nil {
+			return err
+		}
+		defer q.Close()
+		conn, err := w.dial(q)
+		if err != nil {
+			return fmt.Errorf("%s: %w", w.name, err)
+		}
+		ways = append(ways, &way{w.name, q, conn, func() []int { return w.pids(q) }})
 	}
 	if !rig.KVM() {
 		fmt.Fprintln(out, "QEMU runs without KVM (-accel tcg): the relay is what is measured; the module has nothing to do.")
 	}
-	fmt.Fprintf(out, "QMP round trips (query-status), median of %d each, taking turns:\n", rounds*perRound)
-	trips, err := c.roundTrips()
-	if err != nil {
-		return err
+	for _, trip := range trips {
+		if err := roundTrips(out, ways, trip); err != nil {
+			return err
+		}
 	}
-	for _, name := range []string{"direct", "socat", "shim"} {
-		fmt.Fprintf(out, "  %-7s %7.1f µs   × %.2f\n", name, trips[name].Seconds()*1e6, trips[name].Seconds()/trips["direct"].Seconds())
-	}
+	return rest(out, ways[2].qemu, ways[2].conn)
+}
 
+// machine is a QEMU's: where there is no KVM it has no processor, which would take one of the host's, to emulate it.
+func machine() []string {
+	if rig.KVM() {
+		return []string{"-machine", "pc", "-m", "16"}
+	}
+	return []string{"-machine", "none"}
+}
+
+// roundTrips times the commands, each way once in a round, while the guests of the others are paused.
+func roundTrips(out io.Writer, ways []*way, commands []string) error {
+	times := make([][]float64, len(ways)) // µs
+	switches := make([]float64, len(ways))
+	for i, w := range ways {
+		if _, err := w.conn.Execute("stop", nil); err != nil {
+			return fmt.Errorf("%s: %w", w.name, err)
+		}
+		n, err := rig.Switches(w.pids()...)
+		if err != nil {
+			return err
+		}
+		switches[i] = -float64(n)
+	}
+	for round := range rounds {
+		for turn := range ways {
+			i := (round + turn) % len(ways) // whose turn is first finds other things in the caches than whose is last
+			begin := time.Now()
+			for _, command := range commands {
+				if _, err := ways[i].conn.Execute(command, nil); err != nil {
+					return fmt.Errorf("%s: %w", ways[i].name, err)
+				}
+			}
+			times[i] = append(times[i], time.Since(begin).Seconds()*1e6)
+		}
+	}
+	fmt.Fprintf(out, "QMP round trip (%v), %d each way, taking turns:\n", commands, rounds)
+	for i, w := range ways {
+		n, err := rig.Switches(w.pids()...)
+		if err != nil {
+			return err
+		}
+		switches[i] += float64(n)
+		fmt.Fprintf(out, "  %-7s median %7.1f µs   × %.3f of direct, pairwise %+6.1f µs    99 %% %7.1f µs   × %.3f    wake-ups %.2f\n", w.name,
+			quantile(times[i], 0.5), quantile(times[i], 0.5)/quantile(times[0], 0.5), quantile(less(times[i], times[0]), 0.5),
+			quantile(times[i], 0.99), quantile(times[i], 0.99)/quantile(times[0], 0.99), switches[i]/rounds)
+	}
+	socat, shim := times[1], times[2]
+	fmt.Fprintf(out, "  shim over socat: median × %.3f, pairwise %+.1f µs, 99 %% × %.3f\n", quantile(shim, 0.5)/quantile(socat, 0.5),
+		quantile(less(shim, socat), 0.5), quantile(shim, 0.99)/quantile(socat, 0.99))
+	return nil
+}
+
+// less gives the differences of pairs.
+func less(a, b []float64) (all []float64) {
+	for i := range a {
+		all = append(all, a[i]-b[i])
+	}
+	return all
+}
+
+func quantile(values []float64, q float64) float64 {
+	sorted := slices.Sorted(slices.Values(values))
+	return sorted[int(q*float64(len(sorted)-1))]
+}
+
+// rest measures what else the shim costs.
+func rest(out io.Writer, q *rig.QEMU, conn *qmp.Conn) error {
 	before, err := rig.CPU(q.Pair...)
 	if err != nil {
 		return err
 	}
 	for range checkpoints {
 		for _, command := range []string{"stop", "cont"} {
-			if _, err := c.shim.Execute(command, nil); err != nil {
+			if _, err := conn.Execute(command, nil); err != nil {
 				return err
 			}
 		}
@@ -95,29 +174,6 @@ func measure(out io.Writer) (err error) {
 	fmt.Fprintf(out, "memory of the pair (PSS): %.1f MiB for the first domain, %.1f MiB for each further one, which shares the program\n",
 		all/1024, own/1024)
 	return nil
-}
-
-// roundTrips gives the median round trip of each way.
-func (c *connections) roundTrips() (map[string]time.Duration, error) {
-	ways := map[string]*qmp.Conn{"direct": c.direct, "socat": c.socat, "shim": c.shim}
-	all := make(map[string][]time.Duration)
-	for range rounds {
-		for name, conn := range ways {
-			for range perRound {
-				begin := time.Now()
-				if _, err := conn.Execute("query-status", nil); err != nil {
-					return nil, err
-				}
-				all[name] = append(all[name], time.Since(begin))
-			}
-		}
-	}
-	medians := make(map[string]time.Duration)
-	for name, times := range all {
-		slices.Sort(times)
-		medians[name] = times[len(times)/2]
-	}
-	return medians, nil
 }
 
 // count prints the module's instructions, which are the same on any machine.

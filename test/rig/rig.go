@@ -51,6 +51,8 @@ type QEMU struct {
 	keeper *os.Process
 	// Pair are the keeper and the worker of its shim, once it has one.
 	Pair []int
+	// Socat is the pid of the socat before it, once it has one.
+	Socat int
 
 	dir      string
 	programs []*program // QEMU is the first
@@ -172,9 +174,11 @@ func (q *QEMU) dial(socket string) (*qmp.Conn, error) {
 
 // DialSocat puts a socat before a monitor and connects to it.
 func (q *QEMU) DialSocat() (*qmp.Conn, error) {
-	if _, err := q.run("socat", nil, nil, "UNIX-LISTEN:"+q.path("via-socat"), "UNIX-CONNECT:"+q.path(Second+".sock")); err != nil {
+	cmd, err := q.run("socat", nil, nil, "UNIX-LISTEN:"+q.path("via-socat"), "UNIX-CONNECT:"+q.path(Second+".sock"))
+	if err != nil {
 		return nil, err
 	}
+	q.Socat = cmd.Process.Pid
 	if err := await(q.path("via-socat")); err != nil {
 		return nil, err
 	}
