@@ -6,6 +6,7 @@
 #   make e2e        the end-to-end tests alone; PACKAGES and TESTFLAGS choose among them
 #   make power-cuts a whole host whose plug is pulled 100 times at random, and what its managed domains do then (two hours)
 #   make unit-kills the unit of a domain's shim in a whole host: killed 1,000 times as a whole, systemd executed anew, upgraded (an hour)
+#   make host-life  a whole host of Debian 12, 13 and testing each, from the package's installation over upgrades, reboots and a power cut to its purge
 #   make test-hosts the end-to-end tests with whole Debians, virt-manager and the benchmark: part of make test on native KVM
 #   make shell      a shell on a KVM host with ftclock installed and a guest defined
 #
@@ -58,7 +59,7 @@ MODULE_HEADERS = qemu-plugin/rule.h qemu-plugin/clocks.h qemu-plugin/vcpus.h
 
 TESTFLAGS ?=
 
-.PHONY: build built host images test native whole-hosts test-hosts power-cuts unit-kills e2e kernels releases two-hosts vcpus guest-clocks guest-kernels shell test-packages pictures demo splits hostile twin sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup setup-build setup-host FORCE
+.PHONY: build built host images test native whole-hosts test-hosts power-cuts unit-kills host-life e2e kernels releases two-hosts vcpus guest-clocks guest-kernels shell test-packages pictures demo splits hostile twin sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup setup-build setup-host FORCE
 
 build: $(BINARIES)
 
@@ -186,6 +187,13 @@ test-hosts: setup build built host images build/test/packages
 CUTS ?= 100
 power-cuts: setup build built host images build/test/packages
 	FTCLOCK_REQUIRE=1 FTCLOCK_CUTS=$(CUTS) $(GO) test -count=1 -timeout 6h -v -run PowerCuts ./test/wholehost
+
+# A host's life with the package, from its installation to its purge.
+host-life: setup build built host build/test/packages
+	for suite in $(RELEASES); do \
+		$(MAKE) -o setup -o build -o built -o host images SUITES=$$suite && \
+		FTCLOCK_REQUIRE=1 FTCLOCK_SUITE=$$suite $(GO) test -count=1 -timeout 2h -v -run AHostsLife ./test/wholehost || exit 1; \
+	done
 
 # A whole host, in which everything that ends a unit is done to a shim's, KILLS times and more.
 KILLS ?= 1000

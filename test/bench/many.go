@@ -88,7 +88,7 @@ func (b *bench) many() (string, error) {
 			fmt.Sprintf("%.0f MiB", c.pss*float64(c.domains)), fmt.Sprintf("%s (%d pauses, %d guests read)", drift(c.drift), c.pauses, c.read))
 	}
 	t.WriteString("\nQEMUs without libvirt, each with a shim of its own and the module loaded. All of them together have two CPUs, and a guest that is emulated takes all of one: so " +
-		"each guest is paused but for the fraction of a millisecond between a cont and the next stop. Memory and processor time are those of keeper and worker.\n" + short)
+		"each guest is paused but for the fraction of a millisecond between a cont and the next stop. Memory and processor time are the shims', as under systemd.\n" + short)
 	if b.pictures == "" {
 		return t.String(), nil
 	}
@@ -239,7 +239,7 @@ func checkpointsOf(all []*resident, perSecond int, length time.Duration) (c crow
 	var pids []int
 	var readers []*resident
 	for i, r := range all {
-		pids = append(pids, r.qemu.Pair...)
+		pids = append(pids, r.qemu.Shim)
 		if i%max(1, len(all)/10) == 0 {
 			readers = append(readers, r)
 		}

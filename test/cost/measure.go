@@ -41,7 +41,7 @@ func measure(out io.Writer) error {
 	}{
 		{"direct", (*rig.QEMU).Dial, func(*rig.QEMU) []int { return nil }},
 		{"socat", (*rig.QEMU).DialSocat, func(q *rig.QEMU) []int { return []int{q.Socat} }},
-		{"shim", func(q *rig.QEMU) (*qmp.Conn, error) { return q.DialShim("bin") }, func(q *rig.QEMU) []int { return q.Pair }},
+		{"shim", func(q *rig.QEMU) (*qmp.Conn, error) { return q.DialShim("bin") }, func(q *rig.QEMU) []int { return []int{q.Shim} }},
 	} {
 		q, err := rig.Start(nil, machine()...)
 		if err != nil {
@@ -131,7 +131,7 @@ func quantile(values []float64, q float64) float64 {
 
 // rest measures what else the shim costs.
 func rest(out io.Writer, q *rig.QEMU, conn *qmp.Conn) error {
-	before, err := rig.CPU(q.Pair...)
+	before, err := rig.CPU(q.Shim)
 	if err != nil {
 		return err
 	}
@@ -142,37 +142,32 @@ func rest(out io.Writer, q *rig.QEMU, conn *qmp.Conn) error {
 			}
 		}
 	}
-	after, err := rig.CPU(q.Pair...)
+	after, err := rig.CPU(q.Shim)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "processor time of the pair for a checkpoint (stop and cont): %.0f µs, mean of %d\n",
+	fmt.Fprintf(out, "processor time of the shim for a checkpoint (stop and cont): %.0f µs, mean of %d\n",
 		float64(after-before)/1e3/checkpoints, checkpoints)
 
 	// At the end of a minute that had pauses it is written into the record, once: idle is what comes after.
 	time.Sleep(time.Until(time.Now().Truncate(time.Minute).Add(time.Minute + time.Second)))
-	first, err := rig.Switches(q.Pair...)
+	first, err := rig.Switches(q.Shim)
 	if err != nil {
 		return err
 	}
 	time.Sleep(idle)
-	last, err := rig.Switches(q.Pair...)
+	last, err := rig.Switches(q.Shim)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "wake-ups of the pair when nothing passes: %d in %v\n", last-first, idle)
+	fmt.Fprintf(out, "wake-ups of the shim when nothing passes: %d in %v\n", last-first, idle)
 
-	var all, own float64
-	for i, name := range []string{"keeper", "worker"} {
-		pss, anonymous, err := rig.MemoryKiB(q.Pair[i])
-		if err != nil {
-			return err
-		}
-		all, own = all+pss, own+anonymous
-		fmt.Fprintf(out, "memory of the %s (PSS): %.1f MiB, of which %.1f MiB are its own\n", name, pss/1024, anonymous/1024)
+	pss, own, err := rig.MemoryKiB(q.Shim)
+	if err != nil {
+		return err
 	}
-	fmt.Fprintf(out, "memory of the pair (PSS): %.1f MiB for the first domain, %.1f MiB for each further one, which shares the program\n",
-		all/1024, own/1024)
+	fmt.Fprintf(out, "memory of the shim (PSS): %.1f MiB for the first domain, %.1f MiB for each further one, which shares the program\n",
+		pss/1024, own/1024)
 	return nil
 }
 

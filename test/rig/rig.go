@@ -1,7 +1,6 @@
 package rig
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -46,11 +45,10 @@ func Missing() string {
 
 // QEMU is a running one. Everything of it is in a directory of its own.
 type QEMU struct {
-	PID    int
-	UUID   string // of its shim
-	keeper *os.Process
-	// Pair are the keeper and the worker of its shim, once it has one.
-	Pair []int
+	PID  int
+	UUID string // of its shim
+	// Shim is the pid of its shim, once it has one.
+	Shim int
 	// Socat is the pid of the socat before it, once it has one.
 	Socat int
 
@@ -121,9 +119,6 @@ func (q *QEMU) Close() {
 			_ = p.cmd.Process.Kill()
 			<-p.dead
 		}
-	}
-	if q.keeper != nil {
-		_, _ = q.keeper.Wait() // which ends after the worker
 	}
 	_ = os.RemoveAll(q.dir)
 }
@@ -203,17 +198,22 @@ func (q *QEMU) DialShim(bin string) (*qmp.Conn, error) {
 	if err := os.WriteFile(q.path("qemu.pid"), []byte(strconv.Itoa(q.PID)), 0o600); err != nil {
 		return nil, err
 	}
-	log, err := os.Create(q.path("ftclock-shim.log"))
-	if err != nil {
-		return nil, err
-	}
-	defer log.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	if q.keeper, err = spawn.StartProgram(ctx, shim, log, q.path("state"), spawn.Spec{
+	// As systemd does, but that nobody holds the descriptors.
+	state := q.path("state")
+	if err := spawn.Leave(state, spawn.Spec{
 		UUID: q.UUID, Name: "rig", Clock: clock, Module: module, DomainDir: q.dir, PIDFile: q.path("qemu.pid"), Stops: q.path("stops"),
 	}); err != nil {
 		return nil, err
+	}
+	cmd, err := q.run(shim, nil, nil, "-state", state, q.UUID)
+	if err != nil {
+		return nil, err
+	}
+	q.Shim = cmd.Process.Pid
+	for end := time.Now().Add(patience); spawn.Waiting(state, q.UUID); time.Sleep(10 * time.Millisecond) {
+		if reason := spawn.Refusal(state, q.UUID); reason != "" || time.Now().After(end) {
+			return nil, fmt.Errorf("the shim doesn't get ready: %s", reason)
+		}
 	}
 	conn, err := q.dial(Relay + ".sock")
 	if err != nil {
@@ -229,7 +229,6 @@ func (q *QEMU) DialShim(bin string) (*qmp.Conn, error) {
 	if want := map[bool]control.State{true: control.Correcting, false: control.Uncorrected}[KVM()]; status.State != want {
 		return nil, fmt.Errorf("the shim is %s: %s", status.State, status.Why)
 	}
-	q.Pair = []int{status.Keeper, status.Shim}
 	return conn, nil
 }
 
