@@ -227,6 +227,17 @@ func (p *pair) logText() string {
 	return string(text[max(0, len(text)-4000):])
 }
 
+// relays waits until the shim relays: what it has open for the connection it has open then.
+func (p *pair) relays() {
+	p.t.Helper()
+	if _, err := p.qemu.Write([]byte(`{"event": "NOTHING"}` + "\r\n")); err != nil {
+		p.t.Fatal(err)
+	}
+	if _, err := bytesUntil(p.client, '\n'); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
 // openFDs counts what a process has open.
 func openFDs(pid int) int {
 	entries, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))

@@ -58,6 +58,7 @@ func TestPeersNoticeNothing(t *testing.T) {
 	p := startPair(t)
 	p.settled()
 	before := p.killWorker(p.killKeeper(p.whole())) // neither is the first of its kind: the first has a little more open
+	p.relays()
 	workerFDs, keeperFDs := openFDs(before.Shim), openFDs(before.Keeper)
 
 	up := &direction{"client to QEMU", newSpeaker(p.client, seed+1, `"execute":"cont"`, `"execute":"stop"`, `"execute":"query-status"`, ""),
@@ -192,6 +193,7 @@ func TestPeersAfterAClientThatReconnects(t *testing.T) {
 	p := startPair(t)
 	p.settled()
 	s := p.killWorker(p.killKeeper(p.whole()))
+	p.relays()
 	workerFDs, keeperFDs := openFDs(s.Shim), openFDs(s.Keeper)
 	messages, kills := uint64(0), 0
 	for i := range uint64(times) {
