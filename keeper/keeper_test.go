@@ -19,7 +19,7 @@ import (
 )
 
 // patience bounds every wait for something that has to come.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // TestMain is also the program that the tests keep: a worker that does what it is told on the descriptor "orders".
 func TestMain(m *testing.M) {

@@ -84,7 +84,7 @@ func typing(t *testing.T, dir, shell string, args []string, setup, line string) 
 	end := func() {
 		select {
 		case <-ended:
-		case <-time.After(10 * time.Second):
+		case <-time.After(2 * time.Minute):
 			_ = cmd.Process.Kill()
 			<-ended
 		}

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -31,12 +32,21 @@ func Alone(t *testing.T) bool {
 // Dir is a directory on such a file system, for a test that is Alone.
 func Dir(t *testing.T) string {
 	t.Helper()
-	dir := t.TempDir()
+	dir, err := os.MkdirTemp("", "ftclock-hang-")
+	if err != nil {
+		t.Fatal(err)
+	}
 	end, err := Mount(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(end)
+	t.Cleanup(func() {
+		end()
+		// What waited for the file system may go on in the directory below it, now or a little later.
+		for try := 0; os.RemoveAll(dir) != nil && try < 100; try++ {
+			time.Sleep(10 * time.Millisecond)
+		}
+	})
 	return dir
 }
 

@@ -24,7 +24,7 @@ import (
 )
 
 // patience bounds every wait for something that has to come. It is no measure of anything.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 var shimPath string
 
