@@ -121,7 +121,7 @@ func (c *traffic) end() {
 
 // inChaos runs disturb while there is traffic, and checks that nobody noticed.
 func inChaos(t *testing.T, disturb func(t *testing.T, d *privatelibvirt.Domain, c *traffic) string) {
-	x := managed("chaos", clockElement)
+	x := managed("chaos", patientElement)
 	if _, err := privatelibvirt.AddMonitor(x); err != nil {
 		t.Fatal(err)
 	}
@@ -507,7 +507,7 @@ func TestKVMChaosUpgradesInPlace(t *testing.T) {
 // The worker that saw the stop isn't the one that sees the cont, and the pause is caught up all the same.
 func TestKVMUpgradeInsideAPause(t *testing.T) {
 	install := installer(t)
-	d, clock := start(t, managed("upgraded", clockElement))
+	d, clock := start(t, managed("upgraded", patientElement))
 	pause(t, d, 5*time.Millisecond) // takes the anchor
 	for _, v := range versions {
 		before, s0 := offset(t, clock), whole(t, d)

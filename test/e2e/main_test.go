@@ -30,6 +30,10 @@ func TestMain(m *testing.M) {
 
 const clockElement = `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`
 
+// patientElement is for pauses that something holds up: on a starved machine they get longer than a checkpoint may be by default, and
+// would be held.
+const patientElement = `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"><ftclock:on event="checkpoint" limit="10min"/></ftclock:clock>`
+
 // managed is the guest's domain with metadata.
 func managed(name, metadata string) *libvirtxml.Domain {
 	x := privatelibvirt.GuestXML(name, elf)
