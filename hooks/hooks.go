@@ -106,7 +106,7 @@ func Run(h Host, args []string, stdin io.Reader, stderr io.Writer) int {
 		return 1
 	default:
 		// libvirt shows a hook's stderr only when it fails.
-		h.Note(domain.Name, "starting uncorrected: "+oneLine(err)+"; `ftclock doctor` looks the host over")
+		h.Note(domain.Name, "starting uncorrected: "+oneLine(err)+"; `ftclock doctor` checks the host")
 	}
 	return 0
 }

@@ -31,7 +31,7 @@ func host(t *testing.T, start func(spawn.Spec) error) (h Host, dir string, liste
 	root := t.TempDir()
 	h = Host{Root: root, Lib: filepath.Join(root, "l"), Run: "/run/libvirt/qemu", State: filepath.Join(root, "s")}
 	h.Note = func(domain, warning string) {
-		if warning != "starting uncorrected: no such luck; and more; `ftclock doctor` looks the host over" {
+		if warning != "starting uncorrected: no such luck; and more; `ftclock doctor` checks the host" {
 			t.Errorf("noted of %s: %q", domain, warning)
 		}
 	}
@@ -171,7 +171,7 @@ func TestADirectDomainThatCantBeServed(t *testing.T) {
 		want     string
 	}{
 		{"yes", true, "ftclock: starting domain name: no such luck; and more\n"},
-		{"no", true, "starting uncorrected: no such luck; and more; `ftclock doctor` looks the host over"},
+		{"no", true, "starting uncorrected: no such luck; and more; `ftclock doctor` checks the host"},
 		{"yes", false, "ftclock: starting domain name: finding the QEMU of a name longer than twenty characters: "},
 		{"no", false, "starting uncorrected: finding the QEMU of a name longer than twenty characters: "},
 	} {

@@ -209,8 +209,8 @@ func (d *domain) catchesUp(event clockpage.Event) bool {
 	return d.policy.Restore.Do == metadata.CatchUp
 }
 
-// cantCarryOn says why the time of a migration or a restore isn't caught up, if it was to be.
-func (d *domain) cantCarryOn(incoming string, err error) {
+// cantCatchUp says why the time of a migration or a restore isn't caught up, if it was to be.
+func (d *domain) cantCatchUp(incoming string, err error) {
 	event := clockpage.Restore
 	if incoming == control.Migrated {
 		event = clockpage.Migrate

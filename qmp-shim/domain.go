@@ -52,8 +52,8 @@ type domain struct {
 	// look has somebody look whether the domain's metadata was changed, and doesn't wait; nil in tests. Set once, before
 	// the relay runs.
 	look func()
-	// carryOn gives the module what a state that is loaded is caught up from; nil in tests. Set once, before the relay runs.
-	carryOn func(*clockpage.Page)
+	// importState gives the module what a state that is loaded is caught up from; nil in tests. Set once, before the relay runs.
+	importState func(*clockpage.Page)
 	// gate is closed (true) until the first cont has gone through; only a gated cont can be refused.
 	gate bool
 	// save keeps what the next worker has to know. Called with mu held.
@@ -192,8 +192,8 @@ func (d *domain) loadsSnapshot() {
 		d.mu.Lock()
 		page := d.page
 		d.mu.Unlock()
-		if page != nil && d.carryOn != nil {
-			d.carryOn(page)
+		if page != nil && d.importState != nil {
+			d.importState(page)
 		}
 	}()
 }

@@ -158,7 +158,7 @@ func TestASnapshotIsLoadedAtTheStart(t *testing.T) {
 				d.mu.Unlock()
 			}
 			entered, leave := make(chan struct{}, 2), make(chan struct{})
-			d.carryOn = func(*clockpage.Page) {
+			d.importState = func(*clockpage.Page) {
 				entered <- struct{}{}
 				<-leave
 			}

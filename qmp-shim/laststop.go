@@ -170,7 +170,7 @@ func (s *shim) importState(page *clockpage.Page) {
 		err = errors.New("nothing is known of its stop: it was saved on another host, or without ftclock, and no anchor came with it")
 	}
 	if err != nil {
-		s.domain.cantCarryOn(incoming, err)
+		s.domain.cantCatchUp(incoming, err)
 	}
 }
 

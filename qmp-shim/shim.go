@@ -150,7 +150,7 @@ func Run(c Config) (began bool, err error) {
 	began = s.domain.memory.Began
 	s.domain.load = s.load
 	s.domain.look = s.lookBeside
-	s.domain.carryOn = s.importState
+	s.domain.importState = s.importState
 	s.domain.recorder = newRecorder(s.domain, s.mode() == control.Watch, record.Config{
 		Dir: c.LastStops, UUID: c.UUID, Name: c.Name, Shim: c.Version, Worker: s.domain.memory.Workers,
 	})

@@ -43,7 +43,7 @@ type cli struct {
 	Status   statusCmd   `cmd:"" help:"Show how the domains' clocks are kept."`
 	Watch    watchCmd    `cmd:"" help:"Show the same live, on the whole screen."`
 	Report   reportCmd   `cmd:"" help:"Tell how a domain's clock was kept, for people who have to prove it."`
-	Doctor   doctorCmd   `cmd:"" help:"Look this host over for what ftclock needs."`
+	Doctor   doctorCmd   `cmd:"" help:"Check this host for what ftclock needs."`
 	Verify   verifyCmd   `cmd:"" help:"Pause a running domain a few times, and say whether its clock holds."`
 	Exporter exporterCmd `cmd:"" help:"Serve metrics for Prometheus."`
 	Exercise exerciseCmd `cmd:"" help:"Pause and resume a running domain as a checkpoint engine does."`

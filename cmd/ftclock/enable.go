@@ -223,7 +223,7 @@ func (h *host) redefine(d *domain, old, edited []byte) (changed bool, err error)
 func (c *enableCmd) said(d *domain, m metadata.Domain, changed bool) string {
 	switch {
 	case !changed:
-		return d.name + ": enabled already, just so"
+		return d.name + ": enabled already, with this policy"
 	case m.Policy != nil:
 		return d.name + ": changed in its definition"
 	}

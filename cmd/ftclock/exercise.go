@@ -377,7 +377,7 @@ func mishaps(before, after control.Status, passed uint64) string {
 		{after.OverLimit - before.OverLimit, "over limit"},
 		{after.Reanchored - before.Reanchored, "anchored anew"},
 		{after.StaleOrders - before.StaleOrders, "stale orders"},
-		{after.Busy - before.Busy, "unseen calls"},
+		{after.Busy - before.Busy, "concurrent calls"},
 		{after.Disagreements - before.Disagreements, "disagreements"},
 	} {
 		if m.n > 0 {

@@ -117,7 +117,7 @@ var metrics = []metric{
 		func(s *control.Status) uint64 { return s.Reanchored }),
 	counter("orders_total", "Pauses for which the shim's order was followed.", func(s *control.Status) uint64 { return s.Orders }),
 	counter("stale_orders_total", "Orders of the shim that came for another pause.", func(s *control.Status) uint64 { return s.StaleOrders }),
-	counter("unseen_calls_total", "Calls to the kernel's clock that met another one and were passed through.",
+	counter("concurrent_calls_total", "Calls to the kernel's clock that met another one and were passed through.",
 		func(s *control.Status) uint64 { return s.Busy }),
 	counter("disagreements_total", "Pauses that the module measured outside the bounds that the monitor showed.",
 		func(s *control.Status) uint64 { return s.Disagreements }),

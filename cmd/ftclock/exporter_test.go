@@ -93,7 +93,7 @@ func TestExporterValues(t *testing.T) {
 		"ftclock_reanchored_total{" + web + "}":               1,
 		"ftclock_orders_total{" + web + "}":                   990,
 		"ftclock_stale_orders_total{" + web + "}":             4,
-		"ftclock_unseen_calls_total{" + web + "}":             5,
+		"ftclock_concurrent_calls_total{" + web + "}":         5,
 		"ftclock_disagreements_total{" + web + "}":            0,
 		"ftclock_shim_workers_total{" + web + "}":             3,
 		"ftclock_last_residual_seconds{" + web + "}":          -3e-9,

@@ -65,7 +65,7 @@ func TestEnableAndDisable(t *testing.T) {
 	if got := policy(); got == nil || *got != want {
 		t.Fatalf("got %+v, want the default", got)
 	}
-	wantRun(t, "test: enabled already, just so\n"+next, "", 0, "enable", mockDomain)
+	wantRun(t, "test: enabled already, with this policy\n"+next, "", 0, "enable", mockDomain)
 
 	wantRun(t, "test: changed in its definition\n"+next, "", 0,
 		"enable", mockDomain, "--reference", "utc", "--checkpoint-limit", "250ms")

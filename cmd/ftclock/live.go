@@ -83,7 +83,7 @@ func (l *live) serve(p *program, policy metadata.Policy) error {
 	if _, loaded, err := attach.Loaded(l.pid); err == nil && !loaded {
 		if err := attach.Check(l.pid, l.module); err != nil {
 			return hinted(fmt.Errorf("serving the running %s: %w", l.domain.name, err),
-				"`ftclock doctor` looks the host over; without --live it is for the next start")
+				"`ftclock doctor` checks the host; without --live it is for the next start")
 		}
 		l.fresh = true
 	}
@@ -101,7 +101,7 @@ func (l *live) start(p *program, clock string) error {
 		UUID: l.domain.uuid, Name: l.domain.name, Clock: clock, PID: l.pid, Module: l.module,
 	})
 	if err != nil {
-		return hinted(fmt.Errorf("starting a shim for %s: %w", l.domain.name, err), "`ftclock doctor` looks the host over")
+		return hinted(fmt.Errorf("starting a shim for %s: %w", l.domain.name, err), "`ftclock doctor` checks the host")
 	}
 	return nil
 }

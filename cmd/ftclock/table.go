@@ -210,7 +210,7 @@ func details(e entry, state string) [][2]string {
 		name string
 		n    uint64
 	}{
-		{"over limit", e.OverLimit}, {"anchored anew", e.Reanchored}, {"stale orders", e.StaleOrders}, {"unseen calls", e.Busy},
+		{"over limit", e.OverLimit}, {"anchored anew", e.Reanchored}, {"stale orders", e.StaleOrders}, {"concurrent calls", e.Busy},
 	} {
 		if doubt.n > 0 {
 			lines = append(lines, [2]string{doubt.name, strconv.FormatUint(doubt.n, 10)})

@@ -128,7 +128,7 @@ func (b *bench) agent() (string, error) {
 	}
 	t.WriteString(strings.Join(missing, ""))
 	t.WriteString("\nDebian's stock kernel, qemu-guest-agent and chrony in a guest that QEMU emulates (TCG): no such kernel boots on this machine's KVM, and TCG has no kvmclock, but its " +
-		"other clocks stand in a pause just so. Pauses are 20 ms. 10,000 of them at ten a second would take 17 minutes a row. Of a clock that it steps, chronyd takes " +
+		"other clocks stand in a pause the same way. Pauses are 20 ms. 10,000 of them at ten a second would take 17 minutes a row. Of a clock that it steps, chronyd takes " +
 		"what pauses lose for a slow oscillator, and has it run faster: it may be ahead afterwards. domtime --sync has the agent run hwclock, --now gives it the host's time. " +
 		"ftclock needs no agent and does nothing in such a guest; its figures are those above.\n")
 	return t.String(), nil
