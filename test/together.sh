@@ -1,7 +1,7 @@
 #!/bin/bash
 # together.sh COMMAND COMMAND: runs the second command while the first one runs, and shows its output when both have ended. An
-# emulated host leaves much of a second processor idle. Where the end-to-end tests run on native KVM, or the memory isn't enough for two
-# emulated hosts, they run one after the other.
+# emulated host leaves some of a second processor idle. Where the end-to-end tests run on native KVM, or the memory isn't enough for two
+# emulated hosts, of which some tests boot one, they run one after the other.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 available=$(sed -n -E 's/^MemAvailable: +([0-9]+) kB/\1/p' /proc/meminfo)
