@@ -42,6 +42,7 @@ var elsewhere = map[string]string{
 	"virt-install … --xml ./metadata/clock/@xmlns=urn:ftclock:domain:1":                                "its other arguments are the reader's: test/e2e runs it with some",
 	"systemctl status 'ftclock-shim@*'":                                                                "there is no systemd: test/systemd asks one in a container",
 	"journalctl -u ftclock-shim@$(virsh domuuid web1)":                                                 "there is no systemd: test/systemd reads a journal in a container",
+	"systemctl show -P NFileDescriptorStore ftclock-shim@$(virsh domuuid web1)":                        "there is no systemd: test/wholehost counts them",
 	"systemctl reload 'ftclock-shim@*'":                                                                "there is no systemd: test/systemd reloads in a container",
 	"apt-get install ./build/packages/ftclock_*.deb":                                                   "the machine's own packages: test/packages installs in a container",
 	"dnf install ./build/packages/ftclock-*.rpm":                                                       "there is no Fedora: packaging's tests look into the .rpm",
