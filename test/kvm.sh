@@ -64,15 +64,15 @@ log=build/test/kvm.log
 names() { sed -n -E "s/^--- $1: ([A-Za-z0-9_]+) .*/\1/p" $log | sort -u; }
 retry=${RETRY_FAILED-0}
 [ "$where" = emulated ] || retry=0
-for try in 1 2 3; do
+for try in 1 2 3 4 5; do
     passed=$(names PASS | paste -s -d '|')
     set +e
     build/host/run ${HOSTFLAGS-} -- "$0" --inside ${passed:+-test.skip "^($passed)\$"} "${flags[@]}" -- "${packages[@]}" | tee -a $log
     status=${PIPESTATUS[0]}
     set -e
-    if [ $try = 3 ]; then break; fi
+    if [ $try = 5 ]; then break; fi
     if [ "$status" = 75 ]; then
-        echo "kvm: THE EMULATED HOST FAILED (try $try of 3): the tests that didn't pass yet run once more"
+        echo "kvm: THE EMULATED HOST FAILED (try $try of 5): the tests that didn't pass yet run once more"
     elif [ "$status" = 1 ] && [ "$retry" = 1 ]; then
         retry=0
         echo "kvm: FAILED, once more on a fresh emulated host: $(comm -23 <(names FAIL) <(names PASS) | paste -s -d ' ')"

@@ -131,7 +131,7 @@ func doing(t *testing.T, d *privatelibvirt.Domain) {
 // and no vCPU sees time go back, on its own or against another.
 func TestKVMLinuxGuest(t *testing.T) {
 	image := linuxImage(t)
-	pauses := 200
+	pauses := 100
 	if os.Getenv("FTCLOCK_LONG") == "1" {
 		pauses = 1000
 	}
