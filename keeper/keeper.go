@@ -61,10 +61,7 @@ func (s *Store) watch() {
 				return
 			}
 			begun = time.Now()
-			held := fds{socketName: s.socket, queueName: s.queue}
-			for name, fd := range s.held {
-				held[name] = fd
-			}
+			held := s.held.and(fds{socketName: s.socket, queueName: s.queue})
 			pid, err := start(append([]string{Flag}, os.Args[1:]...), held, quick%2 == 1, envWorker+"="+strconv.Itoa(os.Getpid()))
 			if err == nil {
 				s.keeper = pid
@@ -223,10 +220,7 @@ func (k *keeper) keep() {
 func (k *keeper) start(self bool) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	held := fds{socketName: k.socket, queueName: k.queue}
-	for name, fd := range k.held {
-		held[name] = fd
-	}
+	held := k.held.and(fds{socketName: k.socket, queueName: k.queue})
 	pid, err := start(os.Args[2:], held, self, envKeeper+"="+strconv.Itoa(os.Getpid()))
 	if err == nil {
 		k.worker = pid
@@ -326,14 +320,11 @@ func (k *keeper) upgrade() {
 			time.Sleep(10 * time.Millisecond)
 			k.mu.Lock()
 		}
-		k.held[socketName], k.held[queueName] = k.socket, k.queue
+		held := k.held.and(fds{socketName: k.socket, queueName: k.queue})
 		if k.ready >= 0 {
-			k.held[ReadyName] = k.ready
+			held[ReadyName] = k.ready
 		}
-		err = execute(k.held, envWorker+"="+strconv.Itoa(k.worker), envUpgrade+"=1")
-		for _, name := range []string{socketName, queueName, ReadyName} {
-			delete(k.held, name)
-		}
+		err = execute(held, envWorker+"="+strconv.Itoa(k.worker), envUpgrade+"=1")
 		k.mu.Unlock()
 	}
 	k.log("not upgrading: " + err.Error())

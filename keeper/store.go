@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"strconv"
@@ -66,6 +67,13 @@ func inherit() (fds, error) {
 		held[name] = first + i
 	}
 	return held, nil
+}
+
+// and gives what is in either.
+func (f fds) and(more fds) fds {
+	all := maps.Clone(f)
+	maps.Copy(all, more)
+	return all
 }
 
 // list gives the names and the numbers of what is held, in the same order.
