@@ -113,15 +113,9 @@ type pipe struct{ r, w int }
 // run moves bytes until the connection has ended, as seen from either side. It takes both connections over.
 func (r *relay) run() error {
 	defer r.close()
-	for end := time.Now().Add(connectWait); ; time.Sleep(100 * time.Millisecond) {
-		err := r.open()
-		if err == nil {
-			break
-		}
-		if time.Now().After(end) || !scarce(err) {
-			hangUp(r.client)
-			return err
-		}
+	if err := patiently(r.open); err != nil {
+		hangUp(r.client)
+		return err
 	}
 	var group sync.WaitGroup
 	var errs [2]error
@@ -145,13 +139,8 @@ func (r *relay) open() error {
 		if r.pollers[i] != nil {
 			continue
 		}
-		raw, err := c.SyscallConn()
+		own, err := duplicate(c)
 		if err != nil {
-			return err
-		}
-		own := -1
-		cerr := raw.Control(func(fd uintptr) { own, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 3) })
-		if err = errors.Join(cerr, err); err != nil {
 			return err
 		}
 		p, err := newPoller(own, unix.EPOLLIN|unix.EPOLLRDHUP)

@@ -370,19 +370,25 @@ func reopen(fd int) (*os.File, error) {
 
 // keep puts a duplicate of a socket's descriptor into the store.
 func (s *shim) keep(name string, socket syscall.Conn) error {
-	raw, err := socket.SyscallConn()
+	own, err := duplicate(socket)
 	if err != nil {
-		return err
-	}
-	own := -1
-	cerr := raw.Control(func(fd uintptr) {
-		own, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 3)
-	})
-	if err = errors.Join(cerr, err); err != nil {
 		return err
 	}
 	s.Store.Put(name, own)
 	return nil
+}
+
+// duplicate gives another descriptor of a socket, which is the caller's.
+func duplicate(socket syscall.Conn) (own int, err error) {
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	cerr := raw.Control(func(fd uintptr) { own, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 3) })
+	if err = errors.Join(cerr, err); err != nil {
+		return -1, err
+	}
+	return own, nil
 }
 
 // kept gives a duplicate of a descriptor of the store's; nil if there is none of that name.
@@ -614,12 +620,20 @@ func (s *shim) serveMonitor(r *relay) {
 	}
 }
 
-// newRelayPatiently is newRelay, tried again while what it lacks may come back: libvirt gives up a domain whose connection ends.
-func (s *shim) newRelayPatiently(client *net.UnixConn) (*relay, error) {
+// newRelayPatiently is newRelay, patiently.
+func (s *shim) newRelayPatiently(client *net.UnixConn) (r *relay, err error) {
+	err = patiently(func() error {
+		r, err = s.newRelay(client)
+		return err
+	})
+	return r, err
+}
+
+// patiently tries again while what is lacking may come back: libvirt gives up a domain whose connection ends.
+func patiently(try func() error) error {
 	for end := time.Now().Add(connectWait); ; time.Sleep(100 * time.Millisecond) {
-		r, err := s.newRelay(client)
-		if err == nil || time.Now().After(end) || !scarce(err) {
-			return r, err
+		if err := try(); err == nil || time.Now().After(end) || !scarce(err) {
+			return err
 		}
 	}
 }
