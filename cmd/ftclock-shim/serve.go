@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"syscall"
 
 	"github.com/rs/zerolog"
@@ -77,12 +76,13 @@ func config(spec spawn.Spec, store *keeper.Store, state string, log zerolog.Logg
 // specOf gives what the last shim of this start was told, or else what the order says.
 func specOf(store *keeper.Store, state, id string) (spawn.Spec, error) {
 	if fd, ok := store.Get(specName); ok {
-		text, err := io.ReadAll(io.NewSectionReader(fdReader(fd), 0, 1<<20))
-		if err != nil {
-			return spawn.Spec{}, fmt.Errorf("reading what to serve: %w", err)
-		}
 		var spec spawn.Spec
-		if err := json.Unmarshal(text, &spec); err != nil { // checked when it was stored, maybe by another version
+		text := make([]byte, 1<<20)
+		n, err := unix.Pread(fd, text, 0)
+		if err == nil {
+			err = json.Unmarshal(text[:n], &spec) // checked when it was stored, maybe by another version
+		}
+		if err != nil {
 			return spec, fmt.Errorf("reading what to serve: %w", err)
 		}
 		return spec, nil
@@ -110,15 +110,4 @@ func specOf(store *keeper.Store, state, id string) (spawn.Spec, error) {
 	}
 	store.Put(specName, fd)
 	return spec, nil
-}
-
-// fdReader reads from a descriptor that stays open.
-type fdReader int
-
-func (fd fdReader) ReadAt(p []byte, offset int64) (int, error) {
-	n, err := unix.Pread(int(fd), p, offset)
-	if err == nil && n == 0 {
-		err = io.EOF
-	}
-	return max(n, 0), err
 }
