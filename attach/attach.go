@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
-	"strings"
 	"time"
-	"unicode"
 )
 
 // Why a process can't be served. Every error of Load and Check that has one of these causes wraps it.
@@ -110,14 +108,4 @@ func findFD(pid int, link string) (int, error) {
 		}
 	}
 	return -1, nil
-}
-
-// oneLine keeps what came from another process from writing into the log or the terminal of whoever reads the error.
-func oneLine(s string) string {
-	return strings.TrimSpace(strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return ' '
-		}
-		return r
-	}, s))
 }

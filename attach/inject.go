@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ftclock/host"
 )
 
 const (
@@ -150,11 +152,11 @@ func (s *subject) peek() error {
 
 // alive says whether the process still is the one that was surveyed. A main thread may also end while others run on.
 func (s *subject) alive() error {
-	state, start, err := readStat(s.pid)
+	now, err := readStat(s.pid)
 	if err != nil {
 		return err
 	}
-	if start != s.start || state == 'Z' || state == 'X' {
+	if now.Started != s.start || now.State == 'Z' || now.State == 'X' {
 		return ErrGone
 	}
 	return nil
@@ -285,7 +287,7 @@ func (s *subject) reason(address uint64) string {
 	text := make([]byte, maxReason)
 	n, _ := s.mem.ReadAt(text, int64(address)) // as far as memory goes
 	until, _, _ := strings.Cut(string(text[:n]), "\x00")
-	return oneLine(until)
+	return host.OneLine(until)
 }
 
 // run has the thread call function, and waits until rt_sigreturn has brought it back. now are the registers that it

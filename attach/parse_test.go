@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -34,19 +33,6 @@ func TestParseStatus(t *testing.T) {
 	}
 }
 
-func TestParseStat(t *testing.T) {
-	fields := strings.Repeat(" 0", 18)
-	state, start, err := parseStat([]byte("12 (a) S (b) Z" + fields + " 77 0 0\n"))
-	if state != 'Z' || start != 77 || err != nil {
-		t.Fatal(state, start, err)
-	}
-	for _, bad := range []string{"", ")", "12 (a) S 1 2", "12 (a) S" + fields + " x"} {
-		if _, _, err := parseStat([]byte(bad)); err == nil {
-			t.Errorf("%q is no stat", bad)
-		}
-	}
-}
-
 func TestParseMaps(t *testing.T) {
 	maps := parseMaps([]byte("55f000-55f001000 r-xp 00001000 fe:00 1234    /usr/bin/a b (deleted)\n" +
 		"7ffc0000-7ffd0000 rw-p 00000000 00:00 0    [stack]\n1000-2000 rw-p 00000000 00:00 0 \n" +
@@ -65,7 +51,7 @@ func TestParseMaps(t *testing.T) {
 }
 
 func FuzzProc(f *testing.F) {
-	for _, name := range []string{"status", "stat", "maps"} {
+	for _, name := range []string{"status", "maps"} {
 		content, err := os.ReadFile("/proc/self/" + name)
 		if err != nil {
 			f.Fatal(err)
@@ -74,7 +60,6 @@ func FuzzProc(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, content []byte) {
 		_ = parseStatus(content).serves()
-		_, _, _ = parseStat(content)
 		for _, m := range parseMaps(content) {
 			if m.start >= m.end || m.end > userEnd {
 				t.Fatalf("%+v", m)
@@ -200,12 +185,6 @@ func TestGoingBack(t *testing.T) {
 		if got := goingBack(found); got != want {
 			t.Errorf("%d: %+v", result, got)
 		}
-	}
-}
-
-func TestOneLine(t *testing.T) {
-	if got := oneLine("a\nb\x1b[31mc\x00\xff\n"); strings.ContainsAny(got, "\n\x1b\x00") || !strings.HasPrefix(got, "a b [31mc") {
-		t.Errorf("%q", got)
 	}
 }
 

@@ -14,6 +14,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"ftclock/host"
 )
 
 // procLimit bounds what is read of one file in /proc/PID, in bytes. The memory map of a large QEMU has about 1 MB.
@@ -47,7 +49,7 @@ func refused() error {
 		modules = []byte("unknown")
 	}
 	return fmt.Errorf("%w: a security module may forbid it (active: %s), or the process is in another user namespace",
-		ErrRefused, oneLine(string(modules)))
+		ErrRefused, host.OneLine(string(modules)))
 }
 
 func readProc(pid int, name string) ([]byte, error) {
@@ -135,7 +137,7 @@ func tracedBy(tracer int) error {
 	if err != nil {
 		comm = []byte("?")
 	}
-	return fmt.Errorf("%w by process %d (%s)", ErrTraced, tracer, oneLine(string(comm)))
+	return fmt.Errorf("%w by process %d (%s)", ErrTraced, tracer, host.OneLine(string(comm)))
 }
 
 // may says whether the process may use a file with these permissions: bit 4 to read, 1 to search. ACLs are not looked
@@ -154,26 +156,13 @@ func (s status) may(st *syscall.Stat_t, bit uint32) bool {
 	return mode&bit != 0
 }
 
-// readStat returns two fields of /proc/PID/stat (proc_pid_stat(5)): the state, and the start time in clock ticks since
-// boot, which tells one use of a pid from the next.
-func readStat(pid int) (state byte, start uint64, err error) {
-	content, err := readProc(pid, "stat")
+// readStat reads what tells one use of a pid from the next.
+func readStat(pid int) (host.Stat, error) {
+	stat, err := host.ReadStat(pid)
 	if err != nil {
-		return 0, 0, err
+		return host.Stat{}, procError(err)
 	}
-	return parseStat(content)
-}
-
-func parseStat(content []byte) (state byte, start uint64, err error) {
-	// The second field is the command's name in brackets, and may hold brackets and spaces itself.
-	fields := strings.Fields(string(content[bytes.LastIndexByte(content, ')')+1:]))
-	if len(fields) < 20 {
-		return 0, 0, errors.New("reading /proc/PID/stat: too few fields")
-	}
-	if start, err = strconv.ParseUint(fields[19], 10, 64); err != nil {
-		return 0, 0, fmt.Errorf("reading /proc/PID/stat: %w", err)
-	}
-	return fields[0][0], start, nil
+	return stat, nil
 }
 
 // mapping is one line of /proc/PID/maps: proc_pid_maps(5).
@@ -239,7 +228,7 @@ func openMapped(pid int, m mapping) (*os.File, error) {
 	}
 	f, err = os.OpenFile(procPath(pid, "root"+m.path), os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
 	if err != nil {
-		return nil, fmt.Errorf("opening %s of process %d: %w", oneLine(m.path), pid, err)
+		return nil, fmt.Errorf("opening %s of process %d: %w", host.OneLine(m.path), pid, err)
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
@@ -249,7 +238,7 @@ func openMapped(pid int, m mapping) (*os.File, error) {
 	if dev := fmt.Sprintf("%02x:%02x", unix.Major(st.Dev), unix.Minor(st.Dev)); dev != m.dev || st.Ino != m.inode {
 		f.Close()
 		return nil, fmt.Errorf("opening %s of process %d: it has been replaced since, and /proc/%d/map_files can't be read",
-			oneLine(m.path), pid, pid)
+			host.OneLine(m.path), pid, pid)
 	}
 	return f, nil
 }

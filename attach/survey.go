@@ -8,12 +8,14 @@ import (
 	"os"
 	"path"
 	"strings"
+
+	"ftclock/host"
 )
 
 // subject is a process that was looked at and can be attached to: everything that is needed once it is stopped.
 type subject struct {
 	pid     int
-	start   uint64 // when it was started, by readStat
+	start   uint64 // when it was started, in clock ticks since boot
 	exe     string // as /proc/PID/exe links
 	library string // the path for dlopen, as the process sees it
 	local   string // the same file, as we see it
@@ -32,9 +34,11 @@ func (s *subject) close() { s.mem.Close() }
 // refuses programs that are not for us; the tests have programs of their own.
 func survey(pid int, library string, suits func(*subject) error) (_ *subject, err error) {
 	s := &subject{pid: pid, library: library}
-	if _, s.start, err = readStat(pid); err != nil {
+	stat, err := readStat(pid)
+	if err != nil {
 		return nil, err
 	}
+	s.start = stat.Started
 	state, err := readStatus(pid)
 	if err != nil {
 		return nil, err
@@ -64,9 +68,9 @@ func survey(pid int, library string, suits func(*subject) error) (_ *subject, er
 
 // isQEMU refuses what is not a QEMU with a KVM virtual machine.
 func (s *subject) isQEMU() error {
-	name := path.Base(strings.TrimSuffix(s.exe, " (deleted)"))
-	if !strings.Contains(name, "qemu") && name != "kvm" {
-		return fmt.Errorf("%w: the program is %s", ErrNotQEMU, oneLine(s.exe))
+	name, is := qemuProgram(s.exe)
+	if !is {
+		return fmt.Errorf("%w: the program is %s", ErrNotQEMU, host.OneLine(s.exe))
 	}
 	fd, err := findFD(s.pid, "anon_inode:kvm-vm")
 	if err != nil {
@@ -118,7 +122,7 @@ func (s *subject) lookAtProgram(suits func(*subject) error) (err error) {
 		}
 	}
 	if s.entry == 0 {
-		return fmt.Errorf("%w: the entry point of %s isn't mapped", ErrNoSlot, oneLine(s.exe))
+		return fmt.Errorf("%w: the entry point of %s isn't mapped", ErrNoSlot, host.OneLine(s.exe))
 	}
 	if s.dlopen, s.dlerror, err = findDlopen(s.pid, maps); err != nil {
 		return err
@@ -321,7 +325,7 @@ func findDlopen(pid int, maps []mapping) (dlopen, dlerror uint64, err error) {
 		seen[m.path] = true
 		offsets, err := functions(pid, m, "dlopen", "dlerror")
 		if err != nil {
-			return 0, 0, fmt.Errorf("reading %s of process %d: %w", oneLine(m.path), pid, err)
+			return 0, 0, fmt.Errorf("reading %s of process %d: %w", host.OneLine(m.path), pid, err)
 		}
 		if len(offsets) < 2 {
 			continue

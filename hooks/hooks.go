@@ -14,7 +14,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ftclock/attach"
 	"ftclock/control"
+	"ftclock/host"
 	"ftclock/spawn"
 	"ftclock/unit"
 	metadata "ftclock/xml-templates"
@@ -43,8 +45,8 @@ type Host struct {
 // System is the system instance of libvirt, qemu:///system, as distributions build it.
 var System = Host{
 	Root:  "/",
-	Lib:   "/var/lib/libvirt/qemu",
-	Run:   "/run/libvirt/qemu",
+	Lib:   host.LibvirtLib,
+	Run:   host.LibvirtRun,
 	State: control.Dir,
 	Start: unit.Start,
 	Note:  spawn.Note,
@@ -141,7 +143,7 @@ func (h Host) start(d metadata.Domain) (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), startWait)
 	defer cancel()
 	options := h.options(d)
-	options.DomainDir, options.PIDFile = dir, spawn.PIDFile(h.Run, d.Name)
+	options.DomainDir, options.PIDFile = dir, host.PIDFile(h.Run, d.Name)
 	err = h.Start(ctx, options)
 	if err != nil {
 		_ = unix.Unlinkat(fd, control.MonitorSocket, 0) // of a shim that got that far
@@ -159,7 +161,7 @@ func (h Host) started(d metadata.Domain) error {
 	if d.Policy.Monitor != metadata.Direct || d.Type != kvm {
 		return nil
 	}
-	pid, err := spawn.FindQEMU(h.Root, h.Run, d.Name, d.UUID)
+	pid, err := attach.FindQEMU(h.Root, h.Run, d.Name, d.UUID)
 	if err != nil {
 		return err
 	}

@@ -25,8 +25,8 @@ func domainXML(inner string) string {
 
 const clock = `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`
 
-// host is a host of its own with one domain about to start; a fake starter stands for the shim.
-func host(t *testing.T, start func(spawn.Spec) error) (h Host, dir string, listener *net.UnixListener) {
+// newHost is a host of its own with one domain about to start; a fake starter stands for the shim.
+func newHost(t *testing.T, start func(spawn.Spec) error) (h Host, dir string, listener *net.UnixListener) {
 	t.Helper()
 	root := t.TempDir()
 	h = Host{Root: root, Lib: filepath.Join(root, "l"), Run: "/run/libvirt/qemu", State: filepath.Join(root, "s")}
@@ -68,7 +68,7 @@ func names(t *testing.T, dir string) string {
 
 func TestStartPutsAShimBetween(t *testing.T) {
 	var got spawn.Spec
-	h, dir, _ := host(t, func(o spawn.Spec) error { got = o; return nil })
+	h, dir, _ := newHost(t, func(o spawn.Spec) error { got = o; return nil })
 	var stderr bytes.Buffer
 	if code := Run(h, []string{"name", "start", "begin", "-"}, strings.NewReader(domainXML(clock)), &stderr); code != 0 || stderr.Len() > 0 {
 		t.Fatalf("code %d, %s", code, &stderr)
@@ -112,7 +112,7 @@ func TestADirectMonitorIsLeftAlone(t *testing.T) {
 	for _, incoming := range []string{"", control.Migrated, control.Restored} {
 		t.Run(incoming, func(t *testing.T) {
 			var got []spawn.Spec
-			h, dir, _ := host(t, func(o spawn.Spec) error { got = append(got, o); return nil })
+			h, dir, _ := newHost(t, func(o spawn.Spec) error { got = append(got, o); return nil })
 			ops := [][]string{{"n", "start", "begin", "-"}, {"n", "started", "begin", "-"}}
 			switch incoming {
 			case control.Migrated:
@@ -149,7 +149,7 @@ func TestADirectMonitorIsLeftAlone(t *testing.T) {
 
 // A relay was started before QEMU: then there is nothing to do.
 func TestARelayedDomainHasStarted(t *testing.T) {
-	h, _, _ := host(t, func(spawn.Spec) error { t.Error("a shim was started"); return nil })
+	h, _, _ := newHost(t, func(spawn.Spec) error { t.Error("a shim was started"); return nil })
 	running(t, h)
 	for _, xml := range []string{
 		domainXML(clock), domainXML(strings.Replace(clock, "/>", ` monitor="relayed"/>`, 1)),
@@ -175,7 +175,7 @@ func TestADirectDomainThatCantBeServed(t *testing.T) {
 		{"yes", false, "ftclock: starting domain name: finding the QEMU of a name longer than twenty characters: "},
 		{"no", false, "starting uncorrected: finding the QEMU of a name longer than twenty characters: "},
 	} {
-		h, dir, _ := host(t, func(spawn.Spec) error { return errors.New("no such luck\nand more") })
+		h, dir, _ := newHost(t, func(spawn.Spec) error { return errors.New("no such luck\nand more") })
 		if c.runs {
 			running(t, h)
 		}
@@ -231,7 +231,7 @@ func TestLeftoversOfALostHostAreNoObstacle(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got spawn.Spec
-			h, dir, _ := host(t, func(o spawn.Spec) error { got = o; return nil })
+			h, dir, _ := newHost(t, func(o spawn.Spec) error { got = o; return nil })
 			c.before(h, dir)
 			var stderr bytes.Buffer
 			code := Run(h, []string{"name", "start", "begin", "-"}, strings.NewReader(domainXML(clock)), &stderr)
@@ -296,7 +296,7 @@ func TestTheDirectoryIsThatOfThisStart(t *testing.T) {
 func TestAStartThatFailsLeavesNothing(t *testing.T) {
 	for _, required := range []string{"yes", "no"} {
 		var stderr bytes.Buffer
-		h, dir, _ := host(t, func(o spawn.Spec) error {
+		h, dir, _ := newHost(t, func(o spawn.Spec) error {
 			// As a shim that was killed after it had bound the socket.
 			_ = os.WriteFile(filepath.Join(o.DomainDir, control.MonitorSocket), nil, 0o600)
 			return errors.New("no such luck\nand more")
@@ -320,7 +320,7 @@ func TestAStartThatFailsLeavesNothing(t *testing.T) {
 }
 
 func TestBadInputIsRefusedInOneLine(t *testing.T) {
-	h, dir, _ := host(t, func(spawn.Spec) error { t.Error("a shim was started"); return nil })
+	h, dir, _ := newHost(t, func(spawn.Spec) error { t.Error("a shim was started"); return nil })
 	for name, xml := range map[string]string{
 		"unknown attribute":  domainXML(`<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" mode="x"/>`),
 		"unknown monitor":    domainXML(strings.Replace(directClock, "direct", "none", 1)),
@@ -343,7 +343,7 @@ func TestBadInputIsRefusedInOneLine(t *testing.T) {
 }
 
 func TestEverythingElseIsLeftAlone(t *testing.T) {
-	h, dir, _ := host(t, func(spawn.Spec) error { t.Error("a shim was started"); return nil })
+	h, dir, _ := newHost(t, func(spawn.Spec) error { t.Error("a shim was started"); return nil })
 	for _, xml := range []string{
 		domainXML(""), "", "no XML", "<ftclock", domainXML("<!-- urn:ftclock:domain:1 -->"),
 	} {
@@ -392,7 +392,7 @@ func TestAnIncomingStateIsKnownAtTheStart(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got spawn.Spec
-			h, _, _ := host(t, func(o spawn.Spec) error { got = o; return nil })
+			h, _, _ := newHost(t, func(o spawn.Spec) error { got = o; return nil })
 			noted := ""
 			h.Note = func(_, warning string) { noted += warning }
 			for _, op := range strings.Split(c.ops, ", ") {
@@ -424,7 +424,7 @@ func TestAnIncomingStateIsKnownAtTheStart(t *testing.T) {
 
 // The shim in here is a fake: it only notes what it is asked.
 func TestReleaseEndsTheShim(t *testing.T) {
-	h, _, _ := host(t, func(spawn.Spec) error { return nil })
+	h, _, _ := newHost(t, func(spawn.Spec) error { return nil })
 	dir := filepath.Join(h.State, uuid)
 	release := func() {
 		t.Helper()

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ftclock/host"
 	metadata "ftclock/xml-templates"
 )
 
@@ -26,13 +27,10 @@ said until the metadata says something else.
 // maxStatusXML bounds what is read of libvirt's file, in bytes.
 const maxStatusXML = 16 << 20
 
-// libvirtRun is where libvirt's QEMU driver keeps its state.
-const libvirtRun = "/run/libvirt/qemu"
-
 // statusXML is the file into which libvirt writes a running domain's state (libvirt's src/conf/domain_conf.c,
 // virDomainConfigFile: unlike the pid file's, its name has the domain's as it is).
 func (s *shim) statusXML() string {
-	run := libvirtRun
+	run := host.LibvirtRun
 	if s.PIDFile != "" {
 		run = filepath.Dir(s.PIDFile)
 	}

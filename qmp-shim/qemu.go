@@ -1,21 +1,16 @@
 package shim
 
 import (
-	"bufio"
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"ftclock/attach"
 	"ftclock/clockpage"
+	"ftclock/host"
 	metadata "ftclock/xml-templates"
 )
 
@@ -34,101 +29,12 @@ func openProcess(pid int) (process, error) {
 }
 
 // wait returns when the process has ended.
-func (p process) wait() {
-	fds := []unix.PollFd{{Fd: int32(p.fd), Events: unix.POLLIN}}
-	for {
-		if n, err := unix.Poll(fds, -1); n == 1 || err != nil && !errors.Is(err, unix.EINTR) {
-			return
-		}
-	}
-}
+func (p process) wait() { host.AwaitEnd(p.fd) }
 
-// findQEMU finds the QEMU that listens on the unix socket that was bound to path, by the pid in pidFile. The peer of
-// a connection to it can't tell: the kernel names the process that bound the socket, libvirtd. So the pid in the file
-// is proven by the socket's inode among the process's descriptors.
+// findQEMU is attach.FindListening.
 func findQEMU(ctx context.Context, pidFile, path string) (process, error) {
-	var last error
-	for {
-		p, err := tryQEMU(pidFile, path)
-		if err == nil {
-			return p, nil
-		}
-		if errors.Is(err, attach.ErrRefused) {
-			return process{}, fmt.Errorf("finding QEMU: %w", err)
-		}
-		last = err
-		select {
-		case <-ctx.Done():
-			return process{}, fmt.Errorf("finding QEMU: %w", last)
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-}
-
-func tryQEMU(pidFile, path string) (process, error) {
-	text, err := os.ReadFile(pidFile)
-	if err != nil {
-		return process{}, err
-	}
-	pid, err := strconv.Atoi(string(bytes.TrimSpace(text)))
-	if err != nil || pid <= 1 {
-		return process{}, fmt.Errorf("%s holds no pid", pidFile)
-	}
-	p, err := openProcess(pid)
-	if err != nil {
-		return process{}, err
-	}
-	inodes, err := listeners(path)
-	if err == nil {
-		var holds bool
-		holds, err = holdsSocket(pid, inodes)
-		if err == nil && !holds {
-			err = fmt.Errorf("process %d, which %s names, doesn't listen on %s", pid, pidFile, path)
-		}
-	}
-	if err != nil {
-		_ = unix.Close(p.fd)
-		return process{}, err
-	}
-	return p, nil
-}
-
-// listeners gives the inodes of the listening unix sockets that were bound to path (proc(5), /proc/net/unix).
-func listeners(path string) (map[string]bool, error) {
-	f, err := os.Open("/proc/net/unix")
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	const acceptsConnections = "00010000" // __SO_ACCEPTCON in include/uapi/linux/net.h
-	inodes := make(map[string]bool)
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		// Num RefCount Protocol Flags Type St Inode Path
-		head, bound, ok := strings.Cut(lines.Text(), " /")
-		if fields := strings.Fields(head); ok && len(fields) == 7 && "/"+bound == path && fields[3] == acceptsConnections {
-			inodes["socket:["+fields[6]+"]"] = true
-		}
-	}
-	return inodes, lines.Err()
-}
-
-func holdsSocket(pid int, inodes map[string]bool) (bool, error) {
-	dir := filepath.Join("/proc", strconv.Itoa(pid), "fd")
-	entries, err := os.ReadDir(dir)
-	for _, entry := range entries {
-		var target string
-		if target, err = os.Readlink(filepath.Join(dir, entry.Name())); err == nil && inodes[target] {
-			return true, nil
-		}
-		if errors.Is(err, os.ErrPermission) {
-			break
-		}
-	}
-	if errors.Is(err, os.ErrPermission) {
-		return false, fmt.Errorf("looking at process %d: %w: CAP_SYS_PTRACE is missing, or a security module says no", pid, attach.ErrRefused)
-	}
-	return false, nil // a descriptor that is gone meanwhile, or a process
+	pid, fd, err := attach.FindListening(ctx, pidFile, path)
+	return process{pid: pid, fd: fd}, err
 }
 
 // loadModule has the module in process p, by ptrace unless it is there already, and opens its page. The page's

@@ -482,8 +482,7 @@ func (s *shim) knownQEMU() process {
 func (s *shim) qemuLives() bool {
 	if s.knownQEMU().pid == 0 {
 		// It may be there without having been found: as long as its socket is taken, it is.
-		inodes, err := listeners(filepath.Join(s.DomainDir, control.MonitorSocket))
-		return err == nil && len(inodes) > 0
+		return attach.Listens(filepath.Join(s.DomainDir, control.MonitorSocket))
 	}
 	select {
 	case <-s.ended:

@@ -130,14 +130,6 @@ func openLog(domain string) (*os.File, error) {
 	return f, nil
 }
 
-// PIDFile is where libvirt, with its state in the directory run, keeps the pid of a domain's QEMU. It escapes the
-// name as if it went into XML (libvirt's src/util/virpidfile.c, virPidFileBuildPath).
-func PIDFile(run, domain string) string {
-	return filepath.Join(run, escape.Replace(domain)+".pid")
-}
-
-var escape = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", `"`, "&quot;", "'", "&apos;")
-
 // ShimPath finds ftclock-shim: beside the running program, or in sbin beside its directory.
 func ShimPath() (string, error) {
 	return find("ftclock-shim", "", "../sbin")

@@ -11,13 +11,14 @@ import (
 
 	"ftclock/attach"
 	"ftclock/control"
+	machine "ftclock/host"
 	"ftclock/spawn"
 	"ftclock/unit"
-	"ftclock/xml-templates"
+	metadata "ftclock/xml-templates"
 )
 
 // pidDir is where libvirt's QEMU driver keeps a pid file a domain.
-const pidDir = "/run/libvirt/qemu"
+const pidDir = machine.LibvirtRun
 
 // live is a running domain that can be served.
 type live struct {
@@ -43,7 +44,7 @@ func findLive(h *host, d *domain, verb string) (*live, error) {
 	if err != nil {
 		return nil, err
 	}
-	pid, err := spawn.FindQEMU("/", pidDir, d.name, d.uuid)
+	pid, err := attach.FindQEMU("/", pidDir, d.name, d.uuid)
 	if err != nil {
 		return nil, err
 	}

@@ -12,8 +12,7 @@ import (
 
 	"ftclock/attach"
 	"ftclock/control"
-	"ftclock/spawn"
-	"ftclock/xml-templates"
+	metadata "ftclock/xml-templates"
 )
 
 type statusCmd struct {
@@ -291,7 +290,7 @@ func withoutShim(f found) entry {
 // andModule tells whether the module is there to follow the standing policy without a shim.
 func andModule(name, uuid string) string {
 	fix := "; `ftclock enable --live " + shellWord(name) + "` gives it one"
-	pid, err := spawn.FindQEMU("/", pidDir, name, uuid)
+	pid, err := attach.FindQEMU("/", pidDir, name, uuid)
 	if err != nil {
 		return fix
 	}

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"ftclock/spawn"
+	"ftclock/host"
 	"ftclock/test/guest"
 )
 
@@ -27,7 +27,7 @@ func main() {
 }
 
 func read(name string) (offset, backsteps int64, err error) {
-	text, err := os.ReadFile(spawn.PIDFile("/run/libvirt/qemu", name))
+	text, err := os.ReadFile(host.PIDFile(host.LibvirtRun, name))
 	if err != nil {
 		return 0, 0, err
 	}

@@ -10,14 +10,14 @@ import (
 	"strings"
 	"time"
 
-	"ftclock/spawn"
-	"ftclock/test/guest"
-	"ftclock/test/kvmhost"
-	"ftclock/test/qmp"
-
 	"golang.org/x/sys/unix"
 	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
+
+	"ftclock/host"
+	"ftclock/test/guest"
+	"ftclock/test/kvmhost"
+	"ftclock/test/qmp"
 )
 
 // Connect connects to the private libvirt, never to the machine's.
@@ -172,7 +172,7 @@ func (d *Domain) Remove() error {
 
 // PID is the domain's QEMU process.
 func (d *Domain) PID() (int, error) {
-	text, err := os.ReadFile(spawn.PIDFile("/run/libvirt/qemu", d.Name))
+	text, err := os.ReadFile(host.PIDFile(host.LibvirtRun, d.Name))
 	if err != nil {
 		return 0, fmt.Errorf("finding QEMU of %s: %w", d.Name, err)
 	}

@@ -1,11 +1,21 @@
-package spawn
+package attach
 
 import (
+	"context"
+	"errors"
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
+
+const testID = "6695eb01-f6a4-8304-79aa-97f2502e193f"
 
 func TestIsQEMUOf(t *testing.T) {
 	line := func(args ...string) []byte { return []byte(strings.Join(args, "\x00") + "\x00") }
@@ -73,5 +83,78 @@ func TestFindQEMU(t *testing.T) {
 		case test.wrong != "" && (err == nil || !strings.Contains(err.Error(), test.wrong)):
 			t.Errorf("%s: got %v, want %q", test.what, err, test.wrong)
 		}
+	}
+}
+
+// The QEMU is this process, which listens on a socket that somebody renamed after it was bound, as the hook does.
+func TestFindListening(t *testing.T) {
+	t.Chdir(t.TempDir())
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	bound, pidFile := filepath.Join(dir, "m"), filepath.Join(dir, "a.pid")
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: bound, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	if err := os.Rename(bound, bound+".qemu"); err != nil {
+		t.Fatal(err)
+	}
+	names := func(pid int) {
+		t.Helper()
+		if err := os.WriteFile(pidFile, []byte(strconv.Itoa(pid)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	find := func(path string) (int, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+		defer cancel()
+		pid, pidfd, err := FindListening(ctx, pidFile, path)
+		if err != nil {
+			if pid != 0 || pidfd != -1 {
+				t.Errorf("%d, %d with %v", pid, pidfd, err)
+			}
+			return pid, err
+		}
+		return pid, errors.Join(unix.PidfdSendSignal(pidfd, 0, nil, 0), unix.Close(pidfd))
+	}
+	if _, err := find(bound); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("without a pid file: %v", err)
+	}
+	go func() { // libvirt's pid file comes late
+		time.Sleep(20 * time.Millisecond)
+		names(os.Getpid())
+	}()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	pid, pidfd, err := FindListening(ctx, pidFile, bound)
+	if err != nil || pid != os.Getpid() {
+		t.Fatalf("%d, %v", pid, err)
+	}
+	unix.Close(pidfd)
+	if _, err := find(bound + ".qemu"); err == nil || !strings.Contains(err.Error(), "doesn't listen on") {
+		t.Errorf("by a name that it wasn't bound to: %v", err)
+	}
+	child := exec.Command("sleep", "1000")
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	names(child.Process.Pid)
+	if _, err := find(bound); err == nil || !strings.Contains(err.Error(), "doesn't listen on") {
+		t.Errorf("by the pid of a process that doesn't listen: %v", err)
+	}
+	_ = child.Process.Kill()
+	_ = child.Wait()
+	if _, err := find(bound); !errors.Is(err, unix.ESRCH) {
+		t.Errorf("by the pid of a process that has ended: %v", err)
+	}
+	if !Listens(bound) || Listens(bound+".qemu") {
+		t.Error("what listens isn't seen, or what doesn't is")
+	}
+	listener.Close()
+	if Listens(bound) {
+		t.Error("what listened still does")
 	}
 }

@@ -1,0 +1,165 @@
+package attach
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ftclock/host"
+)
+
+// FindQEMU finds a domain's QEMU by the pid file that libvirt keeps in the directory run, and proves by its command line that
+// it is it. root is "/" but in tests.
+func FindQEMU(root, run, name, uuid string) (int, error) {
+	pid, err := findQEMU(root, run, name, uuid)
+	if err != nil {
+		return 0, fmt.Errorf("finding the QEMU of %s: %w", name, err)
+	}
+	return pid, nil
+}
+
+func findQEMU(root, run, name, uuid string) (int, error) {
+	pid, err := host.ReadPID(host.PIDFile(filepath.Join(root, run), name))
+	if err != nil {
+		return 0, err
+	}
+	proc := filepath.Join(root, "proc", strconv.Itoa(pid))
+	exe, err := os.Readlink(filepath.Join(proc, "exe"))
+	if err != nil {
+		return 0, err
+	}
+	if _, is := qemuProgram(exe); !is {
+		return 0, fmt.Errorf("process %d is %s, not QEMU", pid, host.OneLine(exe))
+	}
+	cmdline, err := os.ReadFile(filepath.Join(proc, "cmdline"))
+	if err != nil {
+		return 0, err
+	}
+	if !isQEMUOf(cmdline, name, uuid) {
+		return 0, fmt.Errorf("process %d is the QEMU of another domain", pid)
+	}
+	return pid, nil
+}
+
+// qemuProgram gives the name of a program, as /proc/PID/exe links to it, and says whether it is one of QEMU's. An upgrade of
+// its package deletes the file of a QEMU that runs.
+func qemuProgram(exe string) (name string, is bool) {
+	name = filepath.Base(strings.TrimSuffix(exe, " (deleted)"))
+	return name, strings.Contains(name, "qemu") || name == "kvm"
+}
+
+// isQEMUOf tells whether a QEMU's command line, as libvirt writes it, is for this domain.
+func isQEMUOf(cmdline []byte, name, uuid string) bool {
+	args := strings.Split(string(cmdline), "\x00")
+	if i := slices.Index(args, "-uuid"); i >= 0 && i+1 < len(args) {
+		return args[i+1] == uuid
+	}
+	i := slices.Index(args, "-name")
+	if i < 0 || i+1 >= len(args) {
+		return false
+	}
+	guest := "guest=" + strings.ReplaceAll(name, ",", ",,")
+	rest, ok := strings.CutPrefix(args[i+1], guest)
+	return ok && (rest == "" || strings.HasPrefix(rest, ",") && !strings.HasPrefix(rest, ",,"))
+}
+
+// FindListening finds the QEMU that listens on the unix socket that was bound to path, by the pid in pidFile. It waits for both
+// until ctx ends. The peer of a connection to it can't tell: the kernel names the process that bound the socket, libvirtd. So
+// the pid in the file is proven by the socket's inode among the process's descriptors. pidfd is the caller's: as long as it is
+// open, pid belongs to no other process. The error wraps ErrRefused where the process can't be looked at.
+func FindListening(ctx context.Context, pidFile, path string) (pid, pidfd int, err error) {
+	for {
+		pid, pidfd, err = listening(pidFile, path)
+		if err == nil {
+			return pid, pidfd, nil
+		}
+		if errors.Is(err, ErrRefused) {
+			return 0, -1, fmt.Errorf("finding QEMU: %w", err)
+		}
+		select {
+		case <-ctx.Done():
+			return 0, -1, fmt.Errorf("finding QEMU: %w", err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+func listening(pidFile, path string) (pid, pidfd int, err error) {
+	pid, err = host.ReadPID(pidFile)
+	if err != nil {
+		return 0, -1, err
+	}
+	pidfd, err = unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return 0, -1, fmt.Errorf("watching process %d: %w", pid, os.NewSyscallError("pidfd_open", err))
+	}
+	inodes, err := listeners(path)
+	if err == nil {
+		var holds bool
+		holds, err = holdsSocket(pid, inodes)
+		if err == nil && !holds {
+			err = fmt.Errorf("process %d, which %s names, doesn't listen on %s", pid, pidFile, path)
+		}
+	}
+	if err != nil {
+		_ = unix.Close(pidfd)
+		return 0, -1, err
+	}
+	return pid, pidfd, nil
+}
+
+// Listens says whether any process listens on the unix socket that was bound to path.
+func Listens(path string) bool {
+	inodes, err := listeners(path)
+	return err == nil && len(inodes) > 0
+}
+
+// listeners gives the listening unix sockets that were bound to path, as links of /proc/PID/fd have them (proc(5),
+// /proc/net/unix).
+func listeners(path string) (map[string]bool, error) {
+	f, err := os.Open("/proc/net/unix")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	const acceptsConnections = "00010000" // __SO_ACCEPTCON in include/uapi/linux/net.h
+	inodes := make(map[string]bool)
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		// Num RefCount Protocol Flags Type St Inode Path
+		head, bound, ok := strings.Cut(lines.Text(), " /")
+		if fields := strings.Fields(head); ok && len(fields) == 7 && "/"+bound == path && fields[3] == acceptsConnections {
+			inodes["socket:["+fields[6]+"]"] = true
+		}
+	}
+	return inodes, lines.Err()
+}
+
+// holdsSocket says whether a process has one of these sockets open. A descriptor that is gone meanwhile is no error, nor is a
+// process.
+func holdsSocket(pid int, inodes map[string]bool) (bool, error) {
+	dir := procPath(pid, "fd")
+	entries, err := os.ReadDir(dir)
+	for _, entry := range entries {
+		var target string
+		if target, err = os.Readlink(filepath.Join(dir, entry.Name())); err == nil && inodes[target] {
+			return true, nil
+		}
+		if errors.Is(err, os.ErrPermission) {
+			break
+		}
+	}
+	if errors.Is(err, os.ErrPermission) {
+		return false, fmt.Errorf("looking at process %d: %w: CAP_SYS_PTRACE is missing, or a security module says no", pid, ErrRefused)
+	}
+	return false, nil
+}
