@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -77,7 +76,7 @@ func Run(h Host, args []string, stdin io.Reader, stderr io.Writer) int {
 	if err == nil {
 		domain, err = metadata.Parse(xml)
 	}
-	if op != "start" && (err != nil || !isName(domain.UUID)) {
+	if op != "start" && (err != nil || !host.IsUUID(domain.UUID)) {
 		return 0 // the start says what is wrong
 	}
 	switch {
@@ -91,7 +90,7 @@ func Run(h Host, args []string, stdin io.Reader, stderr io.Writer) int {
 		h.expect(domain.UUID, control.Restored)
 		return 0
 	case err != nil:
-		fmt.Fprintf(stderr, "ftclock: starting domain %s: %s\n", name, oneLine(err))
+		fmt.Fprintf(stderr, "ftclock: starting domain %s: %s\n", name, host.ErrorLine(err))
 		return 1
 	case domain.Policy == nil:
 		return 0 // our namespace is somewhere else in the XML
@@ -104,11 +103,11 @@ func Run(h Host, args []string, stdin io.Reader, stderr io.Writer) int {
 	switch {
 	case err == nil:
 	case domain.Policy.Required:
-		fmt.Fprintf(stderr, "ftclock: starting domain %s: %s\n", name, oneLine(err))
+		fmt.Fprintf(stderr, "ftclock: starting domain %s: %s\n", name, host.ErrorLine(err))
 		return 1
 	default:
 		// libvirt shows a hook's stderr only when it fails.
-		h.Note(domain.Name, "starting uncorrected: "+oneLine(err)+"; `ftclock doctor` checks the host")
+		h.Note(domain.Name, "starting uncorrected: "+host.ErrorLine(err)+"; `ftclock doctor` checks the host")
 	}
 	return 0
 }
@@ -179,7 +178,7 @@ func (h Host) options(d metadata.Domain) spawn.Spec {
 		o.Anchor = d.Anchor.XML()
 	}
 	if o.Incoming != "" && d.AnchorErr != nil {
-		h.Note(d.Name, "the anchor that came with the domain can't be used: "+oneLine(d.AnchorErr))
+		h.Note(d.Name, "the anchor that came with the domain can't be used: "+host.ErrorLine(d.AnchorErr))
 	}
 	return o
 }
@@ -271,7 +270,7 @@ func (h Host) expect(uuid, incoming string) {
 
 // expected takes the note for the start that is on, "" without one.
 func (h Host) expected(uuid string) string {
-	if !isName(uuid) {
+	if !host.IsUUID(uuid) {
 		return ""
 	}
 	info, err := os.Stat(h.notePath(uuid))
@@ -295,12 +294,4 @@ func (h Host) release(uuid string) {
 	if errors.Is(err, control.ErrGone) {
 		_ = os.RemoveAll(filepath.Join(h.State, uuid))
 	}
-}
-
-// isName says whether a UUID, as the XML has it, can be a file's name.
-func isName(uuid string) bool { return uuid != "" && !strings.ContainsAny(uuid, "/.") }
-
-// oneLine words an error, joined ones too, as the single line that virsh and virt-manager show well.
-func oneLine(err error) string {
-	return strings.ReplaceAll(err.Error(), "\n", "; ")
 }

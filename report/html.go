@@ -12,10 +12,10 @@ import (
 var page string
 
 var pageTemplate = template.Must(template.New("report").Funcs(template.FuncMap{
-	"ns":       Nanoseconds,
-	"uns":      func(v uint64) string { return Nanoseconds(int64(v)) },
+	"ns":       nanoseconds,
+	"uns":      func(v uint64) string { return nanoseconds(int64(v)) },
 	"number":   Number,
-	"duration": Duration,
+	"duration": duration,
 	"percent":  percent,
 	"at":       func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05") },
 	"minute":   func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04") },
@@ -40,7 +40,7 @@ func (p *Report) WriteHTML(w io.Writer) error {
 	type limit struct{ Limit, Who, Verdict string }
 	var limits []limit
 	for _, l := range Limits {
-		limits = append(limits, limit{Nanoseconds(int64(l.Limit)), l.Who, p.Statement.Verdict(l.Limit)})
+		limits = append(limits, limit{nanoseconds(int64(l.Limit)), l.Who, p.Statement.Verdict(l.Limit)})
 	}
 	gaps := p.Gaps[:min(len(p.Gaps), maxGapsShown)]
 	return pageTemplate.Execute(w, struct {

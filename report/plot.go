@@ -221,7 +221,7 @@ func (c *canvas) nothing() Plot {
 	return c.end("")
 }
 
-func sayNanoseconds(v float64) string { return Nanoseconds(int64(math.Round(v))) }
+func sayNanoseconds(v float64) string { return nanoseconds(int64(math.Round(v))) }
 
 // drift shows how far the guest's clock would be behind without ftclock, and how far it was left behind.
 func (p *Report) drift() Plot {
@@ -396,7 +396,7 @@ func (p *Report) spread() Plot {
 			c.add(`<rect class="%s" x="%.1f" y="%.1f" width="%.1f" height="%.1f"/>`, class, x+3, y, wide-6, c.y(0)-y)
 			c.add(`<text class="count" x="%.1f" y="%.1f" text-anchor="middle">%s</text>`, x+wide/2, max(y-4, plotTop+2), Number(n))
 		}
-		label := "≤ " + Nanoseconds(classes[i])
+		label := "≤ " + nanoseconds(classes[i])
 		if i == len(classes)-1 {
 			label = "more"
 		}

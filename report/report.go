@@ -9,6 +9,7 @@ import (
 
 	"ftclock/clockpage"
 	"ftclock/control"
+	"ftclock/host"
 	"ftclock/record"
 )
 
@@ -359,19 +360,19 @@ func (p *Report) find() {
 		say("No pause was recorded in this time: there is nothing that could show a divergence.")
 	}
 	if s.Unknown > 0 {
-		say("Of %s it isn't known how the clock was kept.", Duration(s.Unknown))
+		say("Of %s it isn't known how the clock was kept.", duration(s.Unknown))
 	}
 	if s.Missed > 0 {
 		say("%s known by number alone: what they took, and how far the clock was off, wasn't recorded.", are(s.Missed, "pause"))
 	}
 	if s.Uncorrected > 0 {
-		say("For %s the clock, or a pause in it, wasn't corrected.", Duration(s.Uncorrected))
+		say("For %s the clock, or a pause in it, wasn't corrected.", duration(s.Uncorrected))
 	}
 	if s.Held > 0 {
-		say("%s of pauses were held, as the policy or a limit said: the guest's clock was left behind by as much, unless somebody in the guest set it.", Nanoseconds(int64(s.Held)))
+		say("%s of pauses were held, as the policy or a limit said: the guest's clock was left behind by as much, unless somebody in the guest set it.", nanoseconds(int64(s.Held)))
 	}
 	if s.Passed > 0 {
-		say("%s of pauses were passed, and taken from the guest's clock as by stock QEMU.", Nanoseconds(int64(s.Passed)))
+		say("%s of pauses were passed, and taken from the guest's clock as by stock QEMU.", nanoseconds(int64(s.Passed)))
 	}
 	if s.HostClock.Unsynchronised > 0 && s.Reference != "raw" { // raw has nothing to do with it
 		say("The host's clock wasn't synchronised in %s with pauses.", counted(uint64(s.HostClock.Unsynchronised), "minute"))
@@ -412,40 +413,15 @@ func (s *Statement) Verdict(limit time.Duration) string {
 	return "kept, " + of
 }
 
-// Nanoseconds words a time in the unit that suits it.
-func Nanoseconds(ns int64) string {
-	sign := ""
-	if ns < 0 {
-		sign, ns = "−", -ns
-	}
-	switch {
-	case ns < 1_000:
-		return fmt.Sprintf("%s%d ns", sign, ns)
-	case ns < 1_000_000:
-		return fmt.Sprintf("%s%.3g µs", sign, float64(ns)/1e3)
-	case ns < 1_000_000_000:
-		return fmt.Sprintf("%s%.3g ms", sign, float64(ns)/1e6)
-	case ns < 60_000_000_000:
-		return fmt.Sprintf("%s%.4g s", sign, float64(ns)/1e9)
-	}
-	return sign + Duration(time.Duration(ns))
-}
+// nanoseconds words a time in the unit that suits it.
+func nanoseconds(ns int64) string { return strings.TrimPrefix(host.SignedNanoseconds(ns), "+") }
 
-// Duration words a longer time.
-func Duration(d time.Duration) string {
-	switch {
-	case d == 0:
+// duration words how long something was so.
+func duration(d time.Duration) string {
+	if d == 0 {
 		return "0 s"
-	case d < time.Second:
-		return fmt.Sprintf("%.3f s", d.Seconds())
-	case d < time.Minute:
-		return fmt.Sprintf("%.1f s", d.Seconds())
-	case d < time.Hour:
-		return fmt.Sprintf("%d min %02d s", int(d.Minutes()), int(d.Seconds())%60)
-	case d < 48*time.Hour:
-		return fmt.Sprintf("%d h %02d min", int(d.Hours()), int(d.Minutes())%60)
 	}
-	return fmt.Sprintf("%d d %02d h", int(d.Hours())/24, int(d.Hours())%24)
+	return nanoseconds(int64(d))
 }
 
 func counted(n uint64, noun string) string {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ftclock/control"
+	"ftclock/host"
 	metadata "ftclock/xml-templates"
 )
 
@@ -51,21 +52,16 @@ type Spec struct {
 // libvirt's, pid-PID-STARTTIME.
 func CheckID(id string) error {
 	groups := strings.Split(id, "-")
-	if len(groups) == 3 && groups[0] == "pid" && len(id) <= 64 && all(groups[1], "0123456789") && all(groups[2], "0123456789") {
+	if len(groups) == 3 && groups[0] == "pid" && len(id) <= 64 && isNumber(groups[1]) && isNumber(groups[2]) {
 		return nil
 	}
-	lengths := []int{8, 4, 4, 4, 12}
-	ok := len(groups) == len(lengths)
-	for i := 0; ok && i < len(groups); i++ {
-		ok = len(groups[i]) == lengths[i] && all(groups[i], "0123456789abcdef")
-	}
-	if !ok {
+	if !host.IsUUID(id) {
 		return fmt.Errorf("%.64q is no UUID", id)
 	}
 	return nil
 }
 
-func all(s, of string) bool { return s != "" && strings.Trim(s, of) == "" }
+func isNumber(s string) bool { return s != "" && strings.Trim(s, "0123456789") == "" }
 
 // check says what is wrong with it. It comes from a file: nothing is taken for granted.
 func (o Spec) check() error {
@@ -218,7 +214,7 @@ func Refuse(dir, id string, reason error) {
 	if CheckID(id) != nil || !Waiting(dir, id) {
 		return
 	}
-	line := strings.ReplaceAll(reason.Error(), "\n", "; ")
+	line := host.ErrorLine(reason)
 	_ = write(refusalPath(dir, id), []byte(line[:min(len(line), maxRefusal)]))
 }
 

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"ftclock/host"
 )
 
 // qemuPrefix is the one that libvirt's documentation uses for qemuNamespace.
@@ -367,7 +369,7 @@ func splitPreload(value string) []part {
 
 // plain tells whether a path can stand in LD_PRELOAD and in XML as it is.
 func plain(s string) bool {
-	return !strings.ContainsAny(s, separators+`&<>'"`) && utf8.ValidString(s) && oneLine(s) == s
+	return !strings.ContainsAny(s, separators+`&<>'"`) && utf8.ValidString(s) && host.Printable(s) == s
 }
 
 // escape writes s as an attribute's value between two of quote.

@@ -2,9 +2,9 @@ package metadata
 
 import (
 	"fmt"
-	"strings"
-	"unicode"
 	"unicode/utf8"
+
+	"ftclock/host"
 )
 
 // Error is what is wrong with a document, and where.
@@ -27,17 +27,7 @@ func (e *Error) Error() string {
 	if e.Line > 0 {
 		where += fmt.Sprintf(" (line %d)", e.Line)
 	}
-	return oneLine(fmt.Sprintf("%s: %s; allowed: %s", where, e.Reason, e.Allowed))
-}
-
-// oneLine keeps a document from writing into the log or the terminal of whoever reads the error.
-func oneLine(s string) string {
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return ' '
-		}
-		return r
-	}, s)
+	return host.Printable(fmt.Sprintf("%s: %s; allowed: %s", where, e.Reason, e.Allowed))
 }
 
 // shorten keeps a name or value that came from the document readable in an error.

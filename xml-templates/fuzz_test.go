@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"ftclock/host"
 )
 
 func FuzzParse(f *testing.F) {
@@ -54,7 +56,7 @@ func checkFuzzError(t *testing.T, err error) {
 	if !errors.As(err, &e) || e.Reason == "" || e.Allowed == "" || e.Line < 0 {
 		t.Errorf("not a whole error: %#v", err)
 	}
-	if s := err.Error(); oneLine(s) != s || len(s) > 2000 {
+	if s := err.Error(); host.Printable(s) != s || len(s) > 2000 {
 		t.Errorf("not one short line: %q", s)
 	}
 }

@@ -10,7 +10,8 @@ import (
 
 	"libvirt.org/go/libvirt"
 
-	"ftclock/xml-templates"
+	machine "ftclock/host"
+	metadata "ftclock/xml-templates"
 )
 
 const defaultURI = "qemu:///system"
@@ -215,6 +216,6 @@ func bare(element string) string {
 }
 
 func isUUID(s string) bool {
-	hex := strings.ReplaceAll(s, "-", "")
-	return len(hex) == 32 && strings.Trim(strings.ToLower(hex), "0123456789abcdef") == ""
+	_, ok := machine.UUID(s)
+	return ok
 }

@@ -10,7 +10,8 @@ import (
 
 	"ftclock/clockpage"
 	"ftclock/control"
-	"ftclock/xml-templates"
+	machine "ftclock/host"
+	metadata "ftclock/xml-templates"
 )
 
 // tableWidth is what every table fits, in columns.
@@ -378,45 +379,10 @@ func since(t, now time.Time) string {
 }
 
 // sayNS writes a time in the unit that suits it, with three significant digits or more.
-func sayNS(ns uint64) string {
-	decimals := func(v float64, unit string) string {
-		switch {
-		case v < 9.995:
-			return strconv.FormatFloat(v, 'f', 2, 64) + " " + unit
-		case v < 99.95:
-			return strconv.FormatFloat(v, 'f', 1, 64) + " " + unit
-		}
-		return strconv.FormatFloat(v, 'f', 0, 64) + " " + unit
-	}
-	const second = 1_000_000_000
-	switch seconds := ns / second; {
-	case ns < 1_000:
-		return strconv.FormatUint(ns, 10) + " ns"
-	case ns < 999_500:
-		return decimals(float64(ns)/1e3, "µs")
-	case ns < 999_500_000:
-		return decimals(float64(ns)/1e6, "ms")
-	case seconds < 60:
-		return strconv.FormatFloat(math.Floor(float64(ns)/1e7)/100, 'f', 2, 64) + " s"
-	case seconds < 3600:
-		return fmt.Sprintf("%dm%02ds", seconds/60, seconds%60)
-	case seconds < 100*3600:
-		return fmt.Sprintf("%dh%02dm", seconds/3600, seconds/60%60)
-	default:
-		return fmt.Sprintf("%dd%02dh", seconds/86400, seconds/3600%24)
-	}
-}
+func sayNS(ns uint64) string { return machine.Nanoseconds(ns) }
 
 // signedNS is sayNS with a sign.
-func signedNS(ns int64) string {
-	switch {
-	case ns < 0:
-		return "-" + sayNS(uint64(-(ns+1))+1)
-	case ns == 0:
-		return "0 ns"
-	}
-	return "+" + sayNS(uint64(ns))
-}
+func signedNS(ns int64) string { return machine.SignedNanoseconds(ns) }
 
 func count(n uint64, noun string) string {
 	if n == 1 {

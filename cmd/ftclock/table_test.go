@@ -10,46 +10,6 @@ import (
 	"ftclock/control"
 )
 
-func TestSayNS(t *testing.T) {
-	for _, test := range []struct {
-		ns   uint64
-		want string
-	}{
-		{0, "0 ns"},
-		{1, "1 ns"},
-		{999, "999 ns"},
-		{1_000, "1.00 µs"},
-		{9_994, "9.99 µs"},
-		{9_996, "10.0 µs"},
-		{99_960, "100 µs"},
-		{999_499, "999 µs"},
-		{999_500, "1.00 ms"},
-		{5_010_000, "5.01 ms"},
-		{599_123_456, "599 ms"},
-		{999_499_999, "999 ms"},
-		{999_500_000, "0.99 s"},
-		{1_000_000_000, "1.00 s"},
-		{59_999_999_999, "59.99 s"},
-		{60_000_000_000, "1m00s"},
-		{3_599_999_999_999, "59m59s"},
-		{3_600_000_000_000, "1h00m"},
-		{100 * 3_600_000_000_000, "4d04h"},
-		{math.MaxUint64, "213503d23h"},
-	} {
-		if got := sayNS(test.ns); got != test.want {
-			t.Errorf("%d: got %q, want %q", test.ns, got, test.want)
-		}
-	}
-}
-
-func TestSignedNS(t *testing.T) {
-	for ns, want := range map[int64]string{0: "0 ns", 7: "+7 ns", -7: "-7 ns", -2_500: "-2.50 µs", math.MinInt64: "-106751d23h"} {
-		if got := signedNS(ns); got != want {
-			t.Errorf("%d: got %q, want %q", ns, got, want)
-		}
-	}
-}
-
 func TestSince(t *testing.T) {
 	now := time.Date(2024, 5, 6, 7, 8, 9, 0, time.UTC)
 	for _, test := range []struct {

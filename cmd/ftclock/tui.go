@@ -18,10 +18,11 @@ import (
 	"io"
 	"os"
 	"strings"
-	"unicode"
 
 	"golang.org/x/term"
 	"libvirt.org/go/libvirt"
+
+	machine "ftclock/host"
 )
 
 // ui is where output goes.
@@ -127,12 +128,4 @@ func libvirtErrors(err error) []libvirt.Error {
 }
 
 // oneLine makes one line of text, without characters that a terminal would act on.
-func oneLine(text string) string {
-	text = strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return ' '
-		}
-		return r
-	}, text)
-	return strings.Join(strings.Fields(text), " ")
-}
+func oneLine(text string) string { return machine.OneLine(text) }
