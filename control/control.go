@@ -18,10 +18,6 @@ import (
 // Dir is where shims keep their state, a directory a domain. A reboot empties it, as it does libvirt's own.
 const Dir = "/run/ftclock"
 
-// LastStops is where a host keeps what the clocks of domains read when their QEMU ended while they were paused, a file
-// a domain's UUID: after virsh save, a managed save, or a snapshot that stops the domain.
-const LastStops = "/var/lib/ftclock"
-
 // Names in libvirt's directory of a domain. The second is what the hook renames libvirt's socket to; it is no longer than the
 // first, since the whole path may be as long as a socket's address can be.
 const (

@@ -173,6 +173,26 @@ func TestReadClock(t *testing.T) {
 	}
 }
 
+// The kernel is asked, and told nothing: it would set the clock.
+func TestTheClockIsOnlyRead(t *testing.T) {
+	failure := errors.New("not permitted")
+	adjtimex = func(x *unix.Timex) (int, error) {
+		if *x != (unix.Timex{}) {
+			t.Errorf("the kernel was given %+v", *x)
+		}
+		x.Tick, x.Maxerror = 10000, 2000
+		return unix.TIME_OK, failure
+	}
+	defer func() { adjtimex = unix.Adjtimex }()
+	if c, err := ReadClock(); !errors.Is(err, failure) || c != (Clock{}) {
+		t.Errorf("%+v, %v", c, err)
+	}
+	failure = nil
+	if c, err := ReadClock(); err != nil || c != (Clock{Synchronised: true, MaximumError: 2_000_000}) {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
+
 func TestBootID(t *testing.T) {
 	if id := BootID(); !IsUUID(id) || id != BootID() {
 		t.Errorf("%q", id)

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ftclock/host"
 )
 
 /*
@@ -82,12 +84,8 @@ func await(pid int) {
 	if fd < 0 {
 		return
 	}
-	defer unix.Close(fd)
-	for {
-		if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1); n == 1 || err != nil && !errors.Is(err, unix.EINTR) {
-			return
-		}
-	}
+	host.AwaitEnd(fd)
+	_ = unix.Close(fd)
 }
 
 // openProcess gives a pidfd; -1 if the process has ended and is buried. It waits for what the host is short of.

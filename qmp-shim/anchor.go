@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
-	"os"
-	"strings"
 	"time"
 	"unsafe"
 
@@ -13,6 +11,7 @@ import (
 
 	"ftclock/clockpage"
 	"ftclock/control"
+	"ftclock/host"
 	"ftclock/kvmclock"
 	metadata "ftclock/xml-templates"
 )
@@ -72,46 +71,22 @@ func readInstant() instant {
 	return best
 }
 
-// bootID tells this boot of this host from any other; "" where the kernel doesn't say.
-func bootID() string {
-	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+// hostClock asks the kernel how good the host's clock is; tests ask somebody else.
+var hostClock = host.ReadClock
+
+// readHostClock is hostClock, where what can't be asked isn't synchronised.
+func readHostClock() host.Clock {
+	c, err := hostClock()
 	if err != nil {
-		return ""
+		return host.Clock{MaximumError: int64(time.Second)}
 	}
-	return strings.TrimSpace(string(text))
-}
-
-// discipline is how well the host's CLOCK_REALTIME is kept.
-type discipline struct {
-	rate         int64  // ppb by which it runs faster than CLOCK_MONOTONIC_RAW
-	maxError     uint64 // ns
-	synchronised bool
-}
-
-// readDiscipline asks the kernel (adjtimex(2)); what can't be asked isn't synchronised.
-func readDiscipline() discipline {
-	var tx unix.Timex
-	state, err := adjtimex(&tx)
-	if err != nil {
-		return discipline{maxError: uint64(time.Second)}
-	}
-	return disciplined(&tx, state)
-}
-
-func disciplined(tx *unix.Timex, state int) discipline {
-	d := discipline{synchronised: state != unix.TIME_ERROR && tx.Status&unix.STA_UNSYNC == 0}
-	if tx.Maxerror > 0 {
-		d.maxError = uint64(tx.Maxerror) * 1000
-	}
-	// A tick is nominally 10000 us; freq is in 2^-16 ppm.
-	d.rate = (tx.Tick-10000)*100_000 + tx.Freq*1000/65536
-	return d
+	return c
 }
 
 // here says whether an anchor's raw reading is good on this host now.
 func here(boot string, slept uint64, at instant) bool {
 	const slack = uint64(sleptSlack)
-	return boot != "" && boot == bootID() && slept < at.slept+slack && at.slept < slept+slack
+	return boot != "" && boot == host.BootID() && slept < at.slept+slack && at.slept < slept+slack
 }
 
 // readAnchor gives what the guest's clock reads now, or will when its pause has been caught up.
@@ -126,10 +101,10 @@ func (d *domain) readAnchor() (metadata.Anchor, error) {
 	if err != nil {
 		return metadata.Anchor{}, err
 	}
-	at, host := readInstant(), readDiscipline()
+	at, kept := readInstant(), readHostClock()
 	a := metadata.Anchor{
-		Real: at.real, Raw: at.raw, Boot: bootID(), Slept: at.slept,
-		Rate: host.rate, HostError: host.maxError, Synchronised: host.synchronised,
+		Real: at.real, Raw: at.raw, Boot: host.BootID(), Slept: at.slept,
+		Rate: kept.Rate, HostError: uint64(kept.MaximumError), Synchronised: kept.Synchronised,
 	}
 	if module.Valid != 1 {
 		return metadata.Anchor{}, errors.New("its clock hasn't been read yet: the next pause does that, however short")
@@ -170,13 +145,13 @@ func (d *domain) importAnchor(a metadata.Anchor, event clockpage.Event) error {
 	if err := a.Check(); err != nil {
 		return err
 	}
-	at, host := readInstant(), readDiscipline()
+	at, kept := readInstant(), readHostClock()
 	v := clockpage.Import{Clock: a.Clock, Event: event, Any: 1, Error: a.Error + at.error, TSC: a.TSC, KHz: uint32(a.KHz)}
 	if here(a.Boot, a.Slept, at) {
 		v.Leg, v.At = clockpage.LegRaw, a.Raw
 	} else {
 		v.Leg, v.At, v.Rate = clockpage.LegReal, a.Real, a.Rate
-		v.Error += a.HostError + host.maxError
+		v.Error += a.HostError + uint64(kept.MaximumError)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -185,9 +160,9 @@ func (d *domain) importAnchor(a metadata.Anchor, event clockpage.Event) error {
 	}
 	d.page.SetImport(v)
 	d.log.Info().Stringer("event", event).Stringer("by", v.Leg).Uint64("error_ns", v.Error).Msg("anchor of an earlier process taken over")
-	if v.Leg == clockpage.LegReal && !(a.Synchronised && host.synchronised) && d.catchesUp(event) {
+	if v.Leg == clockpage.LegReal && !(a.Synchronised && kept.Synchronised) && d.catchesUp(event) {
 		which := "this host's clock isn't"
-		if host.synchronised {
+		if kept.Synchronised {
 			which = "the clock of the host that it comes from isn't"
 		} else if !a.Synchronised {
 			which = "neither host's clock is"

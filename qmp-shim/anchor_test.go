@@ -12,6 +12,7 @@ import (
 
 	"ftclock/clockpage"
 	"ftclock/control"
+	"ftclock/host"
 	metadata "ftclock/xml-templates"
 )
 
@@ -105,9 +106,9 @@ func TestAnchorIsReadAfterASleep(t *testing.T) {
 
 func TestAnchorIsImported(t *testing.T) {
 	at := readInstant()
-	host := readDiscipline()
+	kept := readHostClock()
 	mine := metadata.Anchor{
-		Clock: 77e9, Real: at.real - 3e9, Raw: at.raw - 2e9, Boot: bootID(), Slept: at.slept, Rate: 1500, Error: 40,
+		Clock: 77e9, Real: at.real - 3e9, Raw: at.raw - 2e9, Boot: host.BootID(), Slept: at.slept, Rate: 1500, Error: 40,
 		HostError: 5000, Synchronised: true,
 	}
 	with := func(change func(*metadata.Anchor)) metadata.Anchor {
@@ -115,7 +116,7 @@ func TestAnchorIsImported(t *testing.T) {
 		change(&a)
 		return a
 	}
-	byReal := clockpage.Import{Leg: clockpage.LegReal, Clock: 77e9, At: mine.Real, Rate: 1500, Error: 5040 + host.maxError, Event: clockpage.Migrate, Any: 1}
+	byReal := clockpage.Import{Leg: clockpage.LegReal, Clock: 77e9, At: mine.Real, Rate: 1500, Error: 5040 + uint64(kept.MaximumError), Event: clockpage.Migrate, Any: 1}
 	for name, c := range map[string]struct {
 		clock   string
 		minor   uint32
@@ -126,9 +127,9 @@ func TestAnchorIsImported(t *testing.T) {
 	}{
 		"of this boot": {byDefault, clockpage.Minor, mine,
 			clockpage.Import{Leg: clockpage.LegRaw, Clock: 77e9, At: mine.Raw, Error: 40, Event: clockpage.Migrate, Any: 1}, "", false},
-		"of another host":         {byDefault, clockpage.Minor, with(func(a *metadata.Anchor) { a.Boot = "x" }), byReal, "", !host.synchronised},
-		"of one that says no id":  {byDefault, clockpage.Minor, with(func(a *metadata.Anchor) { a.Boot = "" }), byReal, "", !host.synchronised},
-		"of before a sleep":       {byDefault, clockpage.Minor, with(func(a *metadata.Anchor) { a.Slept += 20e6 }), byReal, "", !host.synchronised},
+		"of another host":         {byDefault, clockpage.Minor, with(func(a *metadata.Anchor) { a.Boot = "x" }), byReal, "", !kept.Synchronised},
+		"of one that says no id":  {byDefault, clockpage.Minor, with(func(a *metadata.Anchor) { a.Boot = "" }), byReal, "", !kept.Synchronised},
+		"of before a sleep":       {byDefault, clockpage.Minor, with(func(a *metadata.Anchor) { a.Slept += 20e6 }), byReal, "", !kept.Synchronised},
 		"of an unkept clock":      {byDefault, clockpage.Minor, with(func(a *metadata.Anchor) { a.Boot, a.Synchronised = "x", false }), byReal, "", true},
 		"of one that isn't used":  {holding, clockpage.Minor, with(func(a *metadata.Anchor) { a.Boot, a.Synchronised = "x", false }), byReal, "", false},
 		"that can't be":           {byDefault, clockpage.Minor, with(func(a *metadata.Anchor) { a.Real = 0 }), clockpage.Import{}, "can't be", false},
@@ -172,12 +173,12 @@ func TestStateIsImported(t *testing.T) {
 	at := readInstant()
 	there := metadata.Anchor{Clock: 77e9, Real: at.real - 60e9, Boot: "x", Synchronised: true}
 	// The guest of the anchor, saved 50 s later; and an earlier state of it, or another's.
-	saved := lastStop{Saved: 127e9, Real: at.real - 10e9, Raw: at.raw - 10e9, Boot: bootID(), Slept: at.slept}
-	stale := lastStop{Saved: 20e9, Real: at.real - 50e9, Raw: at.raw - 50e9, Boot: bootID(), Slept: at.slept}
+	saved := lastStop{Saved: 127e9, Real: at.real - 10e9, Raw: at.raw - 10e9, Boot: host.BootID(), Slept: at.slept}
+	stale := lastStop{Saved: 20e9, Real: at.real - 50e9, Raw: at.raw - 50e9, Boot: host.BootID(), Slept: at.slept}
 	rebooted := saved
 	rebooted.Boot = "y"
 	// It ran here before it ran where the anchor is of.
-	earlier := lastStop{Saved: 67e9, Real: there.Real - 10e9, Raw: at.raw - 70e9, Boot: bootID(), Slept: at.slept}
+	earlier := lastStop{Saved: 67e9, Real: there.Real - 10e9, Raw: at.raw - 70e9, Boot: host.BootID(), Slept: at.slept}
 	const none = ^uint64(0)
 	for name, c := range map[string]struct {
 		clock, incoming string
@@ -223,31 +224,12 @@ func TestStateIsImported(t *testing.T) {
 				t.Errorf("imported %+v", got)
 			}
 			said := strings.Join(s.domain.warnings, "; ")
-			if !readDiscipline().synchronised && strings.Contains(said, "this host's clock isn't synchronised") {
+			if !readHostClock().Synchronised && strings.Contains(said, "this host's clock isn't synchronised") {
 				said = ""
 			}
 			if (c.warning == "") != (said == "") || !strings.Contains(said, c.warning) {
 				t.Errorf("warned %q", said)
 			}
 		})
-	}
-}
-
-func TestDisciplined(t *testing.T) {
-	for name, c := range map[string]struct {
-		tx    unix.Timex
-		state int
-		want  discipline
-	}{
-		"nominal":    {unix.Timex{Tick: 10000}, unix.TIME_OK, discipline{0, 0, true}},
-		"fast":       {unix.Timex{Tick: 10000, Freq: 20 << 16, Maxerror: 1500}, unix.TIME_OK, discipline{20_000, 1_500_000, true}},
-		"slow":       {unix.Timex{Tick: 9999, Freq: -(1 << 15)}, unix.TIME_OK, discipline{-100_500, 0, true}},
-		"unkept":     {unix.Timex{Tick: 10000, Status: unix.STA_UNSYNC}, unix.TIME_OK, discipline{0, 0, false}},
-		"error":      {unix.Timex{Tick: 10000, Maxerror: 16_000_000}, unix.TIME_ERROR, discipline{0, 16_000_000_000, false}},
-		"impossible": {unix.Timex{Tick: 10000, Maxerror: -1}, unix.TIME_OK, discipline{0, 0, true}},
-	} {
-		if got := disciplined(&c.tx, c.state); got != c.want {
-			t.Errorf("%s: %+v, want %+v", name, got, c.want)
-		}
 	}
 }

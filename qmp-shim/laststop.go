@@ -14,6 +14,7 @@ import (
 	"ftclock/clockpage"
 	"ftclock/control"
 	"ftclock/disk"
+	"ftclock/host"
 	metadata "ftclock/xml-templates"
 )
 
@@ -68,7 +69,7 @@ func (s *shim) keepLastStop() {
 				left = 0
 			}
 		}
-		stop = lastStop{Saved: now.Saved, Real: now.StopReal + left, Raw: now.StopRaw + left, Boot: bootID(), Slept: at.slept,
+		stop = lastStop{Saved: now.Saved, Real: now.StopReal + left, Raw: now.StopRaw + left, Boot: host.BootID(), Slept: at.slept,
 			TSC: now.TSC, KHz: now.KHz}
 		// If the host slept since the stop, or its clock was set, CLOCK_REALTIME knows better.
 		if apart := int64(at.real-now.StopReal) - int64(at.raw-now.StopRaw); apart > int64(time.Second) || apart < -int64(time.Second) {
@@ -158,7 +159,7 @@ func (s *shim) importState(page *clockpage.Page) {
 		if at := readInstant(); here(stop.Boot, stop.Slept, at) && stop.Raw <= at.raw {
 			v.Leg, v.At = clockpage.LegRaw, stop.Raw
 		} else {
-			v.Error = readDiscipline().maxError
+			v.Error = uint64(readHostClock().MaximumError)
 		}
 		s.domain.mu.Lock()
 		page.SetImport(v)

@@ -65,7 +65,7 @@ type Config struct {
 	Clock   string // the domain's clock element as XML; "" watches only
 	Module  string // path of libftclock-qemu.so
 	State   string // directory of all shims' states, control.Dir
-	// LastStops is the directory of readings for restored guests; control.LastStops. The records are there, too.
+	// LastStops is the directory of readings for restored guests; host.DataDir. The records are there, too.
 	LastStops string
 
 	// Incoming says that QEMU was started to load a state, and which way it came: control.Migrated, control.Restored or "". Anchor is what

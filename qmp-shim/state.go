@@ -12,6 +12,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"ftclock/host"
 )
 
 // The relay's state is what a worker leaves to the next one: a memory file of stateSize bytes that whoever
@@ -70,15 +72,8 @@ type stateFile struct {
 
 // newState makes an empty state, in a memory file that is the caller's.
 func newState() (fd int, err error) {
-	fd, err = unix.MemfdCreate("ftclock-relay", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	fd, err = host.SizedFile("ftclock-relay", stateSize)
 	if err != nil {
-		return -1, fmt.Errorf("making the relay's state: %w", os.NewSyscallError("memfd_create", err))
-	}
-	if err = unix.Ftruncate(fd, stateSize); err == nil {
-		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL)
-	}
-	if err != nil {
-		_ = unix.Close(fd)
 		return -1, fmt.Errorf("making the relay's state: %w", err)
 	}
 	return fd, nil

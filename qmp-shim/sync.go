@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"ftclock/clockpage"
 	metadata "ftclock/xml-templates"
 )
@@ -25,9 +23,6 @@ type hostSync struct {
 	givenUp        uint64 // clockpage.Follow.GivenUp
 }
 
-// adjtimex asks the kernel; tests ask somebody else.
-var adjtimex = unix.Adjtimex
-
 // checkHost asks how good the host's clock is, if the answer is old, and tells the module; a guest that follows UTC goes
 // on following while it isn't synchronised: the kernel keeps the last frequency, which is no worse than none. The caller
 // holds d.mu, and d.page isn't nil.
@@ -39,19 +34,17 @@ func (d *domain) checkHost(t uint64) {
 		return
 	}
 	d.host.asked = t
-	var x unix.Timex
-	state, err := adjtimex(&x)
+	kept, err := hostClock()
 	if err != nil {
 		d.warn("asking how good the host's clock is: " + err.Error() + "; the guest follows it all the same: `chronyc tracking` tells")
 		return
 	}
-	kept := disciplined(&x, state)
-	bound, unsynchronised := time.Duration(kept.maxError), !kept.synchronised
-	host := clockpage.Host{AtRaw: t, Error: kept.maxError}
+	bound, unsynchronised := time.Duration(kept.MaximumError), !kept.Synchronised
+	known := clockpage.Host{AtRaw: t, Error: uint64(kept.MaximumError)}
 	if !unsynchronised {
-		host.Synchronised = 1
+		known.Synchronised = 1
 	}
-	d.page.SetHost(host)
+	d.page.SetHost(known)
 	if f, err := d.page.Follow(); err == nil && f.GivenUp != d.host.givenUp {
 		d.host.givenUp = f.GivenUp
 		d.warn(fmt.Sprintf("the host's clock was set by %v, or the guest was as far off it: the guest doesn't follow, and stays as far off UTC: set its clock, or restart it",

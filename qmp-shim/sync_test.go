@@ -7,26 +7,19 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
-	"golang.org/x/sys/unix"
 
 	"ftclock/clockpage"
+	"ftclock/host"
 	metadata "ftclock/xml-templates"
 )
 
 // The kernel is asked at a cont, if its last answer is old, and not at all for a guest that follows nothing.
 func TestHostClock(t *testing.T) {
-	var kernel unix.Timex
-	var state, asked int
+	var kernel host.Clock
+	var asked int
 	var failure error
-	adjtimex = func(x *unix.Timex) (int, error) {
-		asked++
-		if *x != (unix.Timex{}) {
-			t.Errorf("the kernel was given %+v: it would set the clock", *x)
-		}
-		*x = kernel
-		return state, failure
-	}
-	defer func() { adjtimex = unix.Adjtimex }()
+	hostClock = func() (host.Clock, error) { asked++; return kernel, failure }
+	defer func() { hostClock = host.ReadClock }()
 
 	_, page := newPage(t, clockpage.Minor)
 	policy := metadata.Default()
@@ -39,29 +32,28 @@ func TestHostClock(t *testing.T) {
 	second := uint64(time.Second)
 	for i, step := range []struct {
 		at       uint64
-		state    int
-		status   int32
-		bound    int64 // microseconds
+		kept     bool
+		bound    time.Duration
 		failure  error
 		asked    int
 		synced   uint32
 		error    time.Duration
 		warnings int
 	}{
-		{100 * second, unix.TIME_OK, 0, 1500, nil, 1, 1, 1500 * time.Microsecond, 0},
-		{101 * second, unix.TIME_ERROR, unix.STA_UNSYNC, 9e6, nil, 1, 1, 1500 * time.Microsecond, 0}, // not asked yet
-		{116 * second, unix.TIME_OK, unix.STA_UNSYNC, 9e6, nil, 2, 0, 9 * time.Second, 1},
-		{140 * second, unix.TIME_ERROR, unix.STA_UNSYNC, 16e6, nil, 3, 0, 16 * time.Second, 1}, // said already
-		{900 * second, unix.TIME_OK, 0, 2000, nil, 4, 1, 2 * time.Millisecond, 1},
-		{999 * second, unix.TIME_ERROR, 0, 16e6, nil, 5, 0, 16 * time.Second, 2},
-		{1999 * second, 0, 0, 0, errors.New("not permitted"), 6, 0, 16 * time.Second, 3},
+		{100 * second, true, 1500 * time.Microsecond, nil, 1, 1, 1500 * time.Microsecond, 0},
+		{101 * second, false, 9 * time.Second, nil, 1, 1, 1500 * time.Microsecond, 0}, // not asked yet
+		{116 * second, false, 9 * time.Second, nil, 2, 0, 9 * time.Second, 1},
+		{140 * second, false, 16 * time.Second, nil, 3, 0, 16 * time.Second, 1}, // said already
+		{900 * second, true, 2 * time.Millisecond, nil, 4, 1, 2 * time.Millisecond, 1},
+		{999 * second, false, 16 * time.Second, nil, 5, 0, 16 * time.Second, 2},
+		{1999 * second, true, 0, errors.New("not permitted"), 6, 0, 16 * time.Second, 3},
 	} {
-		kernel, state, failure = unix.Timex{Status: step.status, Maxerror: step.bound}, step.state, step.failure
+		kernel, failure = host.Clock{Synchronised: step.kept, MaximumError: int64(step.bound)}, step.failure
 		d.checkHost(step.at)
-		host, err := page.Host()
-		if err != nil || asked != step.asked || host.Synchronised != step.synced || host.Error != uint64(step.error) ||
+		said, err := page.Host()
+		if err != nil || asked != step.asked || said.Synchronised != step.synced || said.Error != uint64(step.error) ||
 			len(d.warnings) != step.warnings {
-			t.Errorf("step %d: asked %d times, page says %+v, %v; warnings %q", i, asked, host, err, d.warnings)
+			t.Errorf("step %d: asked %d times, page says %+v, %v; warnings %q", i, asked, said, err, d.warnings)
 		}
 	}
 	if !strings.Contains(d.warnings[0], "may be off UTC by 9s") || !strings.Contains(d.warnings[1], "nobody knows") ||

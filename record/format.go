@@ -15,9 +15,6 @@ import (
 	"ftclock/clockpage"
 )
 
-// Dir is where a host keeps its records, a directory a domain's UUID.
-const Dir = "/var/lib/ftclock"
-
 // Version is the version of the files' format. A reader takes files of its own version and of older ones; it leaves
 // newer ones alone and says so. A change that an old reader would misunderstand takes a new number; a member that it
 // may overlook doesn't.

@@ -1,10 +1,6 @@
 package record
 
-import (
-	"os"
-
-	"golang.org/x/sys/unix"
-)
+import "ftclock/host"
 
 // HostClock is the state of the host's CLOCK_REALTIME as the kernel has it from whoever disciplines it (adjtimex(2)), over some
 // time. Times are ns.
@@ -22,23 +18,11 @@ type HostClock struct {
 
 // ReadHostClock asks the kernel once.
 func ReadHostClock() (HostClock, error) {
-	var t unix.Timex
-	state, err := unix.Adjtimex(&t)
+	c, err := host.ReadClock()
 	if err != nil {
-		return HostClock{}, os.NewSyscallError("adjtimex", err)
+		return HostClock{}, err
 	}
-	const timeError = 5 // TIME_ERROR, <sys/timex.h>
-	offset := t.Offset
-	if t.Status&unix.STA_NANO == 0 {
-		offset *= 1000
-	}
-	return HostClock{
-		Samples:        1,
-		Synchronised:   state != timeError && t.Status&unix.STA_UNSYNC == 0,
-		Offset:         offset,
-		EstimatedError: t.Esterror * 1000,
-		MaximumError:   t.Maxerror * 1000,
-	}, nil
+	return HostClock{Samples: 1, Synchronised: c.Synchronised, Offset: c.Offset, EstimatedError: c.EstimatedError, MaximumError: c.MaximumError}, nil
 }
 
 // Merge is the worse of both.

@@ -18,6 +18,7 @@ import (
 
 	"ftclock/clockpage"
 	"ftclock/control"
+	"ftclock/host"
 )
 
 /*
@@ -64,16 +65,8 @@ type Config struct {
 
 // Run names the life of a process: no other one, on any host, has the same name.
 func Run(pid int) string {
-	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	text, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	// Behind the name, which may hold anything, stand the other fields; the 22nd is when it was started (proc(5)).
-	started := "0"
-	if i := strings.LastIndexByte(string(text), ')'); i >= 0 {
-		if fields := strings.Fields(string(text[i+1:])); len(fields) > 19 {
-			started = fields[19]
-		}
-	}
-	return fmt.Sprintf("%.13s-%d-%s", boot, pid, started)
+	stat, _ := host.ReadStat(pid) // 0 for one that isn't there any more
+	return fmt.Sprintf("%.13s-%d-%d", host.BootID(), pid, stat.Started)
 }
 
 // A Writer keeps one domain's record. It is used from one goroutine at a time, and there is one for a domain.

@@ -17,11 +17,9 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"ftclock/host"
 	"ftclock/keeper"
 )
-
-// LogDir is where shims write their logs, a file a domain.
-const LogDir = "/var/log/ftclock"
 
 // JournalStream is the variable by which a program knows that its output goes to systemd's journal: systemd.exec(5).
 const JournalStream = "JOURNAL_STREAM"
@@ -119,11 +117,11 @@ func kill(keeper *exec.Cmd) {
 // openLog opens the log of a domain's shim. Domain names have no slash (libvirt refuses them); one that had could
 // only spoil its own log's name.
 func openLog(domain string) (*os.File, error) {
-	if err := os.MkdirAll(LogDir, 0o750); err != nil {
+	if err := os.MkdirAll(host.LogDir, 0o750); err != nil {
 		return nil, fmt.Errorf("making the log directory: %w", err)
 	}
 	name := strings.ReplaceAll(domain, "/", "_") + ".log"
-	f, err := os.OpenFile(filepath.Join(LogDir, name), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640)
+	f, err := os.OpenFile(filepath.Join(host.LogDir, name), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640)
 	if err != nil {
 		return nil, fmt.Errorf("opening the shim's log: %w", err)
 	}

@@ -45,7 +45,7 @@ type Spec struct {
 	PID int // a watch: QEMU's pid
 
 	Module string // path of libftclock-qemu.so; "" is the installed one
-	Stops  string // directory of readings for restored guests, and of the records; "" is control.LastStops
+	Stops  string // directory of readings for restored guests, and of the records; "" is host.DataDir
 }
 
 // CheckID says whether id can name a shim: a domain's UUID as libvirt writes it, or what stands for one where a QEMU isn't

@@ -13,6 +13,7 @@ import (
 
 	"ftclock/control"
 	"ftclock/disk"
+	"ftclock/host"
 	"ftclock/spawn"
 )
 
@@ -56,9 +57,9 @@ type Manager interface {
 
 // System is this host.
 var System = Host{
-	Booted:    "/run/systemd/system",
+	Booted:    host.SystemdRuns,
 	State:     control.Dir,
-	LastStops: control.LastStops,
+	LastStops: host.DataDir,
 	Connect:   connect,
 	Direct:    spawn.Start,
 	Note:      spawn.Note,

@@ -9,7 +9,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"ftclock/control"
+	"ftclock/host"
 	"ftclock/keeper"
 	shim "ftclock/qmp-shim"
 	"ftclock/spawn"
@@ -57,7 +57,7 @@ func config(spec spawn.Spec, store *keeper.Store, state string, log zerolog.Logg
 		c.Module, _ = spawn.ModulePath() // which was there when the domain started
 	}
 	if c.LastStops == "" {
-		c.LastStops = control.LastStops
+		c.LastStops = host.DataDir
 	}
 	if spec.Anchor != "" {
 		if a, err := metadata.ParseAnchor([]byte(spec.Anchor)); err == nil { // as it was checked already
@@ -98,13 +98,7 @@ func specOf(store *keeper.Store, state, id string) (spawn.Spec, error) {
 	if err != nil {
 		return spec, err
 	}
-	fd, err := unix.MemfdCreate("ftclock-spec", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	if err == nil {
-		_, err = unix.Write(fd, text)
-	}
-	if err == nil {
-		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_WRITE|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL)
-	}
+	fd, err := host.ConstantFile("ftclock-spec", text)
 	if err != nil {
 		return spec, fmt.Errorf("keeping what to serve: %w", err)
 	}

@@ -1,17 +1,16 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 
+	machine "ftclock/host"
 	"ftclock/spawn"
-	"ftclock/xml-templates"
+	metadata "ftclock/xml-templates"
 )
 
 // attachCmd serves a QEMU that libvirt didn't start: an engine's own, or the secondary of COLO.
@@ -37,7 +36,7 @@ func (c *attachCmd) Run(p *program) error {
 			return fmt.Errorf("--clock: %w", err)
 		}
 	}
-	l, err := findProcess("/", c.PID)
+	l, err := findProcess(c.PID)
 	if err != nil {
 		return err
 	}
@@ -53,7 +52,7 @@ type detachCmd struct {
 }
 
 func (c *detachCmd) Run(p *program) error {
-	l, err := findProcess("/", c.PID)
+	l, err := findProcess(c.PID)
 	if err != nil {
 		return err
 	}
@@ -66,28 +65,22 @@ func (c *detachCmd) Run(p *program) error {
 }
 
 // findProcess names a process as libvirt would name a domain: by its start time, too, so that the state of one that had
-// the pid before isn't taken for its. root is "/" but in tests.
-func findProcess(root string, pid int) (*live, error) {
+// the pid before isn't taken for its.
+func findProcess(pid int) (*live, error) {
 	if os.Geteuid() != 0 {
 		return nil, hinted(errors.New("reaching into QEMU's process is for root only"), "run it as root")
 	}
 	if pid <= 1 {
 		return nil, fmt.Errorf("%d is no process of QEMU's", pid)
 	}
-	proc := filepath.Join(root, "proc", strconv.Itoa(pid))
-	stat, err := os.ReadFile(filepath.Join(proc, "stat"))
+	stat, err := machine.ReadStat(pid)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("there is no process %d", pid)
 	}
 	if err != nil {
 		return nil, err
 	}
-	// The second field, in parentheses, may hold anything; the start time is the 22nd (proc(5)).
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	if len(fields) < 20 {
-		return nil, fmt.Errorf("process %d: its stat has too few fields", pid)
-	}
-	cmdline, err := os.ReadFile(filepath.Join(proc, "cmdline"))
+	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +93,7 @@ func findProcess(root string, pid int) (*live, error) {
 		name = "qemu-" + strconv.Itoa(pid)
 	}
 	return &live{
-		domain: &domain{name: name, uuid: fmt.Sprintf("pid-%d-%s", pid, fields[19])},
+		domain: &domain{name: name, uuid: fmt.Sprintf("pid-%d-%d", pid, stat.Started)},
 		pid:    pid,
 		module: module,
 	}, nil

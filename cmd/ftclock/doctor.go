@@ -13,6 +13,7 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"ftclock/control"
+	machine "ftclock/host"
 )
 
 type doctorCmd struct {
@@ -254,7 +255,7 @@ func (x examined) checkTimer() []finding {
 		_, err := os.Lstat(x.path(path))
 		return err == nil
 	}
-	if !there("/run/systemd/system") || !there("/usr/lib/systemd/system/"+timer) && !there("/usr/local/lib/systemd/system/"+timer) {
+	if !there(machine.SystemdRuns) || !there("/usr/lib/systemd/system/"+timer) && !there("/usr/local/lib/systemd/system/"+timer) {
 		return nil
 	}
 	if there("/etc/systemd/system/timers.target.wants/" + timer) {
@@ -304,14 +305,13 @@ func staleShims(dir string) []finding {
 }
 
 func checkSynchronised() finding {
-	var t unix.Timex
-	state, err := unix.Adjtimex(&t)
+	clock, err := machine.ReadClock()
 	if err != nil {
 		return finding{warn, "asking for the host clock's state: " + err.Error(), "allow adjtimex(2), which a container or a sandbox may forbid"}
 	}
-	if state == unix.TIME_ERROR || t.Status&unix.STA_UNSYNC != 0 {
+	if !clock.Synchronised {
 		return finding{warn, "the host's clock isn't synchronised: policies with reference=\"utc\" follow a clock that is off",
 			"run chrony, or another client of NTP or PTP"}
 	}
-	return finding{good, fmt.Sprintf("the host's clock is synchronised, to within %s", sayNS(uint64(max(t.Maxerror, 0))*1000)), ""}
+	return finding{good, fmt.Sprintf("the host's clock is synchronised, to within %s", sayNS(uint64(clock.MaximumError))), ""}
 }

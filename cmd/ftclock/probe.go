@@ -15,9 +15,9 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"ftclock/control"
+	machine "ftclock/host"
 	"ftclock/record"
-	"ftclock/spawn"
-	"ftclock/xml-templates"
+	metadata "ftclock/xml-templates"
 )
 
 // The probe is a managed domain of a second's life, without disk and network: what it sees on its way through libvirt, hook, shim,
@@ -195,7 +195,7 @@ func removeProbeFiles() error {
 	err := os.RemoveAll(record.Path(records, probeUUID))
 	for _, file := range []string{
 		filepath.Join(records, probeUUID+".json"),
-		filepath.Join(spawn.LogDir, probeName+".log"),
+		filepath.Join(machine.LogDir, probeName+".log"),
 		filepath.Join("/var/log/libvirt/qemu", probeName+".log"),
 		filepath.Join("/etc/apparmor.d/libvirt", "libvirt-"+probeUUID),
 		filepath.Join("/etc/apparmor.d/libvirt", "libvirt-"+probeUUID+".files"),

@@ -14,12 +14,13 @@ import (
 	"time"
 
 	"ftclock/control"
+	machine "ftclock/host"
 	"ftclock/record"
 	"ftclock/report"
 )
 
 // records is where the domains' records are. Only tests put another directory here.
-var records = record.Dir
+var records = machine.DataDir
 
 type reportCmd struct {
 	Domain string `arg:"" predictor:"domain" help:"Name, UUID or id. It needn't run, nor be defined any more."`

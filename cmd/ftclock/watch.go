@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ftclock/control"
+	machine "ftclock/host"
 )
 
 type watchCmd struct{}
@@ -68,9 +69,9 @@ func quietStderr(stderr io.Writer) (restore func(show bool), err error) {
 	if stderr != os.Stderr {
 		return func(bool) {}, nil
 	}
-	fd, err := unix.MemfdCreate("stderr", unix.MFD_CLOEXEC)
+	fd, err := machine.MemoryFile("stderr")
 	if err != nil {
-		return nil, os.NewSyscallError("memfd_create", err)
+		return nil, err
 	}
 	aside := os.NewFile(uintptr(fd), "stderr")
 	real, err := unix.FcntlInt(2, unix.F_DUPFD_CLOEXEC, 3)

@@ -8,13 +8,13 @@ import (
 	"sync"
 	"time"
 
-	"ftclock/control"
-	"ftclock/spawn"
-	"ftclock/test/guest"
-	"ftclock/test/privatelibvirt"
-
 	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
+
+	"ftclock/control"
+	"ftclock/host"
+	"ftclock/test/guest"
+	"ftclock/test/privatelibvirt"
 )
 
 // checkpoints are so many of each domain; its test makes fewer.
@@ -118,7 +118,7 @@ func (s *subject) remove() error { return errors.Join(s.clock.Close(), s.Remove(
 
 // explain adds the domain's logs, which go with the private libvirt, to an error.
 func explain(name string, err error) error {
-	shim, _ := os.ReadFile(filepath.Join(spawn.LogDir, name+".log"))
+	shim, _ := os.ReadFile(filepath.Join(host.LogDir, name+".log"))
 	return fmt.Errorf("%s: %w\n%s%s", name, err, privatelibvirt.Log(name), shim)
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"ftclock/clockpage"
 	"ftclock/control"
+	"ftclock/host"
 	"ftclock/record"
 	"ftclock/test/privatelibvirt"
 )
@@ -114,7 +115,7 @@ func TestKVMAMonitorLeftDirect(t *testing.T) {
 	}
 	says(t, 0, "whose monitor is left alone", "status", name)
 	says(t, 0, "kvmclock holds", "verify", name)
-	for end := time.Now().Add(time.Minute); !record.Managed(record.Dir, uuid); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !record.Managed(host.DataDir, uuid); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("nothing says that it is managed")
 		}

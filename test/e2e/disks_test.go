@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ftclock/control"
+	"ftclock/host"
 	"ftclock/test/guest"
 	"ftclock/test/hang"
 	"ftclock/test/privatelibvirt"
@@ -43,7 +44,7 @@ func mounted(t *testing.T, dir string, flags uintptr) {
 // Where the records are on a disk that hangs, as NFS does, or is read-only, a domain starts, is served, saved and ended like any other, and the
 // log says once what is wrong.
 func TestKVMABadDiskUnderTheRecords(t *testing.T) {
-	const dir = control.LastStops
+	const dir = host.DataDir
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ftclock/control"
-	"ftclock/spawn"
+	"ftclock/host"
 	"ftclock/test/privatelibvirt"
 )
 
@@ -51,7 +51,7 @@ func wantLine(t *testing.T, out, start, part string) {
 // probeLeft lists what there still is of a probe.
 func probeLeft() (left []string) {
 	for _, pattern := range []string{
-		"/var/lib/ftclock/" + probeUUID + "*", control.Dir + "/" + probeUUID + "*", spawn.LogDir + "/" + probe + "*",
+		"/var/lib/ftclock/" + probeUUID + "*", control.Dir + "/" + probeUUID + "*", host.LogDir + "/" + probe + "*",
 		"/var/log/libvirt/qemu/" + probe + "*", "/run/libvirt/qemu/" + probe + "*", "/var/lib/libvirt/qemu/domain-*" + probe + "*",
 	} {
 		found, _ := filepath.Glob(pattern)

@@ -8,14 +8,14 @@ import (
 	"testing"
 	"time"
 
+	"libvirt.org/go/libvirt"
+	"libvirt.org/go/libvirtxml"
+
 	"ftclock/control"
-	"ftclock/spawn"
+	"ftclock/host"
 	"ftclock/test/guest"
 	"ftclock/test/privatelibvirt"
 	"ftclock/test/qmp"
-
-	"libvirt.org/go/libvirt"
-	"libvirt.org/go/libvirtxml"
 )
 
 var (
@@ -100,7 +100,7 @@ func monitorOf(t *testing.T, d *privatelibvirt.Domain) *qmp.Conn {
 }
 
 func shimLog(name string) string {
-	text, err := os.ReadFile(filepath.Join(spawn.LogDir, name+".log"))
+	text, err := os.ReadFile(filepath.Join(host.LogDir, name+".log"))
 	if err != nil {
 		return err.Error()
 	}

@@ -7,10 +7,10 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"libvirt.org/go/libvirt"
 
 	"ftclock/control"
+	"ftclock/host"
 	"ftclock/test/kvmhost"
 	"ftclock/test/privatelibvirt"
 )
@@ -121,9 +121,8 @@ func endsThere(t *testing.T, there *libvirt.Connect, name string) {
 
 // unsynchronised says whether nobody keeps this machine's clock right.
 func unsynchronised() bool {
-	var tx unix.Timex
-	state, err := unix.Adjtimex(&tx)
-	return err != nil || state == unix.TIME_ERROR || tx.Status&unix.STA_UNSYNC != 0
+	clock, err := host.ReadClock()
+	return err != nil || !clock.Synchronised
 }
 
 // maxMigration bounds what a migration may cost the guest's clock, ns: a guest that was never paused before has its clock

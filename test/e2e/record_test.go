@@ -24,6 +24,7 @@ import (
 
 	"ftclock/clockpage"
 	"ftclock/control"
+	"ftclock/host"
 	"ftclock/record"
 	"ftclock/report"
 	"ftclock/test/guest"
@@ -41,11 +42,11 @@ func kept(t *testing.T, d *privatelibvirt.Domain) (*record.Record, []record.Paus
 		t.Fatal(err)
 	}
 	_, _ = control.Ask(control.Dir, uuid, control.Request{Do: "status"})
-	r, err := record.Read(record.Dir, uuid, time.Time{}, time.Time{})
+	r, err := record.Read(host.DataDir, uuid, time.Time{}, time.Time{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	pauses, problems, err := record.Pauses(record.Dir, uuid, time.Time{}, time.Time{})
+	pauses, problems, err := record.Pauses(host.DataDir, uuid, time.Time{}, time.Time{})
 	if err != nil || len(problems) > 0 {
 		t.Fatal(problems, err)
 	}
@@ -361,7 +362,7 @@ func TestKVMRecordShowsGaps(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := record.Path(record.Dir, uuid)
+	dir := record.Path(host.DataDir, uuid)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -491,7 +492,7 @@ func TestKVMNoRoomForTheRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = status(t, d)
-	dir := record.Path(record.Dir, uuid)
+	dir := record.Path(host.DataDir, uuid)
 	if err := unix.Mount("ftclock-test", dir, "tmpfs", 0, "size=4k"); err != nil {
 		t.Fatal(err)
 	}

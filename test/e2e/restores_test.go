@@ -11,16 +11,16 @@ import (
 	"testing"
 	"time"
 
+	"libvirt.org/go/libvirt"
+	"libvirt.org/go/libvirtxml"
+
 	"ftclock/clockpage"
 	"ftclock/control"
-	"ftclock/record"
+	"ftclock/host"
 	"ftclock/test/guest"
 	"ftclock/test/linuxguest"
 	"ftclock/test/privatelibvirt"
 	metadata "ftclock/xml-templates"
-
-	"libvirt.org/go/libvirt"
-	"libvirt.org/go/libvirtxml"
 )
 
 // restoreRules are what the metadata can say of a loaded state.
@@ -322,7 +322,7 @@ func TestKVMARestoreOnAnotherHost(t *testing.T) {
 			clock.Close()
 			mustVirsh(t, "save", "elsewhere", file)
 			nothingLeft(t)
-			if err := os.Remove(filepath.Join(record.Dir, uuid+".json")); err != nil { // the two have this directory in common
+			if err := os.Remove(filepath.Join(host.DataDir, uuid+".json")); err != nil { // the two have this directory in common
 				t.Fatal(err)
 			}
 			time.Sleep(rulePause)
@@ -426,7 +426,7 @@ func TestKVMAnEditedAnchor(t *testing.T) {
 			clock.Close()
 			mustVirsh(t, "save", "edited", file)
 			// As on a host that knows nothing of its stop. The shim writes that down when QEMU has ended.
-			for end := time.Now().Add(time.Minute); os.Remove(filepath.Join(record.Dir, uuid+".json")) != nil; time.Sleep(time.Millisecond) {
+			for end := time.Now().Add(time.Minute); os.Remove(filepath.Join(host.DataDir, uuid+".json")) != nil; time.Sleep(time.Millisecond) {
 				if time.Now().After(end) {
 					t.Fatal("the shim left no reading")
 				}
@@ -533,7 +533,7 @@ func TestKVMAQuarterOfAnHour(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lastStop := filepath.Join(control.LastStops, uuid+".json")
+	lastStop := filepath.Join(host.DataDir, uuid+".json")
 	text, err := os.ReadFile(lastStop)
 	if err != nil {
 		t.Fatal(err)

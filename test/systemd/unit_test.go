@@ -7,11 +7,11 @@ import (
 	"strings"
 	"testing"
 
-	"ftclock/control"
-	"ftclock/spawn"
-	"ftclock/test/container"
-
 	"golang.org/x/sys/unix"
+
+	"ftclock/control"
+	machine "ftclock/host"
+	"ftclock/test/container"
 )
 
 func TestKVMTheShimHasItsUnit(t *testing.T) {
@@ -125,7 +125,7 @@ func TestKVMAUnitThatFails(t *testing.T) {
 	if group := h.group(s.Shim); s.Keeper == 0 || strings.Contains(group, "ftclock-shim@") {
 		t.Errorf("the shim of keeper %d is in %s", s.Keeper, group)
 	}
-	log, err := os.ReadFile(h.Path(spawn.LogDir + "/" + name + ".log"))
+	log, err := os.ReadFile(h.Path(machine.LogDir + "/" + name + ".log"))
 	if err != nil || !strings.Contains(string(log), "starting the shim without "+unit) {
 		t.Errorf("noted: %v\n%s", err, log)
 	}
@@ -137,10 +137,10 @@ func TestKVMAUnitThatFails(t *testing.T) {
 	h.must("logrotate", "-f", logrotate)
 	h.must("virsh", "destroy", name)
 	h.nothingRuns()
-	if kept := h.must("zcat", spawn.LogDir+"/"+name+".log.1.gz"); !strings.Contains(kept, "starting the shim without "+unit) {
+	if kept := h.must("zcat", machine.LogDir+"/"+name+".log.1.gz"); !strings.Contains(kept, "starting the shim without "+unit) {
 		t.Errorf("the log that was kept:\n%s", kept)
 	}
-	log, err = os.ReadFile(h.Path(spawn.LogDir + "/" + name + ".log"))
+	log, err = os.ReadFile(h.Path(machine.LogDir + "/" + name + ".log"))
 	if err != nil || !strings.HasPrefix(string(log), "{") || !strings.Contains(string(log), "QEMU has ended") || strings.Contains(string(log), "starting") {
 		t.Errorf("the log that goes on: %v\n%q", err, log)
 	}
