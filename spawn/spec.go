@@ -218,12 +218,6 @@ func Refuse(dir, id string, reason error) {
 	_ = write(refusalPath(dir, id), []byte(line[:min(len(line), maxRefusal)]))
 }
 
-// Refused says whether the order was answered.
-func Refused(dir, id string) bool {
-	_, err := os.Lstat(refusalPath(dir, id))
-	return err == nil
-}
-
 // Refusal gives the answer to an order that wasn't carried out, and removes it; "" without one.
 func Refusal(dir, id string) string {
 	text, err := readOwn(refusalPath(dir, id))

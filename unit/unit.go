@@ -141,15 +141,12 @@ func (h Host) byUnit(ctx context.Context, o spawn.Spec) error {
 		return nil
 	}
 	name := Name(o.UUID)
-	reason := spawn.Refusal(h.State, o.UUID)
 	var not notStarted
-	if !errors.As(err, &not) || not.again {
+	direct := errors.As(err, &not)
+	if !direct || not.again {
 		h.end(m, name)
 	}
-	switch {
-	case reason != "":
-		err = errors.New(reason)
-	case not.error != nil:
+	if direct {
 		return not
 	}
 	return fmt.Errorf("%w (in %s; see journalctl -u %s)", err, name, name)
@@ -173,8 +170,11 @@ func (h Host) start(ctx context.Context, m Manager, id string) error {
 		case !spawn.Waiting(h.State, id):
 			return nil
 		case result != "done":
+			if reason := spawn.Refusal(h.State, id); reason != "" {
+				return errors.New(reason)
+			}
 			err = fmt.Errorf("systemd couldn't start the shim: %s", result)
-			if failed++; failed == tries || spawn.Refused(h.State, id) {
+			if failed++; failed == tries {
 				return notStarted{error: err, again: true}
 			}
 		default: // The unit was up already: the domain's last shim hasn't quite ended.
