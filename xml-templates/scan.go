@@ -249,30 +249,10 @@ func (s *scanner) readAttrs(e *element, raw []xml.Attr) error {
 	written := make(map[string]bool, len(raw))
 	for _, r := range raw {
 		a := attr{prefix: r.Name.Space, local: r.Name.Local, value: r.Value}
-		from := i
-		i = skipSpace(tag, i)
-		a.start = e.start + i
-		if i == from {
-			return s.fail(a.start, "", "no space before attribute "+quote(a.name()), wellFormed)
+		if err := s.place(&a, e, i); err != nil {
+			return err
 		}
-		// encoding/xml has read this tag before: there is a =, and the value is quoted.
-		eq := bytes.IndexByte(tag[i:], '=')
-		if eq < 0 {
-			return s.fail(a.start, "", "broken start tag", wellFormed)
-		}
-		i = skipSpace(tag, i+eq+1)
-		length := -1
-		if i < len(tag) {
-			length = bytes.IndexByte(tag[i+1:], tag[i])
-		}
-		if length < 0 {
-			return s.fail(a.start, "", "broken start tag", wellFormed)
-		}
-		a.valueStart = e.start + i + 1
-		a.valueEnd = a.valueStart + length
-		a.end = a.valueEnd + 1
 		i = a.end - e.start
-
 		at := "/@" + shorten(a.name())
 		if strings.Contains(a.local, ":") || a.local == "" {
 			return s.fail(a.start, at, "a misplaced colon", "name or prefix:name")
@@ -290,7 +270,39 @@ func (s *scanner) readAttrs(e *element, raw []xml.Attr) error {
 		}
 		e.attrs = append(e.attrs, a)
 	}
-	// Attributes may stand before the declaration of their prefix.
+	return s.expand(e)
+}
+
+// place finds where the next attribute stands in e's start tag, of which i bytes were read already.
+func (s *scanner) place(a *attr, e *element, i int) error {
+	tag := s.data[e.start:e.tagEnd]
+	from := i
+	i = skipSpace(tag, i)
+	a.start = e.start + i
+	if i == from {
+		return s.fail(a.start, "", "no space before attribute "+quote(a.name()), wellFormed)
+	}
+	// encoding/xml has read this tag before: there is a =, and the value is quoted.
+	eq := bytes.IndexByte(tag[i:], '=')
+	if eq < 0 {
+		return s.fail(a.start, "", "broken start tag", wellFormed)
+	}
+	i = skipSpace(tag, i+eq+1)
+	length := -1
+	if i < len(tag) {
+		length = bytes.IndexByte(tag[i+1:], tag[i])
+	}
+	if length < 0 {
+		return s.fail(a.start, "", "broken start tag", wellFormed)
+	}
+	a.valueStart = e.start + i + 1
+	a.valueEnd = a.valueStart + length
+	a.end = a.valueEnd + 1
+	return nil
+}
+
+// expand resolves the prefixes of e's attributes, which may stand before the declaration of theirs.
+func (s *scanner) expand(e *element) error {
 	var expanded map[string]bool
 	for i := range e.attrs {
 		a := &e.attrs[i]
