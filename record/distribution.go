@@ -1,6 +1,7 @@
 package record
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -150,20 +151,10 @@ func (d *Distribution) UnmarshalJSON(text []byte) error {
 	if n != d.Count {
 		return fmt.Errorf("%d values in buckets, %d in all", n, d.Count)
 	}
-	if !slices.IsSortedFunc(d.Buckets, func(a, b Bucket) int { return cmp(a.Value, b.Value) }) {
+	if !slices.IsSortedFunc(d.Buckets, func(a, b Bucket) int { return cmp.Compare(a.Value, b.Value) }) {
 		return fmt.Errorf("buckets out of order")
 	}
 	return nil
-}
-
-func cmp(a, b int64) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
 }
 
 func appendInt(b []byte, v int64) []byte { return strconv.AppendInt(b, v, 10) }

@@ -262,17 +262,9 @@ func (b *builder) at(t time.Time) {
 func (b *builder) entry(kind string, text []byte) error {
 	switch kind {
 	case kindBegin:
-		var e begin
-		if json.Unmarshal(text, &e) != nil {
-			return errDamaged
-		}
-		b.begin(e)
+		return take(text, b.begin)
 	case kindState:
-		var e state
-		if json.Unmarshal(text, &e) != nil {
-			return errDamaged
-		}
-		b.state(e)
+		return take(text, b.state)
 	case kindMinute:
 		m := minuteOf(kind, text)
 		if m == nil {
@@ -280,15 +272,25 @@ func (b *builder) entry(kind string, text []byte) error {
 		}
 		b.minute(m)
 	case kindEnd:
-		var e end
-		if json.Unmarshal(text, &e) != nil {
-			return errDamaged
-		}
-		b.at(e.At)
-		b.closeSpan(e.At)
-		b.ended = &e
+		return take(text, b.end)
 	}
 	return nil
+}
+
+// take gives an entry to who uses it.
+func take[T any](text []byte, use func(T)) error {
+	var e T
+	if json.Unmarshal(text, &e) != nil {
+		return errDamaged
+	}
+	use(e)
+	return nil
+}
+
+func (b *builder) end(e end) {
+	b.at(e.At)
+	b.closeSpan(e.At)
+	b.ended = &e
 }
 
 func (b *builder) begin(e begin) {

@@ -2,6 +2,7 @@ package metadata
 
 import (
 	"bytes"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -108,17 +109,11 @@ func (c *clockReader) open(s *scanner, e *element) error {
 func (c *clockReader) openClock(s *scanner, e *element) error {
 	for i := range e.attrs {
 		a := &e.attrs[i]
+		var err error
 		switch {
 		case a.isNamespace():
 		case a.name() == "reference":
-			switch a.value {
-			case "raw":
-				c.policy.Reference = Raw
-			case "utc":
-				c.policy.Reference = UTC
-			default:
-				return unknownValue(s, a, "raw, utc")
-			}
+			c.policy.Reference, err = choice[Reference](s, a, references)
 		case a.name() == "slew":
 			slew, reason := parseSlew(a.value)
 			if reason != "" {
@@ -128,28 +123,28 @@ func (c *clockReader) openClock(s *scanner, e *element) error {
 				c.policy.Slew = 0
 			}
 		case a.name() == "monitor":
-			switch a.value {
-			case "relayed":
-				c.policy.Monitor = Relayed
-			case "direct":
-				c.policy.Monitor = Direct
-			default:
-				return unknownValue(s, a, "relayed, direct")
-			}
+			c.policy.Monitor, err = choice[Monitor](s, a, monitors)
 		case a.name() == "required":
-			switch a.value {
-			case "yes":
-				c.policy.Required = true
-			case "no":
-				c.policy.Required = false
-			default:
-				return unknownValue(s, a, "yes, no")
-			}
+			var no uint8
+			no, err = choice[uint8](s, a, []string{"yes", "no"})
+			c.policy.Required = no == 0
 		default:
-			return unknownAttr(s, a, "reference, slew, monitor, required")
+			err = unknownAttr(s, a, "reference, slew, monitor, required")
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// choice is the value that an attribute gives, one of these words.
+func choice[T ~uint8](s *scanner, a *attr, words []string) (T, error) {
+	i := slices.Index(words, a.value)
+	if i < 0 {
+		return 0, unknownValue(s, a, strings.Join(words, ", "))
+	}
+	return T(i), nil
 }
 
 func (c *clockReader) openOn(s *scanner, e *element) error {
@@ -177,13 +172,9 @@ func (c *clockReader) openOn(s *scanner, e *element) error {
 	}
 	c.seen[event] = true
 	if a := e.attr("do"); a != nil {
-		switch a.value {
-		case "catch-up":
-			r.Do = CatchUp
-		case "hold":
-			r.Do = Hold
-		default:
-			return unknownValue(s, a, "catch-up, hold")
+		var err error
+		if r.Do, err = choice[Action](s, a, actions); err != nil {
+			return err
 		}
 	}
 	r.Limit = impliedLimit(event, r.Do)

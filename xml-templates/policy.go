@@ -39,15 +39,9 @@ const (
 	Hold
 )
 
-func (a Action) String() string {
-	switch a {
-	case CatchUp:
-		return "catch-up"
-	case Hold:
-		return "hold"
-	}
-	return fmt.Sprintf("action %d", uint8(a))
-}
+var actions = []string{"catch-up", "hold"}
+
+func (a Action) String() string { return word(actions, a, "action") }
 
 // Reference is the host clock that a guest is steered to.
 type Reference uint8
@@ -59,15 +53,9 @@ const (
 	UTC
 )
 
-func (r Reference) String() string {
-	switch r {
-	case Raw:
-		return "raw"
-	case UTC:
-		return "utc"
-	}
-	return fmt.Sprintf("reference %d", uint8(r))
-}
+var references = []string{"raw", "utc"}
+
+func (r Reference) String() string { return word(references, r, "reference") }
 
 // Monitor is where libvirt's connection to the monitor leads.
 type Monitor uint8
@@ -79,14 +67,16 @@ const (
 	Direct
 )
 
-func (m Monitor) String() string {
-	switch m {
-	case Relayed:
-		return "relayed"
-	case Direct:
-		return "direct"
+var monitors = []string{"relayed", "direct"}
+
+func (m Monitor) String() string { return word(monitors, m, "monitor") }
+
+// word is how a value is written, one of these words.
+func word[T ~uint8](words []string, v T, kind string) string {
+	if int(v) < len(words) {
+		return words[v]
 	}
-	return fmt.Sprintf("monitor %d", uint8(m))
+	return fmt.Sprintf("%s %d", kind, uint8(v))
 }
 
 // Rule says what happens at one kind of pause.
