@@ -12,6 +12,7 @@ import (
 	"sort"
 	"time"
 
+	"ftclock/host"
 	metadata "ftclock/xml-templates"
 )
 
@@ -166,17 +167,50 @@ type RecordStatus struct {
 	Pauses uint64 `json:"pauses"`
 	Missed uint64 `json:"missed"`
 	// Problem says why the record can't be written now.
-	Problem string    `json:"problem,omitempty"`
-	Host    HostClock `json:"host_clock"`
+	Problem string `json:"problem,omitempty"`
+	// Host is of the last minute with a pause, or of now.
+	Host HostClock `json:"host_clock"`
 }
 
-// HostClock is the state of the host's clock over the last minute with a pause, or now. Times are ns.
+// HostClock is the state of the host's CLOCK_REALTIME as the kernel has it from whoever disciplines it (adjtimex(2)), over some
+// time. Times are ns.
 type HostClock struct {
-	Samples        uint64 `json:"samples"`
-	Synchronised   bool   `json:"synchronised"`
-	Offset         int64  `json:"offset_ns"`
-	EstimatedError int64  `json:"estimated_error_ns"`
-	MaximumError   int64  `json:"maximum_error_ns"`
+	// Samples is how often the kernel was asked. 0: nothing is known.
+	Samples uint64 `json:"samples"`
+	// Synchronised says that it was each time.
+	Synchronised bool `json:"synchronised"`
+	// Offset is what was still to be corrected, where it was largest.
+	Offset int64 `json:"offset_ns"`
+	// EstimatedError and MaximumError are the largest. The kernel lets the latter grow by 500 ppm while nobody tells it better.
+	EstimatedError int64 `json:"estimated_error_ns"`
+	MaximumError   int64 `json:"maximum_error_ns"`
+}
+
+// ReadHostClock asks the kernel once.
+func ReadHostClock() (HostClock, error) {
+	c, err := host.ReadClock()
+	if err != nil {
+		return HostClock{}, err
+	}
+	return HostClock{1, c.Synchronised, c.Offset, c.EstimatedError, c.MaximumError}, nil
+}
+
+// Merge is the worse of both.
+func (h HostClock) Merge(o HostClock) HostClock {
+	switch {
+	case h.Samples == 0:
+		return o
+	case o.Samples == 0:
+		return h
+	}
+	if max(o.Offset, -o.Offset) > max(h.Offset, -h.Offset) {
+		h.Offset = o.Offset
+	}
+	h.Samples += o.Samples
+	h.Synchronised = h.Synchronised && o.Synchronised
+	h.EstimatedError = max(h.EstimatedError, o.EstimatedError)
+	h.MaximumError = max(h.MaximumError, o.MaximumError)
+	return h
 }
 
 // Anchor is the module's anchor.
@@ -282,13 +316,14 @@ func Ask(dir, uuid string, request Request) (Answer, error) {
 	path := filepath.Join(dir, uuid, SocketName)
 	conn, err := net.DialTimeout("unix", path, 5*time.Second)
 	if err != nil {
-		if errors.Is(err, os.ErrPermission) {
-			return answer, fmt.Errorf("asking the shim of %s: %w", uuid, err)
+		switch _, lost := os.Stat(filepath.Join(dir, uuid)); {
+		case errors.Is(err, os.ErrPermission):
+		case lost != nil:
+			err = os.ErrNotExist
+		default:
+			err = ErrGone
 		}
-		if _, lost := os.Stat(filepath.Join(dir, uuid)); lost != nil {
-			return answer, fmt.Errorf("asking the shim of %s: %w", uuid, os.ErrNotExist)
-		}
-		return answer, fmt.Errorf("asking the shim of %s: %w", uuid, ErrGone)
+		return answer, fmt.Errorf("asking the shim of %s: %w", uuid, err)
 	}
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(30 * time.Second))

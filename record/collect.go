@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"ftclock/clockpage"
+	"ftclock/control"
 )
 
 // Collect reads the pauses that are new, and writes what it has. It gives how many there were.
@@ -15,7 +16,7 @@ func (w *Writer) Collect(from Source) (n uint64) {
 		return 0 // no module counts that far: the page is being played with
 	}
 	if newest+1 < w.next {
-		w.lap(now)
+		w.lap()
 	}
 	if newest < w.next {
 		return 0
@@ -23,7 +24,7 @@ func (w *Writer) Collect(from Source) (n uint64) {
 	n = newest - w.next + 1
 	clock, err := w.c.HostClock()
 	if err != nil {
-		clock = HostClock{}
+		clock = control.HostClock{}
 	}
 	first := w.next
 	var missing holes
@@ -103,7 +104,7 @@ func (w *Writer) settle(missing *holes, at int64) {
 }
 
 // lap begins to count anew: the page is another one, though the process is the same.
-func (w *Writer) lap(now time.Time) {
+func (w *Writer) lap() {
 	if w.minute.Last != 0 {
 		w.close()
 	}
@@ -111,8 +112,7 @@ func (w *Writer) lap(now time.Time) {
 	w.run = w.c.Run + "#" + strconv.Itoa(w.laps)
 	w.next, w.lastCont, w.missed = 1, 0, 0
 	w.minute = Minute{}
-	w.append(timeline, appendEntry(nil, begin{Kind: kindBegin, At: now, Run: w.run, Name: w.c.Name, Shim: w.c.Shim, Worker: w.c.Worker,
-		Again: true}), true)
+	w.append(timeline, appendEntry(nil, w.begin(0, true)), true)
 }
 
 // open has the minute of that moment be the open one.
@@ -144,7 +144,7 @@ func (w *Writer) miss(x Missed) {
 	m.Missed = append(m.Missed, x)
 }
 
-func (w *Writer) add(r *clockpage.Record, host HostClock) {
+func (w *Writer) add(r *clockpage.Record, clock control.HostClock) {
 	w.open(int64(r.ContReal))
 	m := &w.minute
 	if m.Pauses == 0 {
@@ -154,7 +154,7 @@ func (w *Writer) add(r *clockpage.Record, host HostClock) {
 	m.Last, w.next, w.lastCont = r.Number, r.Number+1, m.To
 	m.Pauses++
 	if m.Host.Samples == 0 {
-		m.Host = host
+		m.Host = clock
 	}
 	if r.StopRaw != 0 { // the module saw the stop
 		lost := uint64(r.Lost)

@@ -82,7 +82,7 @@ func (w *Writer) tryAppend(kind string, b []byte, sync bool) error {
 	// A new file. One in which a new minute begins says again what is to be known.
 	text := appendEntry(nil, w.head(kind))
 	if kind == timeline && w.begun {
-		text = appendEntry(text, begin{Kind: kindBegin, At: w.c.Now(), Run: w.run, Name: w.c.Name, Shim: w.c.Shim, Worker: w.c.Worker, Again: true})
+		text = appendEntry(text, w.begin(0, true))
 		if w.stated {
 			again := w.state
 			again.Again = true

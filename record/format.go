@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"ftclock/clockpage"
+	"ftclock/control"
 )
 
 // Version is the version of the files' format. A reader takes files of its own version and of older ones; it leaves
@@ -139,10 +140,10 @@ type Minute struct {
 	Cost      Distribution `json:"cost"`
 	Decisions []Decision   `json:"decisions"`
 
-	State     string    `json:"state"`     // control.State while they came
-	Reference string    `json:"reference"` // "raw" or "utc"; empty while the policy only watches
-	Host      HostClock `json:"host"`
-	Missed    []Missed  `json:"missed,omitempty"`
+	State     string            `json:"state"`     // control.State while they came
+	Reference string            `json:"reference"` // "raw" or "utc"; empty while the policy only watches
+	Host      control.HostClock `json:"host"`
+	Missed    []Missed          `json:"missed,omitempty"`
 	// MissedInRun is how many the record has missed since the run's first pause.
 	MissedInRun uint64 `json:"missed_in_run"`
 }

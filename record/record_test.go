@@ -55,8 +55,8 @@ func newBench(t *testing.T) *bench {
 	b := &bench{t: t, dir: t.TempDir(), at: time.Date(2026, 3, 4, 5, 6, 0, 0, time.UTC), page: &page{records: map[uint64]clockpage.Record{}}}
 	b.conf = Config{Dir: b.dir, UUID: testUUID, Name: "web1", Shim: "test", Run: "boot-1-1", Worker: 1,
 		Problem: func(err error) { b.seen = append(b.seen, err) }, Now: func() time.Time { return b.at },
-		HostClock: func() (HostClock, error) {
-			return HostClock{Samples: 1, Synchronised: true, Offset: 5, EstimatedError: 7, MaximumError: 9}, nil
+		HostClock: func() (control.HostClock, error) {
+			return control.HostClock{Samples: 1, Synchronised: true, Offset: 5, EstimatedError: 7, MaximumError: 9}, nil
 		}}
 	b.begin()
 	return b

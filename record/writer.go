@@ -51,7 +51,7 @@ type Config struct {
 	Problem func(error)
 	// Now and HostClock are replaced by tests alone.
 	Now       func() time.Time
-	HostClock func() (HostClock, error)
+	HostClock func() (control.HostClock, error)
 	// maxTimeline and segment are made smaller by tests.
 	maxTimeline, segment int64
 }
@@ -100,7 +100,7 @@ func NewWriter(c Config) *Writer {
 		c.Now = time.Now
 	}
 	if c.HostClock == nil {
-		c.HostClock = ReadHostClock
+		c.HostClock = control.ReadHostClock
 	}
 	if c.maxTimeline == 0 {
 		c.maxTimeline, c.segment = maxTimeline, segmentBytes
@@ -212,8 +212,7 @@ func (w *Writer) announce() {
 		b = appendEntry(b, minuteEntry{kindMinute, w.rescued})
 	}
 	if !w.begun {
-		b = appendEntry(b, begin{Kind: kindBegin, At: w.c.Now(), Run: w.run, Name: w.c.Name, Shim: w.c.Shim, Worker: w.c.Worker,
-			Last: w.lastCont, Again: w.c.Again})
+		b = appendEntry(b, w.begin(w.lastCont, w.c.Again))
 	}
 	if !w.stated && w.state.State != "" {
 		b = appendEntry(b, w.state)
@@ -221,6 +220,11 @@ func (w *Writer) announce() {
 	if len(b) > 0 && w.append(timeline, b, true) {
 		w.rescued, w.begun, w.stated = nil, true, w.state.State != ""
 	}
+}
+
+// begin says that this worker keeps the record, from after the cont at last on.
+func (w *Writer) begin(last int64, again bool) begin {
+	return begin{Kind: kindBegin, At: w.c.Now(), Run: w.run, Name: w.c.Name, Shim: w.c.Shim, Worker: w.c.Worker, Last: last, Again: again}
 }
 
 // whole is the minute with its distributions.
@@ -321,9 +325,9 @@ func (w *Writer) Status() *control.RecordStatus {
 		s.Problem = w.problem.Error()
 	}
 	if m := w.minute; m.Last != 0 {
-		s.Host = control.HostClock(m.Host)
+		s.Host = m.Host
 	} else if h, err := w.c.HostClock(); err == nil {
-		s.Host = control.HostClock(h)
+		s.Host = h
 	}
 	return s
 }

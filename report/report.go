@@ -317,7 +317,7 @@ func (p *Report) state() {
 	p.find()
 }
 
-func (h *Host) add(m record.HostClock) {
+func (h *Host) add(m control.HostClock) {
 	if m.Samples == 0 {
 		h.Unknown++
 		return

@@ -16,7 +16,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"ftclock/control"
-	"ftclock/record"
 )
 
 type exporterCmd struct {
@@ -211,7 +210,7 @@ func (c *collector) Describe(to chan<- *prometheus.Desc) {
 func (c *collector) Collect(to chan<- prometheus.Metric) {
 	to <- prometheus.MustNewConstMetric(descBuild, prometheus.GaugeValue, 1, programVersion())
 	host := func(d *prometheus.Desc, v float64) { to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v) }
-	if h, err := record.ReadHostClock(); err == nil {
+	if h, err := control.ReadHostClock(); err == nil {
 		host(descSync, truth(h.Synchronised))
 		host(descOffset, float64(h.Offset)*ns)
 		host(descEst, float64(h.EstimatedError)*ns)

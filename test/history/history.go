@@ -14,7 +14,7 @@ import (
 // History is a domain's past. It is used from one goroutine.
 type History struct {
 	At   time.Time // its clock
-	Host record.HostClock
+	Host control.HostClock
 	// Change, if there is one, may alter each pause before it happens.
 	Change func(*clockpage.Record)
 
@@ -29,10 +29,10 @@ func New(dir, uuid, name string, begin time.Time, reference string) *History {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		panic(err)
 	}
-	h := &History{At: begin, Host: record.HostClock{Samples: 1, Synchronised: true, Offset: 4_000, EstimatedError: 9_000, MaximumError: 41_000}}
+	h := &History{At: begin, Host: control.HostClock{Samples: 1, Synchronised: true, Offset: 4_000, EstimatedError: 9_000, MaximumError: 41_000}}
 	h.config = record.Config{Dir: dir, UUID: uuid, Name: name, Shim: "history", Now: func() time.Time { return h.At },
 		Problem:   func(err error) { panic(err) },
-		HostClock: func() (record.HostClock, error) { return h.Host, nil }}
+		HostClock: func() (control.HostClock, error) { return h.Host, nil }}
 	h.Boot("history-1", reference)
 	return h
 }
