@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -20,88 +19,6 @@ import (
 
 // patience bounds every wait for something that has to come.
 const patience = 2 * time.Minute
-
-// TestMain is also the program that the tests keep: a worker that does what it is told on the descriptor "orders".
-func TestMain(m *testing.M) {
-	part := ""
-	if len(os.Args) > 1 {
-		part = os.Args[1]
-	}
-	log := func(what string) { fmt.Fprintln(os.Stderr, what) }
-	switch part {
-	case Flag:
-		if err := Keep(log); err != nil {
-			log(err.Error())
-			os.Exit(1)
-		}
-	case "-worker":
-		work(log)
-	case "-version":
-		fmt.Println("a test")
-	default:
-		if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-			log(err.Error())
-			os.Exit(1)
-		}
-		os.Exit(m.Run())
-	}
-}
-
-// work answers orders, each a packet, until it is told "done".
-func work(log func(string)) {
-	s, err := Open(log)
-	if err != nil {
-		log(err.Error())
-		os.Exit(1)
-	}
-	orders, _ := s.Get("orders")
-	terms := make(chan os.Signal, 1)
-	signal.Notify(terms, syscall.SIGTERM)
-	go func() {
-		<-terms
-		_, _ = unix.Write(orders, []byte("term"))
-	}()
-	buf := make([]byte, 256)
-	for {
-		n, err := unix.Read(orders, buf)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil || n == 0 {
-			os.Exit(1)
-		}
-		order, name, _ := strings.Cut(string(buf[:n]), " ")
-		answer := "ok"
-		switch order {
-		case "put": // two of one name are different files
-			fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
-			if err == nil {
-				s.Put(strings.TrimRight(name, "'"), fd)
-			}
-		case "drop":
-			s.Drop(name)
-		case "get":
-			answer = "none"
-			if fd, ok := s.Get(name); ok {
-				answer, _ = os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
-			}
-		case "pids":
-			answer = fmt.Sprint(os.Getpid(), " ", s.KeeperPID())
-		case "ready":
-			s.Ready()
-		case "upgrade":
-			if err := s.Upgrade(); err != nil {
-				answer = err.Error()
-			}
-		case "done":
-			s.Done()
-		}
-		_, _ = unix.Write(orders, []byte(answer))
-		if order == "done" {
-			os.Exit(0)
-		}
-	}
-}
 
 // A kept is a pair that runs.
 type kept struct {
@@ -456,4 +373,149 @@ func TestABrokenProgramEndsNothing(t *testing.T) {
 	}
 	k.killWorker()
 	k.want("get a", "/memfd:a (deleted)")
+}
+
+// A systemd is a fake of what a unit's main process sees of it: a socket to tell it by, and the descriptors that it holds.
+type systemd struct {
+	t       *testing.T
+	program string
+	socket  int
+	path    string
+	orders  int
+	held    map[string]*os.File
+	process *exec.Cmd
+}
+
+func newSystemd(t *testing.T) *systemd {
+	t.Helper()
+	t.Chdir(t.TempDir()) // a socket's address is short; the directory of a test may not be
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &systemd{t: t, program: self, path: "notify", held: make(map[string]*os.File)}
+	if s.socket, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+		t.Fatal(err)
+	}
+	timeout := unix.NsecToTimeval(patience.Nanoseconds())
+	if err := errors.Join(unix.Bind(s.socket, &unix.SockaddrUnix{Name: s.path}),
+		unix.SetsockoptTimeval(s.socket, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = s.process.Process.Kill()
+		_ = s.process.Wait()
+		_ = unix.Close(s.socket)
+		_ = unix.Close(s.orders)
+		for _, f := range s.held {
+			f.Close()
+		}
+	})
+	return s
+}
+
+// start starts the main process, as sd_listen_fds_with_names(3) has it.
+func (s *systemd) start() {
+	s.t.Helper()
+	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	theirs := os.NewFile(uintptr(ends[1]), "orders")
+	defer theirs.Close()
+	_ = unix.Close(s.orders)
+	s.orders = ends[0]
+	// LISTEN_PID is the process's own: a shell has it.
+	s.process = exec.Command("sh", "-c", `LISTEN_PID=$$ exec "$0" -worker`, s.program)
+	names := []string{"orders"}
+	s.process.ExtraFiles = []*os.File{theirs}
+	for name, f := range s.held {
+		names = append(names, name)
+		s.process.ExtraFiles = append(s.process.ExtraFiles, f)
+	}
+	s.process.Env = append(append(os.Environ(), Passed(names)...), envNotify+"="+s.path)
+	if err := s.process.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *systemd) ask(order string) string {
+	s.t.Helper()
+	buf := make([]byte, 256)
+	_, err := unix.Write(s.orders, []byte(order))
+	if err == nil {
+		var n int
+		if n, err = unix.Read(s.orders, buf); err == nil {
+			return string(buf[:n])
+		}
+	}
+	s.t.Fatalf("%s: %v", order, err)
+	return ""
+}
+
+// told takes one message.
+func (s *systemd) told(want string) {
+	s.t.Helper()
+	buf, oob := make([]byte, 256), make([]byte, unix.CmsgSpace(4))
+	n, oobn, _, _, err := unix.Recvmsg(s.socket, buf, oob, unix.MSG_CMSG_CLOEXEC)
+	if got := string(buf[:max(n, 0)]); err != nil || got != want {
+		s.t.Fatalf("told %q, %v; not %q", got, err, want)
+	}
+	_, name, _ := strings.Cut(want, "FDNAME=")
+	name, _, _ = strings.Cut(name, "\n")
+	if strings.HasPrefix(want, "FDSTOREREMOVE") {
+		s.held[name].Close()
+		delete(s.held, name)
+	}
+	if oobn > 0 {
+		messages, err := unix.ParseSocketControlMessage(oob[:oobn])
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		fds, err := unix.ParseUnixRights(&messages[0])
+		if err != nil || len(fds) != 1 {
+			s.t.Fatalf("with %v, %v", fds, err)
+		}
+		s.held[name] = os.NewFile(uintptr(fds[0]), name)
+	}
+}
+
+func TestUnderSystemd(t *testing.T) {
+	s := newSystemd(t)
+	s.start()
+	s.ask("put a")
+	s.told("FDSTORE=1\nFDNAME=a\nFDPOLL=0")
+	s.ask("put b")
+	s.told("FDSTORE=1\nFDNAME=b\nFDPOLL=0")
+	s.ask("put a'") // in the place of a
+	s.told("FDSTOREREMOVE=1\nFDNAME=a")
+	s.told("FDSTORE=1\nFDNAME=a\nFDPOLL=0")
+	s.ask("drop b")
+	s.told("FDSTOREREMOVE=1\nFDNAME=b")
+	s.ask("ready")
+	s.told("READY=1")
+	check := func() {
+		t.Helper()
+		for order, want := range map[string]string{"get a": "/memfd:a' (deleted)", "get b": "none", "pids": fmt.Sprint(s.process.Process.Pid, " 0")} {
+			if got := s.ask(order); got != want {
+				t.Errorf("%s: %s, not %s", order, got, want)
+			}
+		}
+	}
+	check()
+	for range 2 {
+		_ = s.process.Process.Kill()
+		_ = s.process.Wait()
+		s.start()
+		check()
+		// In place, and once more: the numbers are others each time.
+		for range 3 {
+			if _, err := unix.Write(s.orders, []byte("upgrade")); err != nil {
+				t.Fatal(err)
+			}
+			check()
+		}
+	}
+	s.ask("done")
+	s.told("STOPPING=1")
 }

@@ -1,6 +1,7 @@
 package record
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -260,147 +261,217 @@ func undoSome(t *testing.T, dir string, before map[string]string, random *rand.R
 	}
 }
 
-func TestGapsOfTheRing(t *testing.T) {
+// Any damage to any file is told of, and everything else is still read.
+func TestDamage(t *testing.T) {
 	b := newBench(t)
-	b.pauses(10, 50*time.Millisecond)
-	b.write.Collect(b.page)
-	before := b.at
-	b.pauses(1000, 50*time.Millisecond)
-	b.write.Collect(b.page)
-	b.page.errs = map[uint64]error{1015: clockpage.ErrTorn}
-	b.pauses(10, 50*time.Millisecond)
-	broken := b.page.records[1018]
-	broken.Lost = -7
-	b.page.records[1018] = broken
-	b.write.Collect(b.page)
-	r := b.read()
-	b.accounted(r)
-	total := r.Total()
-	if total.Pauses != 1020-744-2 || total.MissedInRun != 746 {
-		t.Errorf("%d pauses, %d missed", total.Pauses, total.MissedInRun)
-	}
-	g := gaps(r, NotKept)
-	if len(g) != 3 || g[0].Pauses != 744 || !g[0].From.Equal(before) || !g[0].To.Equal(before.Add(745*50*time.Millisecond)) ||
-		!strings.Contains(g[0].Why, "overwritten") || g[1].Pauses != 1 || g[2].Pauses != 1 || !strings.Contains(g[2].Why, "unreadable") {
-		t.Errorf("gaps: %+v", g)
-	}
-	if s := b.write.Status(); s.Pauses != total.Pauses || s.Missed != 746 {
-		t.Errorf("status: %+v", s)
-	}
-}
-
-// A hostile page costs bounded work, and doesn't spoil what was there.
-func TestHostilePage(t *testing.T) {
-	b := newBench(t)
-	b.pauses(10, time.Second)
-	b.write.Collect(b.page)
-	good := *b.page
-	for _, newest := range []uint64{1 << 63, 1<<64 - 1, 1 << 59, 0, 3} {
-		b.page = &page{newest: newest, records: map[uint64]clockpage.Record{}}
+	for range 200 {
+		b.pauses(20, 50*time.Millisecond)
 		b.write.Collect(b.page)
-		b.at = b.at.Add(time.Second)
 	}
-	b.page = &good
-	b.write.Collect(b.page)
-	r := b.read()
-	if r.Minutes[0].Pauses != 10 || r.Minutes[0].First != 1 {
-		t.Errorf("the first minute: %+v", r.Minutes[0])
+	name := filepath.Join(Path(b.dir, testUUID), segmentName(timeline, 1))
+	whole, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if len(gaps(r, NotKept)) == 0 || len(gaps(r, Down)) == 0 {
-		t.Errorf("gaps: %+v", r.Gaps)
-	}
-	for _, name := range []string{timeline + "-000001" + suffix} {
-		info, err := os.Stat(filepath.Join(Path(b.dir, testUUID), name))
-		if err != nil || info.Size() > 16<<10 {
-			t.Errorf("%s: %v, %v", name, info.Size(), err)
+	minutes := len(b.read().Minutes)
+	for at := range whole {
+		if at%97 != 0 && at != len(whole)-1 {
+			continue
+		}
+		broken := append([]byte(nil), whole...)
+		broken[at] ^= 1
+		if err := os.WriteFile(name, broken, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r := b.read()
+		if len(r.Problems) != 1 && len(r.Problems) != 2 || len(gaps(r, Damage)) == 0 || len(r.Minutes) < minutes-2 {
+			t.Fatalf("byte %d changed: problems %v, gaps %+v, %d minutes of %d", at, r.Problems, r.Gaps, len(r.Minutes), minutes)
+		}
+		if !strings.Contains(r.Problems[0].String(), "left out") || !strings.Contains(r.Problems[0].String(), name) {
+			t.Fatal(r.Problems[0])
 		}
 	}
-}
-
-// That the guest reads another clock is found out late, and holds for the time before.
-func TestUnkept(t *testing.T) {
-	for name, c := range map[string]struct {
-		without time.Duration
-		from    time.Duration // since the begin
-	}{"for a part": {4 * time.Minute, 6 * time.Minute}, "since the begin": {time.Hour, 0}} {
-		t.Run(name, func(t *testing.T) {
-			b := newBench(t)
-			begin := b.at
-			b.pauses(10, time.Minute)
-			b.write.Collect(b.page)
-			b.write.SetState(control.Unkept, "", "raw", c.without)
-			b.pauses(1, time.Second)
-			b.write.Collect(b.page)
-			b.write.End(EndQEMU)
-			r := b.read()
-			if n := len(r.Spans); n != 2 || r.Spans[1].State != control.Unkept || !r.Spans[1].From.Equal(begin.Add(c.from)) || !r.Spans[0].To.Equal(r.Spans[1].From) {
-				t.Errorf("spans: %+v", r.Spans)
-			}
-			if len(r.Gaps) != 1 || r.Gaps[0].Kind != Uncorrected || !r.Gaps[0].From.Equal(begin.Add(c.from)) || !strings.Contains(r.Gaps[0].Why, "no clock that ftclock keeps") {
-				t.Errorf("gaps: %+v", r.Gaps)
-			}
-		})
+	for size := range whole {
+		if size%23 != 0 {
+			continue
+		}
+		if err := os.WriteFile(name, whole[:size], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r := b.read()
+		if whole[max(size-1, 0)] != '\n' && len(r.Problems) == 0 {
+			t.Fatalf("cut after %d bytes, and nothing is said", size)
+		}
 	}
-}
-
-func TestStatesAndEnds(t *testing.T) {
-	b := newBench(t)
-	b.pauses(10, time.Second)
-	b.write.Collect(b.page)
-	b.at = b.at.Add(time.Second)
-	off := b.at
-	b.write.SetState(control.Watching, "", "", 0)
-	b.at = b.at.Add(time.Minute)
-	on := b.at
-	b.write.SetState(control.Correcting, "", "utc", 0)
-	b.pauses(10, time.Second)
+	// The next worker goes on behind a torn tail without harming it.
+	torn := whole[:len(whole)-9]
+	if err := os.WriteFile(name, torn, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.conf.Worker++
+	b.begin()
+	b.pauses(20, 50*time.Millisecond)
 	b.write.Collect(b.page)
 	b.write.End(EndRequest)
-	down := b.at
-	b.pauses(5, time.Second)
-	b.at = b.at.Add(time.Hour)
-	b.begin() // the same QEMU again
-	up := b.at
-	b.write.Collect(b.page)
-	b.write.End(EndQEMU)
-	b.at = b.at.Add(time.Hour)
-	b.conf.Run = "boot-2-2"
-	b.page = &page{records: map[uint64]clockpage.Record{}}
+	r := b.read()
+	if len(r.Problems) != 1 || !strings.Contains(r.Problems[0].What, "1 damaged from line") {
+		t.Errorf("problems: %v", r.Problems)
+	}
+	now, err := os.ReadFile(name)
+	if err != nil || !strings.HasPrefix(string(now), string(torn)) {
+		t.Errorf("the torn file was changed: %v", err)
+	}
+	if g := gaps(r, Damage); g[len(g)-1].Pauses != 1200 { // the minute that the tail was
+		t.Errorf("gaps: %+v", g)
+	}
+	if r.Minutes[len(r.Minutes)-1].Last != b.page.newest {
+		t.Errorf("the last minute ends with pause %d of %d", r.Minutes[len(r.Minutes)-1].Last, b.page.newest)
+	}
+}
+
+// A newer version's files stay as they are, are named, and new ones are put beside them.
+func TestNewerVersion(t *testing.T) {
+	b := newBench(t)
+	path := Path(b.dir, testUUID)
+	if err := os.RemoveAll(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	newer := map[string]string{}
+	for name, kind := range map[string]string{segmentName(timeline, 4): timeline, segmentName(pauses, 9): pauses, open + suffix: open} {
+		text := string(appendEntry(nil, head{kindHead, formatName, Version + 1, kind, testUUID})) + "what we can't know\x00"
+		newer[filepath.Join(path, name)] = text
+		if err := os.WriteFile(filepath.Join(path, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.conf.maxTimeline, b.conf.segment = 6<<10, 2<<10
 	b.begin()
-	b.pauses(5, time.Second)
-	b.write.Collect(b.page)
-	lastSign := b.at
-	b.at = b.at.Add(time.Hour)
-	b.conf.Run = "boot-3-3" // without an end: the host went down
-	b.page = &page{records: map[uint64]clockpage.Record{}}
+	for range 300 {
+		b.pauses(20, 50*time.Millisecond)
+		b.write.Collect(b.page)
+	}
+	for name, text := range newer {
+		got, err := os.ReadFile(name)
+		if filepath.Base(name) == open+suffix {
+			got, err = os.ReadFile(name + ".newer-1")
+		}
+		if err != nil || string(got) != text {
+			t.Errorf("%s: %v; it is %q", name, err, got)
+		}
+	}
+	r := b.read()
+	if g := gaps(r, Newer); len(g) != 2 || !strings.Contains(g[0].Why, "newer version") || len(r.Minutes) == 0 {
+		t.Errorf("gaps: %+v, %d minutes", r.Gaps, len(r.Minutes))
+	}
+	_, problems, err := Pauses(b.dir, testUUID, time.Time{}, time.Time{})
+	if err != nil || len(problems) != 1 {
+		t.Errorf("pauses: %v, %v", problems, err)
+	}
+}
+
+func TestBound(t *testing.T) {
+	b := newBench(t)
+	b.conf.maxTimeline, b.conf.segment = 16<<10, 4<<10
 	b.begin()
+	for range 600 {
+		b.pauses(20, 50*time.Millisecond)
+		b.write.Collect(b.page)
+		var total int64
+		names, _ := filepath.Glob(filepath.Join(Path(b.dir, testUUID), "*"))
+		for _, name := range names {
+			if info, err := os.Stat(name); err == nil && !strings.HasPrefix(filepath.Base(name), open) {
+				total += info.Size()
+			}
+		}
+		if total > (16+8)<<10 {
+			t.Fatalf("%d bytes: %v", total, names)
+		}
+	}
 	r := b.read()
 	b.accounted(r)
-	if g := gaps(r, Uncorrected); len(g) != 1 || !g[0].From.Equal(off) || !g[0].To.Equal(on) {
-		t.Errorf("uncorrected: %+v", g)
+	if len(r.Gaps) != 0 || len(r.Problems) != 0 || len(r.Minutes) < 5 || r.Minutes[0].First == 1 || r.Minutes[len(r.Minutes)-1].Last != b.page.newest {
+		t.Errorf("gaps %+v, problems %v, %d minutes", r.Gaps, r.Problems, len(r.Minutes))
 	}
-	g := gaps(r, Down)
-	if len(g) != 2 || !g[0].From.Equal(down) || !g[0].To.Equal(up) || !g[1].From.Equal(lastSign) || !strings.Contains(g[1].Why, "host went down") {
-		t.Errorf("down: %+v", g)
-	}
-	if total := r.Total(); total.Pauses != 30 {
-		t.Errorf("%d pauses", total.Pauses)
-	}
-	if n := len(r.Spans); n != 6 || r.Spans[1].State != control.Watching || !r.Spans[n-2].To.Equal(lastSign) || !r.Spans[n-1].To.IsZero() {
+	// A worker that takes over knows the state though the file that said it first is gone.
+	if len(r.Spans) != 1 || r.Spans[0].State != control.Correcting {
 		t.Errorf("spans: %+v", r.Spans)
 	}
 }
 
-func TestUncorrectedPausesAreGaps(t *testing.T) {
+// Where the domain's directory can't be made, that is what is told, once.
+func TestNoDirectory(t *testing.T) {
 	b := newBench(t)
-	b.pauses(3, time.Second)
-	r := b.page.records[2]
-	r.Decision, r.Reason = clockpage.Passed, clockpage.ReadFailed
-	b.page.records[2] = r
+	if err := os.RemoveAll(b.dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(b.dir, nil, 0o600); err != nil { // not a directory
+		t.Fatal(err)
+	}
+	b.pauses(20, 50*time.Millisecond)
 	b.write.Collect(b.page)
-	g := gaps(b.read(), Uncorrected)
-	if len(g) != 1 || g[0].Pauses != 1 || g[0].Why != clockpage.ReadFailed.String() {
+	if s := b.write.Status(); !strings.Contains(s.Problem, "mkdir ") || len(b.seen) != 1 {
+		t.Errorf("status %+v, problems %v", s, b.seen)
+	}
+}
+
+// A disk that takes nothing costs what it would have held, and no more: told once, and as missed pauses.
+func TestNoDisk(t *testing.T) {
+	b := newBench(t)
+	b.pauses(20, 50*time.Millisecond)
+	b.write.Collect(b.page)
+	aside := b.dir + ".aside"
+	if err := os.Rename(b.dir, aside); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(b.dir, nil, 0o600); err != nil { // not a directory
+		t.Fatal(err)
+	}
+	for range 180 {
+		b.pauses(20, 50*time.Millisecond)
+		b.write.Collect(b.page)
+	}
+	if s := b.write.Status(); !strings.Contains(s.Problem, "not a directory") || len(b.seen) != 1 {
+		t.Errorf("status %+v, problems %v", s, b.seen)
+	}
+	if err := errors.Join(os.Remove(b.dir), os.Rename(aside, b.dir)); err != nil {
+		t.Fatal(err)
+	}
+	b.pauses(20, 50*time.Millisecond)
+	b.write.Collect(b.page)
+	b.write.End(EndRequest)
+	if s := b.write.Status(); s.Problem != "" {
+		t.Errorf("status %+v", s)
+	}
+	r := b.read()
+	b.accounted(r)
+	g := gaps(r, NotKept)
+	if len(g) != 1 || !strings.Contains(g[0].Why, string(Unwritten)) || g[0].Pauses == 0 {
 		t.Errorf("gaps: %+v", g)
+	}
+	if total := r.Total(); total.Pauses+g[0].Pauses != b.page.newest {
+		t.Errorf("%d pauses and %d missed of %d", total.Pauses, g[0].Pauses, b.page.newest)
+	}
+}
+
+func TestReadRefuses(t *testing.T) {
+	if _, err := Read(t.TempDir(), testUUID, time.Time{}, time.Time{}); !errors.Is(err, ErrNone) {
+		t.Error(err)
+	}
+	dir := t.TempDir()
+	if err := os.MkdirAll(Path(dir, testUUID), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Read(dir, testUUID, time.Time{}, time.Time{}); !errors.Is(err, ErrNone) {
+		t.Error(err)
+	}
+	if all, err := Domains(dir); err != nil || len(all) != 0 {
+		t.Error(all, err)
+	}
+	if all, err := Domains(filepath.Join(dir, "nowhere")); err != nil || len(all) != 0 {
+		t.Error(all, err)
 	}
 }
 
