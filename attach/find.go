@@ -77,18 +77,12 @@ func isQEMUOf(cmdline []byte, name, uuid string) bool {
 // the pid in the file is proven by the socket's inode among the process's descriptors. pidfd is the caller's: as long as it is
 // open, pid belongs to no other process. The error wraps ErrRefused where the process can't be looked at.
 func FindListening(ctx context.Context, pidFile, path string) (pid, pidfd int, err error) {
-	for {
-		pid, pidfd, err = listening(pidFile, path)
-		if err == nil {
+	for ; ; time.Sleep(20 * time.Millisecond) {
+		if pid, pidfd, err = listening(pidFile, path); err == nil {
 			return pid, pidfd, nil
 		}
-		if errors.Is(err, ErrRefused) {
+		if ctx.Err() != nil || errors.Is(err, ErrRefused) {
 			return 0, -1, fmt.Errorf("finding QEMU: %w", err)
-		}
-		select {
-		case <-ctx.Done():
-			return 0, -1, fmt.Errorf("finding QEMU: %w", err)
-		case <-time.After(20 * time.Millisecond):
 		}
 	}
 }
