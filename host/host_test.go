@@ -118,6 +118,31 @@ func TestPIDFile(t *testing.T) {
 	}
 }
 
+func TestWriteFile(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "a")
+	for _, content := range []string{"one", "", "another, longer one"} {
+		if err := WriteFile(path, []byte(content)); err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(path)
+		info, failed := os.Stat(path)
+		if err != nil || failed != nil || string(got) != content || info.Mode() != 0o600 {
+			t.Errorf("%q, %v; %v, %v", got, err, info.Mode(), failed)
+		}
+	}
+	// What is in the way stays, and nothing is left beside it.
+	if err := os.MkdirAll(filepath.Join(dir, "b", "c"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := WriteFile(filepath.Join(dir, "b"), []byte("x")); err == nil {
+		t.Error("a directory was replaced")
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 2 {
+		t.Errorf("%v, %v", entries, err)
+	}
+}
+
 func TestAwaitEnd(t *testing.T) {
 	cmd := exec.Command("sleep", "1000")
 	if err := cmd.Start(); err != nil {

@@ -91,14 +91,7 @@ func (s *shim) writeLastStop(stop lastStop) error {
 	if err != nil {
 		return err
 	}
-	next := s.lastStopPath() + ".new"
-	if err = os.WriteFile(next, append(text, '\n'), 0o600); err == nil {
-		err = os.Rename(next, s.lastStopPath())
-	}
-	if err != nil {
-		_ = os.Remove(next)
-	}
-	return err
+	return host.WriteFile(s.lastStopPath(), append(text, '\n'))
 }
 
 // readLastStop reads what the last QEMU left; nil if it left nothing that is of use.

@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"ftclock/host"
 )
 
 func (w *Writer) file(kind string, n int) string {
@@ -201,11 +203,7 @@ func (w *Writer) replaceOpen(b []byte) bool {
 				return err
 			}
 		}
-		if err := os.WriteFile(name+".new", b, 0o600); err != nil {
-			_ = os.Remove(name + ".new")
-			return err
-		}
-		return os.Rename(name+".new", name)
+		return host.WriteFile(name, b)
 	}()
 	if err != nil {
 		err = fmt.Errorf("keeping the record: %w", err)

@@ -109,7 +109,7 @@ func Leave(dir string, o Spec) error {
 	}
 	if err == nil {
 		_ = os.Remove(refusalPath(dir, o.UUID))
-		err = write(orderPath(dir, o.UUID), text)
+		err = host.WriteFile(orderPath(dir, o.UUID), text)
 	}
 	if err != nil {
 		return fmt.Errorf("ordering a shim for domain %s: %w", o.Name, err)
@@ -127,15 +127,6 @@ func (o Spec) Text() ([]byte, error) {
 		err = fmt.Errorf("it is longer than %d bytes", maxOrder)
 	}
 	return text, err
-}
-
-// write makes a file that is there as a whole or not at all, for root only.
-func write(path string, text []byte) error {
-	next := path + ".new"
-	if err := os.WriteFile(next, text, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(next, path)
 }
 
 // Take takes an order away. Whoever has done so is alone in that; it is false if somebody else was, or nobody left one.
@@ -215,7 +206,7 @@ func Refuse(dir, id string, reason error) {
 		return
 	}
 	line := host.ErrorLine(reason)
-	_ = write(refusalPath(dir, id), []byte(line[:min(len(line), maxRefusal)]))
+	_ = host.WriteFile(refusalPath(dir, id), []byte(line[:min(len(line), maxRefusal)]))
 }
 
 // Refusal gives the answer to an order that wasn't carried out, and removes it; "" without one.

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"os"
 	"path/filepath"
 	"strings"
 )
@@ -32,3 +33,17 @@ func PIDFile(run, domain string) string {
 }
 
 var escape = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", `"`, "&quot;", "'", "&apos;")
+
+// WriteFile makes a file that is there as a whole or not at all, in the place of what was there, for this user alone. A loss of power
+// may take it: it isn't synced.
+func WriteFile(path string, content []byte) error {
+	next := path + ".new"
+	err := os.WriteFile(next, content, 0o600)
+	if err == nil {
+		err = os.Rename(next, path)
+	}
+	if err != nil {
+		_ = os.Remove(next)
+	}
+	return err
+}
