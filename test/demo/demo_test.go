@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"image/color"
 	"image/png"
-	"math"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -12,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"ftclock/test/guest"
+	"ftclock/test/measure"
 	"ftclock/test/privatelibvirt"
 
 	"libvirt.org/go/libvirt"
@@ -72,26 +73,6 @@ func example(lost int64) *course {
 	return c
 }
 
-func TestMedian(t *testing.T) {
-	for _, c := range []struct {
-		of   []int64
-		want int64
-	}{
-		{nil, 0}, {[]int64{7}, 7}, {[]int64{9, 1}, 5}, {[]int64{5, 1, 3}, 3}, {[]int64{4, 1, 2, 1000}, 3},
-		{[]int64{-3, -1}, -2}, {[]int64{math.MaxInt64, math.MaxInt64 - 2}, math.MaxInt64 - 1},
-	} {
-		before := append([]int64(nil), c.of...)
-		if got := median(c.of); got != c.want {
-			t.Errorf("median of %v: %d, want %d", c.of, got, c.want)
-		}
-		for i := range before {
-			if before[i] != c.of[i] {
-				t.Errorf("median changed %v to %v", before, c.of)
-			}
-		}
-	}
-}
-
 func TestRatio(t *testing.T) {
 	for _, c := range []struct {
 		stock, kept []int64
@@ -134,8 +115,8 @@ func TestVerdict(t *testing.T) {
 		want        []string // all of it, nothing where it is empty
 	}{
 		{"good", good, example(0), nil},
-		{"at the bound", good, off(maxDrift), nil},
-		{"behind", good, off(maxDrift + 1), []string{"off by 10.0 µs"}},
+		{"at the bound", good, off(guest.MaxDrift), nil},
+		{"behind", good, off(guest.MaxDrift + 1), []string{"off by 10.0 µs"}},
 		{"ahead", good, off(-25_000), []string{"off by -25.0 µs, more than 10 µs"}},
 		{"stock loses nothing", example(0), example(0), []string{"measuring is broken"}},
 		{"stock loses half", example(3_000_000), example(0), nil},
@@ -224,7 +205,7 @@ func TestPicture(t *testing.T) {
 				pixels[color.RGBAModel.Convert(img.At(x, y))]++
 			}
 		}
-		for _, c := range []color.Color{vermilion, blue, paleBlue} {
+		for _, c := range []color.Color{measure.Vermilion, measure.Blue, paleBlue} {
 			if pixels[c] < 1000 {
 				t.Errorf("%s: %d pixels of %v in the PNG", name, pixels[c], c)
 			}

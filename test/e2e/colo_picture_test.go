@@ -13,7 +13,7 @@ import (
 	"gonum.org/v1/plot/vg"
 
 	"ftclock/test/guest"
-	"ftclock/test/picture"
+	"ftclock/test/measure"
 )
 
 // course is a guest's drift, in µs, over the seconds since COLO began: the primary's, and from died on the secondary's.
@@ -48,19 +48,19 @@ func drawCourses(t *testing.T, courses []*course) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		dots.Color, dots.Radius = picture.Blue, vg.Points(2)
+		dots.Color, dots.Radius = measure.Blue, vg.Points(2)
 		failover, err := plotter.NewLine(plotter.XYs{{X: c.died, Y: p.Y.Min}, {X: c.died, Y: p.Y.Max}})
 		if err != nil {
 			t.Fatal(err)
 		}
-		failover.Color, failover.Dashes = color.Color(picture.Vermilion), []vg.Length{vg.Points(4), vg.Points(3)}
+		failover.Color, failover.Dashes = color.Color(measure.Vermilion), []vg.Length{vg.Points(4), vg.Points(3)}
 		p.Add(plotter.NewGrid(), dots, failover)
 		p.Legend.Top = true
 		p.Legend.Add("seen from outside", dots)
 		p.Legend.Add("the primary is killed", failover)
 		plots = append(plots, p)
 	}
-	if err := picture.Write(filepath.Join(dir, "colo.svg"), plots...); err != nil {
+	if err := measure.WritePlots(filepath.Join(dir, "colo.svg"), plots...); err != nil {
 		t.Error(err)
 	}
 }
