@@ -1,6 +1,7 @@
 package domaintest
 
 import (
+	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -138,4 +139,21 @@ func StatusOf(t testing.TB, dir, uuid string) *control.Status {
 func File(t testing.TB, dir, name string) string {
 	t.Helper()
 	return filepath.Join(check.Value(privatelibvirt.QEMUDir(dir))(t), name)
+}
+
+// Lookup is a domain that libvirt has under that name, here or on another host. It is freed with the test.
+func Lookup(t testing.TB, conn *libvirt.Connect, name string) *privatelibvirt.Domain {
+	t.Helper()
+	found := check.Value(conn.LookupDomainByName(name))(t)
+	t.Cleanup(func() { _ = found.Free() })
+	return &privatelibvirt.Domain{Domain: found, Name: name}
+}
+
+// Disk makes a disk that can hold snapshots, in a file for QEMU, and gives its path.
+func Disk(t testing.TB, path string) string {
+	t.Helper()
+	if out, err := exec.Command("qemu-img", "create", "-f", "qcow2", path, "4M").CombinedOutput(); err != nil {
+		t.Fatalf("qemu-img: %v\n%s", err, out)
+	}
+	return path
 }

@@ -27,7 +27,7 @@ func viewsAgree(t *testing.T, statuses map[string]control.Status) {
 				t.Errorf("%s: %s: %d ns, the status has %d", name, what, a, b)
 			}
 		}
-		out, err := exec.Command(privatelibvirt.Prefix+"/bin/ftclock", "report", name, "--format", "json").Output()
+		out, err := ftclockCommand("report", name, "--format", "json").Output()
 		var r report.Report
 		if err == nil {
 			err = json.Unmarshal(out, &r)
