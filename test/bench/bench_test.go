@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"ftclock/test/check"
 	"ftclock/test/measure"
 	"ftclock/test/privatelibvirt"
 )
@@ -31,16 +32,11 @@ func TestKVMBenchQuick(t *testing.T) {
 		begin, end := measure.Marks(s.name)
 		empty += begin + "old\n" + end + "between\n"
 	}
-	if err := os.WriteFile(page, []byte(empty), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.WriteFile(page, []byte(empty), 0o644))
 	if err := run(options{quick: true, page: page, pictures: pictures}, t.Output(), t.Output()); err != nil {
 		t.Error(err)
 	}
-	text, err := os.ReadFile(page)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := check.Value(os.ReadFile(page))(t)
 	t.Logf("%s", text)
 	if strings.Contains(string(text), "old") || strings.Count(string(text), "between\n") != len(sections) {
 		t.Error("what isn't the benchmark's was changed, or what is its own wasn't")
@@ -61,18 +57,11 @@ func TestKVMBenchQuick(t *testing.T) {
 
 // The committed page has the marks.
 func TestThePageCanBeWritten(t *testing.T) {
-	text, err := os.ReadFile("docs/performance.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := check.Value(os.ReadFile("docs/performance.md"))(t)
 	path := filepath.Join(t.TempDir(), "page.md")
-	if err := os.WriteFile(path, text, 0o644); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.WriteFile(path, text, 0o644))
 	for _, s := range sections {
-		if err := measure.WriteSection(path, s.name, "new "+s.name+"\n"); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, measure.WriteSection(path, s.name, "new "+s.name+"\n"))
 		begin, end := measure.Marks(s.name)
 		after, err := os.ReadFile(path)
 		if err != nil || !strings.Contains(string(after), begin+"new "+s.name+"\n"+end) {

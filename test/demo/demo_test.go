@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"ftclock/test/check"
 	"ftclock/test/guest"
 	"ftclock/test/measure"
 	"ftclock/test/privatelibvirt"
@@ -30,15 +31,9 @@ func TestKVMDemo(t *testing.T) {
 	defer func(n int) { checkpoints = n }(checkpoints)
 	checkpoints = 40
 	t.Chdir(t.TempDir()) // the pictures go there
-	stdout, err := os.Create("stdout")
-	if err != nil {
-		t.Fatal(err)
-	}
+	stdout := check.Value(os.Create("stdout"))(t)
 	defer stdout.Close()
-	stderr, err := os.Create("stderr")
-	if err != nil {
-		t.Fatal(err)
-	}
+	stderr := check.Value(os.Create("stderr"))(t)
 	defer stderr.Close()
 	failed := demonstrate(stdout, stderr)
 	said, err := os.ReadFile("stdout")
@@ -180,20 +175,14 @@ func TestPicture(t *testing.T) {
 		if err := writePicture(svg, image, example(6_000_000), kept, "libvirt <1>"); err != nil {
 			t.Fatal(name, err)
 		}
-		text, err := os.ReadFile(svg)
-		if err != nil {
-			t.Fatal(err)
-		}
+		text := check.Value(os.ReadFile(svg))(t)
 		for _, want := range []string{"stroke:#D55E00", "stroke:#0072B2", "stock libvirt and QEMU", "with ftclock", "time lost (ms)",
 			"residual (µs)", "±10 µs", "checkpoints", "libvirt &lt;1&gt;", "sans-serif"} {
 			if !bytes.Contains(text, []byte(want)) {
 				t.Errorf("%s: %q isn't in the SVG", name, want)
 			}
 		}
-		f, err := os.Open(image)
-		if err != nil {
-			t.Fatal(err)
-		}
+		f := check.Value(os.Open(image))(t)
 		defer f.Close()
 		img, err := png.Decode(f)
 		if err != nil {
@@ -217,10 +206,7 @@ func TestPicture(t *testing.T) {
 }
 
 func TestProgressElsewhereThanOnATerminal(t *testing.T) {
-	f, err := os.Create(filepath.Join(t.TempDir(), "out"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	f := check.Value(os.Create(filepath.Join(t.TempDir(), "out")))(t)
 	defer f.Close()
 	p := newProgress(f)
 	p.begin("stock")
@@ -228,10 +214,7 @@ func TestProgressElsewhereThanOnATerminal(t *testing.T) {
 		p.step(n, int64(n)*6_000_000)
 	}
 	p.finish()
-	text, err := os.ReadFile(f.Name())
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := check.Value(os.ReadFile(f.Name()))(t)
 	lines := strings.Split(strings.TrimSuffix(string(text), "\n"), "\n")
 	if len(lines) != 5 || lines[4] != "stock    guest's clock lost   1200.0 ms  (200 of 200)" || strings.ContainsAny(string(text), "\r\x1b") {
 		t.Errorf("%q", text)

@@ -7,17 +7,13 @@ import (
 	"strings"
 	"testing"
 	"unsafe"
+
+	"ftclock/test/check"
 )
 
 func TestCopy(t *testing.T) {
-	path, err := Copy(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	elf, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	path := check.Value(Copy(t.TempDir()))(t)
+	elf := check.Value(os.ReadFile(path))(t)
 	// The Multiboot specification wants the header in the first 8192 bytes, 32-bit aligned.
 	at := strings.Index(string(elf[:min(len(elf), 8192)]), "\x02\xb0\xad\x1b")
 	if at < 0 || at%4 != 0 {

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ftclock/control"
+	"ftclock/test/check"
 )
 
 // times reads how often something is to be done from the environment.
@@ -198,9 +199,7 @@ func TestPeersAfterAClientThatReconnects(t *testing.T) {
 	messages, kills := uint64(0), 0
 	for i := range uint64(times) {
 		// Whoever waits for what was lost isn't to wait for ever.
-		if err := errors.Join(p.client.SetDeadline(time.Now().Add(patience)), p.qemu.SetDeadline(time.Now().Add(patience))); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, errors.Join(p.client.SetDeadline(time.Now().Add(patience)), p.qemu.SetDeadline(time.Now().Add(patience))))
 		up := &direction{"client to QEMU", newSpeaker(p.client, seed+2*i, `"execute":"query-status"`, `"execute":"stop"`, ""), newListener(p.qemu), make(chan error, 1)}
 		down := &direction{"QEMU to client", newSpeaker(p.qemu, seed+2*i+1, `"event":"STOP"`, `"return":{}`, ""), newListener(p.client), make(chan error, 1)}
 		for _, d := range []*direction{up, down} {
@@ -225,9 +224,7 @@ func TestPeersAfterAClientThatReconnects(t *testing.T) {
 		for _, d := range []*direction{up, down} {
 			b := d.speaker.message(d.speaker.sent.Load()+1, 100+random.IntN(100_000), 0)
 			b = b[:1+random.IntN(len(b)-1)]
-			if _, err := d.speaker.conn.Write(b); err != nil {
-				t.Fatal(err)
-			}
+			check.Value(d.speaker.conn.Write(b))(t)
 			cut[d] = b
 		}
 		if random.IntN(2) == 0 {
@@ -250,12 +247,8 @@ func TestPeersAfterAClientThatReconnects(t *testing.T) {
 		}
 		p.qemu.Close()
 		var err error
-		if p.client, err = net.DialUnix("unix", nil, &net.UnixAddr{Name: filepath.Join(p.dir, control.MonitorSocket), Net: "unix"}); err != nil {
-			t.Fatal(err)
-		}
-		if err := p.listener.SetDeadline(time.Now().Add(patience)); err != nil {
-			t.Fatal(err)
-		}
+		p.client = check.Value(net.DialUnix("unix", nil, &net.UnixAddr{Name: filepath.Join(p.dir, control.MonitorSocket), Net: "unix"}))(t)
+		check.NoError(t, p.listener.SetDeadline(time.Now().Add(patience)))
 		if p.qemu, err = p.listener.AcceptUnix(); err != nil {
 			t.Fatalf("connection %d: nobody connects to QEMU again: %v\n%s", i, err, p.logText())
 		}

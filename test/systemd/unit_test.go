@@ -9,6 +9,7 @@ import (
 
 	"ftclock/control"
 	"ftclock/spawn"
+	"ftclock/test/check"
 	"ftclock/test/container"
 
 	"golang.org/x/sys/unix"
@@ -159,11 +160,7 @@ func TestKVMAUnitThatFails(t *testing.T) {
 func (h *host) dropIn(text string) {
 	h.t.Helper()
 	dir := h.Path("/etc/systemd/system/ftclock-shim@.service.d")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		h.t.Fatal(err)
-	}
-	if err := os.WriteFile(dir+"/test.conf", []byte(text), 0o644); err != nil {
-		h.t.Fatal(err)
-	}
+	check.NoError(h.t, os.MkdirAll(dir, 0o755))
+	check.NoError(h.t, os.WriteFile(dir+"/test.conf", []byte(text), 0o644))
 	h.must("systemctl", "daemon-reload")
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"ftclock/test/built"
+	"ftclock/test/check"
+	"ftclock/test/guest"
 	"ftclock/test/packages"
 )
 
@@ -143,9 +145,7 @@ sleep 1`)
 
 	after := h.read([]string{"web1"})["web1"]
 	t.Logf("drift of %d ns after all that", after.offset-before.offset)
-	if drift := after.offset - before.offset; drift > maxDrift || drift < -maxDrift {
-		t.Errorf("drift of %d ns after all that", drift)
-	}
+	check.Within(t, after.offset-before.offset, guest.MaxDrift, "drift after all that")
 	h.must("virsh", "destroy", "web1")
 	h.eventually("the unit's end", func() bool { return h.property(unit, "ActiveState") == "inactive" })
 	if result := h.property(unit, "Result"); result != "success" {
