@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"ftclock/test/check"
 )
 
 func TestSnippets(t *testing.T) {
@@ -22,10 +24,7 @@ func TestSnippets(t *testing.T) {
 		"utc-slowly":       policy(func(p *Policy) { p.Reference, p.Slew = UTC, 50 }),
 	}
 	for _, name := range Snippets() {
-		snippet, err := Snippet(name)
-		if err != nil {
-			t.Fatal(err)
-		}
+		snippet := check.Value(Snippet(name))(t)
 		if name == "preload" {
 			d, err := Parse([]byte("<domain>\n" + string(snippet) + "</domain>"))
 			if err != nil || !d.Preload || d.Policy != nil {
@@ -115,15 +114,11 @@ func TestSchema(t *testing.T) {
 	dir := t.TempDir()
 	// Copied, because go test repeats an old result unless it sees the test itself read the schema.
 	schema := filepath.Join(dir, "ftclock.rng")
-	if err := os.WriteFile(schema, read(t, "ftclock.rng"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.WriteFile(schema, read(t, "ftclock.rng"), 0o600))
 	files := make([]string, len(elements))
 	for i, e := range elements {
 		files[i] = filepath.Join(dir, fmt.Sprintf("%04d.xml", i))
-		if err := os.WriteFile(files[i], []byte(e), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, os.WriteFile(files[i], []byte(e), 0o600))
 	}
 	var stderr bytes.Buffer
 	cmd := exec.Command(xmllint, append([]string{"--nonet", "--noout", "--relaxng", schema}, files...)...)
