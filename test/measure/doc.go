@@ -5,6 +5,6 @@
 // starts nothing: QEMUs without libvirt are package rig's, domains are package privatelibvirt's, and what a clock may be
 // off by is in package guest.
 //
-// It is the only package that imports gonum.org/v1/plot, apart from what draws with it. The pictures of package report
-// are drawn by that package itself, since they take their colours from the page that they are part of.
+// Its plots are gonum.org/v1/plot's, which no program of ftclock links: those of package report, which are part of a page
+// and take their colours from it, are drawn by that package itself.
 package measure
