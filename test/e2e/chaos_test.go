@@ -268,8 +268,7 @@ func TestKVMChaosKillsOfLibvirtd(t *testing.T) {
 		c.floor = int64(kills)
 		for range kills {
 			time.Sleep(time.Duration(rand.IntN(200)) * time.Millisecond)
-			check.NoError(t, privatelibvirt.Kill())
-			check.NoError(t, privatelibvirt.Start())
+			check.NoError(t, errors.Join(privatelibvirt.Kill(), privatelibvirt.Start()))
 			for _, args := range commands {
 				if out, err := virsh(args...); err != nil {
 					t.Errorf("virsh %s: %v: %s", strings.Join(args, " "), err, out)

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bufio"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -104,11 +105,7 @@ func TestKVMAMonitorLeftDirect(t *testing.T) {
 	}
 	says(t, 0, "whose monitor is left alone", "status", name)
 	says(t, 0, "kvmclock holds", "verify", name)
-	for end := time.Now().Add(time.Minute); !record.Managed(record.Dir, uuid); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("nothing says that it is managed")
-		}
-	}
+	check.Await(t, time.Minute, 10*time.Millisecond, func() bool { return record.Managed(record.Dir, uuid) }, "nothing says that it is managed")
 
 	// What is asked for by now is for the next start.
 	mustVirsh(t, "metadata", name, "urn:ftclock:domain:1", "--live", "--key", "ftclock", "--set", `<clock><on event="restore" do="catch-up"/></clock>`)
@@ -118,8 +115,7 @@ func TestKVMAMonitorLeftDirect(t *testing.T) {
 	says(t, 0, "whose monitor is left alone", "status", name)
 
 	// libvirtd goes and comes.
-	check.NoError(t, privatelibvirt.Kill())
-	check.NoError(t, privatelibvirt.Start())
+	check.NoError(t, errors.Join(privatelibvirt.Kill(), privatelibvirt.Start()))
 	reconnect(t, d)
 	leftAlone(t, d)
 	holds(t, d, clock, 20)

@@ -166,11 +166,7 @@ func TestKVMDoctorInterrupted(t *testing.T) {
 			var out strings.Builder
 			cmd.Stdout, cmd.Stderr = &out, &out
 			check.NoError(t, cmd.Start())
-			for end := time.Now().Add(2 * time.Minute); len(probeLeft()) == 0; time.Sleep(10 * time.Millisecond) {
-				if time.Now().After(end) {
-					t.Fatal("no probe came")
-				}
-			}
+			check.Await(t, 2*time.Minute, 10*time.Millisecond, func() bool { return len(probeLeft()) > 0 }, "no probe came")
 			if out := doctor(t, 0); !strings.Contains(out, "warn no probe domain was tried: ") {
 				t.Error("a second doctor doesn't keep away")
 			}

@@ -350,11 +350,7 @@ func TestKVMAnEditedAnchor(t *testing.T) {
 			clock.Close()
 			mustVirsh(t, "save", "edited", file)
 			// As on a host that knows nothing of its stop. The shim writes that down when QEMU has ended.
-			for end := time.Now().Add(time.Minute); os.Remove(filepath.Join(record.Dir, uuid+".json")) != nil; time.Sleep(time.Millisecond) {
-				if time.Now().After(end) {
-					t.Fatal("the shim left no reading")
-				}
-			}
+			check.Await(t, time.Minute, time.Millisecond, func() bool { return os.Remove(filepath.Join(record.Dir, uuid+".json")) == nil }, "the shim left no reading")
 			time.Sleep(rulePause)
 			mustVirsh(t, "restore", file)
 			clock = check.Value(d.Clock())(t)

@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"ftclock/control"
 	"ftclock/test/check"
@@ -37,9 +36,7 @@ func tool(t *testing.T, name, debian string, args ...string) string {
 func corrected(t *testing.T, d *privatelibvirt.Domain) {
 	t.Helper()
 	clock := domaintest.Clock(t, d)
-	before := offset(t, clock)
-	pauses(t, d, 20, 5*time.Millisecond)
-	check.Within(t, offset(t, clock)-before, maxDrift, "drift")
+	holds(t, d, clock, 20)
 	if s := status(t, d); s.State != control.Correcting || s.Dropped+s.Anchored != 20 {
 		t.Errorf("status: %+v", s)
 	}

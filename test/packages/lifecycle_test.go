@@ -152,11 +152,7 @@ func (d *domain) exercise(when string, meanwhile func()) {
 // pausing waits until there were so many pauses.
 func (d *domain) pausing(until uint64) {
 	d.Helper()
-	for end := time.Now().Add(5 * time.Minute); d.status().Pauses < until; time.Sleep(100 * time.Millisecond) {
-		if time.Now().After(end) {
-			d.Fatal("no checkpoints are made")
-		}
-	}
+	check.Await(d, 5*time.Minute, 100*time.Millisecond, func() bool { return d.status().Pauses >= until }, "no checkpoints are made")
 }
 
 func (d *domain) status() control.Status {
