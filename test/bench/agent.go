@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -230,8 +229,8 @@ func (b *bench) agentInitrd() (string, error) {
 
 func (b *bench) startAgentGuest(name, initrd, words string) (*agentGuest, error) {
 	kernel := filepath.Join(privatelibvirt.Dir, "agent-kernel")
-	if err := copyFile(kernel, filepath.Join(b.guest, "vmlinuz")); err != nil {
-		return nil, err
+	if out, err := exec.Command("install", "-m", "644", filepath.Join(b.guest, "vmlinuz"), kernel).CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("copying the guest's kernel: %w: %s", err, out)
 	}
 	x := privatelibvirt.GuestXML(name, kernel)
 	x.Type, x.Memory.Value = "qemu", 256
@@ -292,18 +291,4 @@ func (g *agentGuest) behind() (int64, error) {
 		return 0, os.NewSyscallError("clock_gettime", err)
 	}
 	return offset + real.Nano() - guest.Raw(), nil
-}
-
-func copyFile(to, from string) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	out, err := os.Create(to)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Close())
 }

@@ -6,6 +6,9 @@ package check
 
 import (
 	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
 	"testing"
 	"time"
 )
@@ -44,4 +47,29 @@ func Await(t testing.TB, within, rest time.Duration, done func() bool, format st
 			t.Fatalf("waited %v in vain: %s", within, fmt.Sprintf(format, args...))
 		}
 	}
+}
+
+// Count is the number in a variable of the environment, or normally where it is empty.
+func Count(t testing.TB, variable string, normally int) int {
+	t.Helper()
+	text := os.Getenv(variable)
+	if text == "" {
+		return normally
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 0 {
+		t.Fatalf("%s=%s isn't a count", variable, text)
+	}
+	return n
+}
+
+// Random gives random numbers, whose seed is logged. FTCLOCK_SEED has them come again.
+func Random(t testing.TB) (random *rand.Rand, seed uint64) {
+	t.Helper()
+	seed = rand.Uint64()
+	if text := os.Getenv("FTCLOCK_SEED"); text != "" {
+		seed = Value(strconv.ParseUint(text, 10, 64))(t)
+	}
+	t.Logf("seed %d", seed)
+	return rand.New(rand.NewPCG(seed, 0)), seed
 }

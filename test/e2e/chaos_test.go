@@ -27,20 +27,6 @@ import (
 	"libvirt.org/go/libvirt"
 )
 
-// How often something is killed: little in a normal run, as much as one likes with `make chaos`.
-func times(t *testing.T, variable string, normally int) int {
-	t.Helper()
-	text := os.Getenv(variable)
-	if text == "" {
-		return normally
-	}
-	n, err := strconv.Atoi(text)
-	if err != nil || n < 0 {
-		t.Fatalf("%s=%s isn't a number", variable, text)
-	}
-	return n
-}
-
 // commands are what virsh is made to do all the time. None changes the domain's state.
 var commands = [][]string{
 	{"domstate", "chaos"},
@@ -230,7 +216,7 @@ func killYoung(t *testing.T, uuid string, s *control.Status) (pid int) {
 }
 
 func TestKVMChaosKillsOfTheShim(t *testing.T) {
-	workers, keepers := times(t, "FTCLOCK_WORKER_KILLS", 40), times(t, "FTCLOCK_KEEPER_KILLS", 10)
+	workers, keepers := check.Count(t, "FTCLOCK_WORKER_KILLS", 40), check.Count(t, "FTCLOCK_KEEPER_KILLS", 10)
 	inChaos(t, func(t *testing.T, d *privatelibvirt.Domain, c *traffic) string {
 		c.checkpoints(d.Suspend, d.Resume)
 		c.commands()
@@ -261,7 +247,7 @@ func TestKVMChaosKillsOfTheShim(t *testing.T) {
 }
 
 func TestKVMChaosKillsOfLibvirtd(t *testing.T) {
-	kills := times(t, "FTCLOCK_LIBVIRTD_KILLS", 4)
+	kills := check.Count(t, "FTCLOCK_LIBVIRTD_KILLS", 4)
 	inChaos(t, func(t *testing.T, d *privatelibvirt.Domain, c *traffic) string {
 		// The checkpoints go over a monitor of their own: libvirtd isn't there all the time.
 		c.checkpoints(stopAndCont(monitorOf(t, d)))
@@ -358,7 +344,7 @@ func (m *mortal) resume() {
 // virsh suspends and resumes the guest through the shim, and asks for it, while libvirtd dies; some deaths come while the
 // guest is suspended.
 func TestKVMChaosKillsOfABusyLibvirtd(t *testing.T) {
-	kills := times(t, "FTCLOCK_LIBVIRTD_KILLS", 6)
+	kills := check.Count(t, "FTCLOCK_LIBVIRTD_KILLS", 6)
 	inChaos(t, func(t *testing.T, d *privatelibvirt.Domain, c *traffic) string {
 		m := &mortal{c: c}
 		c.loop(func() {
@@ -442,7 +428,7 @@ func upgrade(t *testing.T, d *privatelibvirt.Domain, version string) {
 
 // Two programs take turns as the installed one.
 func TestKVMChaosUpgradesInPlace(t *testing.T) {
-	upgrades := times(t, "FTCLOCK_UPGRADES", 4)
+	upgrades := check.Count(t, "FTCLOCK_UPGRADES", 4)
 	install := installer(t)
 	inChaos(t, func(t *testing.T, d *privatelibvirt.Domain, c *traffic) string {
 		c.checkpoints(d.Suspend, d.Resume)

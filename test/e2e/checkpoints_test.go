@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"strconv"
@@ -32,9 +31,7 @@ var manyTimes = func() int {
 // "" if nothing is. It doesn't fail the test: one test relies on its finding something.
 func checkpoints(t *testing.T, clock *guest.Clock, stop, cont func() error) string {
 	t.Helper()
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	random := rand.New(rand.NewPCG(seed, 0))
+	random, _ := check.Random(t)
 	before := offset(t, clock)
 	var drifts []int64
 	for range 4 {

@@ -28,13 +28,9 @@ const envCOLO = "FTCLOCK_COLO_SECONDS"
 // QEMU's own checkpointing engine, COLO: it pauses its guest from inside, so that no cont comes over any monitor, and
 // loads every checkpoint into a second QEMU. Then the first one is killed, and the second goes on.
 func TestKVMCOLO(t *testing.T) {
-	length, delays := 12*time.Second, []int{100}
-	if s := os.Getenv(envCOLO); s != "" {
-		n, err := strconv.Atoi(s)
-		if err != nil || n < 1 {
-			t.Fatalf("%s=%s", envCOLO, s)
-		}
-		length, delays = time.Duration(n)*time.Second, []int{20, 100, 500}
+	length, delays := time.Duration(check.Count(t, envCOLO, 12))*time.Second, []int{100}
+	if os.Getenv(envCOLO) != "" {
+		delays = []int{20, 100, 500}
 	}
 	var courses []*course
 	for i, delay := range delays {

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"encoding/json"
-	"math"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -148,7 +147,7 @@ func TestKVMArrivesFromAHostWhoseClockWasWrong(t *testing.T) {
 			}
 			// Until the checkpoint its clock ran at its own rate, since then it is to run as CLOCK_REALTIME does.
 			faster := int64(float64(r.Saved-p.anchor.Clock) * float64(p.anchor.Rate) / 1e9)
-			want := func() int64 { return ahead + faster - (realAhead() - int64(p.anchor.Real-p.anchor.Raw)) }
+			want := func() int64 { return ahead + faster - (guest.RealtimeAhead() - int64(p.anchor.Real-p.anchor.Raw)) }
 			owes := want() - (offset(t, clock) - p.before)
 			if c.away && owes < maxFailover {
 				t.Errorf("the guest owes only %d ns", owes)
@@ -171,19 +170,6 @@ func TestKVMArrivesFromAHostWhoseClockWasWrong(t *testing.T) {
 			domaintest.NoBacksteps(t, clock)
 		})
 	}
-}
-
-// realAhead is what CLOCK_REALTIME is ahead of CLOCK_MONOTONIC_RAW by, ns.
-func realAhead() (ahead int64) {
-	least := int64(math.MaxInt64)
-	for range 100 {
-		before := guest.Raw()
-		real := time.Now().UnixNano()
-		if took := guest.Raw() - before; took < least {
-			least, ahead = took, real-before-took/2
-		}
-	}
-	return ahead
 }
 
 // primary is what is left of one.

@@ -1,8 +1,6 @@
 package e2e
 
 import (
-	"os"
-	"strconv"
 	"testing"
 	"time"
 
@@ -16,10 +14,7 @@ import (
 // with it, although CLOCK_MONOTONIC_RAW leaves both: by 5 us a second, twenty times what a real one does. FTCLOCK_TWIN
 // sets another number of pauses, and a longer run.
 func TestKVMATwinThatIsNeverPaused(t *testing.T) {
-	count := 100
-	if text := os.Getenv("FTCLOCK_TWIN"); text != "" {
-		count = check.Value(strconv.Atoi(text))(t)
-	}
+	count := check.Count(t, "FTCLOCK_TWIN", 100)
 	const ppm = 5 // more would be more than the tolerance in a pause of 200 ms, which 5 ms become on a starved host
 	rest := 60 * time.Second
 	if count > 100 {

@@ -7,9 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
-	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -20,20 +18,6 @@ import (
 	"ftclock/control"
 	"ftclock/test/check"
 )
-
-// times reads how often something is to be done from the environment.
-func times(t *testing.T, variable string, otherwise int) int {
-	t.Helper()
-	text := os.Getenv(variable)
-	if text == "" {
-		return otherwise
-	}
-	n, err := strconv.Atoi(text)
-	if err != nil || n < 0 {
-		t.Fatalf("%s=%q is no number", variable, text)
-	}
-	return n
-}
 
 // A direction is one half of the conversation.
 type direction struct {
@@ -46,15 +30,10 @@ type direction struct {
 // TestPeersNoticeNothing kills worker and keeper, and upgrades them, while a client and a QEMU talk through them as
 // fast as they can.
 func TestPeersNoticeNothing(t *testing.T) {
-	workers := times(t, "FTCLOCK_WORKER_KILLS", 40)
-	keepers := times(t, "FTCLOCK_KEEPER_KILLS", 10)
-	upgrades := times(t, "FTCLOCK_UPGRADES", 5)
-	seed := uint64(time.Now().UnixNano())
-	if s := os.Getenv("FTCLOCK_SEED"); s != "" {
-		seed, _ = strconv.ParseUint(s, 10, 64)
-	}
-	t.Logf("seed %d", seed)
-	random := rand.New(rand.NewPCG(seed, 0))
+	workers := check.Count(t, "FTCLOCK_WORKER_KILLS", 40)
+	keepers := check.Count(t, "FTCLOCK_KEEPER_KILLS", 10)
+	upgrades := check.Count(t, "FTCLOCK_UPGRADES", 5)
+	random, seed := check.Random(t)
 
 	p := startPair(t)
 	p.settled()
@@ -184,13 +163,8 @@ func TestPeersNoticeNothing(t *testing.T) {
 // started does, now and then with a kill beside it. QEMU hears the beginning of what was cut and its end, and nothing of the old
 // connection comes over the new one.
 func TestPeersAfterAClientThatReconnects(t *testing.T) {
-	times := times(t, "FTCLOCK_RECONNECTS", 20)
-	seed := uint64(time.Now().UnixNano())
-	if s := os.Getenv("FTCLOCK_SEED"); s != "" {
-		seed, _ = strconv.ParseUint(s, 10, 64)
-	}
-	t.Logf("seed %d", seed)
-	random := rand.New(rand.NewPCG(seed, 0))
+	times := check.Count(t, "FTCLOCK_RECONNECTS", 20)
+	random, seed := check.Random(t)
 	p := startPair(t)
 	p.settled()
 	s := p.killWorker(p.killKeeper(p.whole()))
