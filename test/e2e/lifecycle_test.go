@@ -234,8 +234,7 @@ func TestKVMLibvirtdRestarts(t *testing.T) {
 		}
 		check.NoError(t, stop())
 		check.NoError(t, privatelibvirt.Start())
-		conn = check.Value(privatelibvirt.Connect())(t)
-		d.Domain = check.Value(conn.LookupDomainByName(d.Name))(t)
+		reconnect(t, d)
 		if active, err := d.IsActive(); err != nil || !active {
 			t.Fatalf("the domain is gone: %v", err)
 		}

@@ -41,11 +41,7 @@ func TestKVMQEMUDies(t *testing.T) {
 func TestKVMASecondClientWaits(t *testing.T) {
 	for name, x := range map[string]string{"stock": "", "ftclock": clockElement} {
 		t.Run(name, func(t *testing.T) {
-			domain := managed("queue-"+name, x)
-			if x == "" {
-				domain.Metadata = nil
-			}
-			d, _ := start(t, domain)
+			d, _ := start(t, managed("queue-"+name, x))
 			sockets, err := filepath.Glob("/var/lib/libvirt/qemu/domain-*/monitor.sock")
 			if err != nil || len(sockets) != 1 {
 				t.Fatalf("sockets: %v, %v", sockets, err)
@@ -67,8 +63,7 @@ func TestKVMASecondClientWaits(t *testing.T) {
 			}
 			second.Close()
 			check.NoError(t, privatelibvirt.Start())
-			conn = check.Value(libvirt.NewConnect(privatelibvirt.URI))(t)
-			d.Domain = check.Value(conn.LookupDomainByName(d.Name))(t)
+			reconnect(t, d)
 			pause(t, d, 5*time.Millisecond)
 		})
 	}

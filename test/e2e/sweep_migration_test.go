@@ -42,8 +42,7 @@ func TestKVMMigration(t *testing.T) {
 
 // migrate starts a domain here, migrates it there, back and there again, and gives what virsh printed.
 func migrate(t *testing.T, second *privatelibvirt.Second, there *libvirt.Connect, metadata string) (outputs []string) {
-	x := privatelibvirt.GuestXML("migrated", elf)
-	privatelibvirt.Manage(x, metadata)
+	x := managed("migrated", metadata)
 	dir := check.Value(privatelibvirt.QEMUDir("migration"))(t)
 	d, clock := start(t, x)
 	// It ends there. This goes first: what is left is looked for when the domain is removed here.

@@ -59,8 +59,7 @@ func TestKVMVirtInstallMakesAManagedDomain(t *testing.T) {
 }
 
 func TestKVMVirtXMLMakesADomainManaged(t *testing.T) {
-	x := privatelibvirt.GuestXML("edited", elf)
-	privatelibvirt.Manage(x, `<other xmlns="urn:somebody.else">kept</other>`)
+	x := managed("edited", `<other xmlns="urn:somebody.else">kept</other>`)
 	d := define(t, x)
 	tool(t, "virt-xml", "virtinst", "--connect", privatelibvirt.URI, "edited", "--edit", "--xml", managedByXPath)
 	if text, err := d.GetXMLDesc(0); err != nil || !strings.Contains(text, ">kept</other>") {

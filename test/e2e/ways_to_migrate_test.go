@@ -43,8 +43,7 @@ func TestKVMWaysToMigrate(t *testing.T) {
 
 // waysToMigrate migrates a domain there and back and there again, and gives what virsh printed.
 func waysToMigrate(t *testing.T, second *privatelibvirt.Second, there *libvirt.Connect, metadata string) (outputs []string) {
-	x := privatelibvirt.GuestXML("moving", elf)
-	privatelibvirt.Manage(x, metadata)
+	x := managed("moving", metadata)
 	// Something that takes its time, in which a few virsh have to start: 12 MiB that aren't zero, at 1 MiB/s.
 	x.OS.Initrd = filepath.Join(privatelibvirt.Dir, "ballast")
 	ballast := make([]byte, 12<<20)

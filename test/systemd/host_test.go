@@ -32,21 +32,13 @@ type host struct {
 	t *testing.T
 }
 
-// suite is the Debian that boots.
-func suite() string {
-	if s := os.Getenv("FTCLOCK_SUITE"); s != "" {
-		return s
-	}
-	return container.Debian12
-}
-
 // boot boots a container that goes with the test.
 func boot(t *testing.T, metadata string, o container.Options) *host {
 	t.Helper()
 	if missing := container.Missing(); len(missing) > 0 {
 		privatelibvirt.LeaveOut(t, strings.Join(missing, "; "))
 	}
-	c := check.Value(container.Start(suite(), o))(t)
+	c := check.Value(container.Start(container.Suite(), o))(t)
 	h := &host{c, t}
 	t.Cleanup(func() {
 		if t.Failed() && c.Running() {

@@ -38,7 +38,7 @@ func TestKVMTheShimHasItsUnit(t *testing.T) {
 	h.confined(strconv.Itoa(first.Shim), shimCapabilities)
 	exposure := h.must("sh", "-c", "systemd-analyze security --no-pager "+unit+" | tail -n 1")
 	t.Logf("%s", exposure)
-	if suite() == container.Debian12 && !strings.Contains(exposure, unit+": 2.4 OK") { // what docs/systemd.md says of systemd 252
+	if container.Suite() == container.Debian12 && !strings.Contains(exposure, unit+": 2.4 OK") { // what docs/systemd.md says of systemd 252
 		t.Errorf("systemd-analyze says %q", exposure)
 	}
 	t.Logf("%s", h.must("systemctl", "status", "--no-pager", unit))

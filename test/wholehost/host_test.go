@@ -30,14 +30,6 @@ type host struct {
 	options kvmhost.HostOptions
 }
 
-// suite is the Debian that boots.
-func suite() string {
-	if s := os.Getenv("FTCLOCK_SUITE"); s != "" {
-		return s
-	}
-	return container.Debian12
-}
-
 // boot boots a host with ftclock's package that goes with the test.
 func boot(t *testing.T) *host {
 	t.Helper()
@@ -53,7 +45,7 @@ func newHost(t *testing.T) *host {
 	if os.Geteuid() != 0 {
 		privatelibvirt.LeaveOut(t, "not root; fix: run as root (sudo -E make test)")
 	}
-	image := check.Value(container.Image(suite()))(t)
+	image := check.Value(container.Image(container.Suite()))(t)
 	root := check.Value(built.Root())(t)
 	// Not in memory, as /tmp may be.
 	dir := check.Value(os.MkdirTemp(filepath.Join(root, "build"), "wholehost-"))(t)
