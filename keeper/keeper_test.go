@@ -345,19 +345,10 @@ func TestUpgradeExecutesInPlace(t *testing.T) {
 	k.want("put a", "ok")
 	self, _ := os.Executable()
 	copied := filepath.Join(t.TempDir(), "newer")
-	program, err := os.ReadFile(self)
-	if err == nil {
-		err = os.WriteFile(copied, program, 0o755)
-	}
-	if err == nil {
-		err = os.Symlink(copied, k.program+".new")
-	}
-	if err == nil {
-		err = os.Rename(k.program+".new", k.program)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	program := check.Value(os.ReadFile(self))(t)
+	check.NoError(t, os.WriteFile(copied, program, 0o755))
+	check.NoError(t, os.Symlink(copied, k.program+".new"))
+	check.NoError(t, os.Rename(k.program+".new", k.program))
 	for range 3 {
 		worker, keeper := k.pids()
 		check.NoError(t, unix.Kill(keeper, syscall.SIGHUP))

@@ -96,9 +96,7 @@ func colo(t *testing.T, port int, length time.Duration, c *course) {
 		pause(t, secondary, 5*time.Millisecond)
 		c.look(t, second, before)
 	}
-	if drift = offset(t, second) - before; drift > maxDrift || drift < -maxDrift {
-		t.Errorf("the secondary's guest is off by %d ns after 20 pauses more", drift)
-	}
+	check.Within(t, offset(t, second)-before, maxDrift, "the secondary's guest is off after 20 pauses more")
 	domaintest.NoBacksteps(t, second)
 }
 
@@ -135,13 +133,8 @@ func importChanged(t *testing.T, export, to string, change map[string]any, boot 
 	if boot != "" {
 		fields["boot_id"] = boot
 	}
-	text, err := json.Marshal(fields)
-	if err == nil {
-		err = json.Unmarshal(text, &given)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := check.Value(json.Marshal(fields))(t)
+	check.NoError(t, json.Unmarshal(text, &given))
 	c := ftclockCommand("anchor", "import", to)
 	c.Stdin = bytes.NewReader(text)
 	if out, err := c.CombinedOutput(); err != nil {

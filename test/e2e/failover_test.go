@@ -107,7 +107,7 @@ func TestKVMFailover(t *testing.T) {
 			if limit := kvmhost.Stretched(maxDrift); later > off+limit || later < off-int64(r.Cost)-limit {
 				t.Errorf("after 5 pauses more it is %d ns behind, before %d", later, off)
 			}
-			if c.boot == "" && c.reason == clockpage.FromImport && (later > maxDrift || later < -maxDrift) {
+			if c.boot == "" && c.reason == clockpage.FromImport && guest.Off(later) {
 				t.Errorf("after 5 pauses more it is %d ns behind", later)
 			}
 			domaintest.NoBacksteps(t, clock)

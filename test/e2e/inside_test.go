@@ -200,15 +200,9 @@ func writeSector(t *testing.T, hands *guest.Hands, sector uint32) {
 	for i, value := range []byte{1, byte(sector), byte(sector >> 8), byte(sector >> 16), 0xe0, 0x30} { // WRITE SECTORS
 		check.NoError(t, hands.Out8(portIDECount+uint16(i), value))
 	}
-	for deadline := time.Now().Add(3 * time.Minute); ; {
-		status := check.Value(hands.In8(portIDECommand))(t)
-		if status&0x88 == 0x08 { // DRQ, and not BSY
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("the disk isn't ready: status %#x", status)
-		}
-	}
+	check.Await(t, 3*time.Minute, 0, func() bool {
+		return check.Value(hands.In8(portIDECommand))(t)&0x88 == 0x08 // DRQ, and not BSY
+	}, "the disk being ready")
 	hands.LastOut16(portIDEData, 0x5a5a, 256)
 }
 
@@ -235,24 +229,13 @@ func discard(t *testing.T, dir string) string {
 // awaitStop waits until QEMU has paused its guest: libvirt may know the reason before that.
 func awaitStop(t *testing.T, monitor *qmp.Conn) {
 	t.Helper()
-	for deadline := time.Now().Add(3 * time.Minute); ; time.Sleep(time.Millisecond) {
+	check.Await(t, 3*time.Minute, time.Millisecond, func() bool {
 		var status struct {
 			Running bool `json:"running"`
 		}
-		answer, err := monitor.Execute("query-status", nil)
-		if err == nil {
-			err = json.Unmarshal(answer, &status)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !status.Running {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("QEMU doesn't pause its guest")
-		}
-	}
+		check.NoError(t, json.Unmarshal(check.Value(monitor.Execute("query-status", nil))(t), &status))
+		return !status.Running
+	}, "QEMU's pause")
 }
 
 // awaitMigration waits until QEMU's migration is in that state.
@@ -264,13 +247,7 @@ func awaitMigration(t *testing.T, monitor *qmp.Conn, want string) {
 	}
 	for deadline := time.Now().Add(3 * time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		ask := func(command string, to any) {
-			answer, err := monitor.Execute(command, nil)
-			if err == nil {
-				err = json.Unmarshal(answer, to)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
+			check.NoError(t, json.Unmarshal(check.Value(monitor.Execute(command, nil))(t), to))
 		}
 		ask("query-migrate", &last)
 		// QEMU says "completed" before it has finalized it, and refuses a cont until then.

@@ -34,14 +34,10 @@ func rebooted(t *testing.T, clock *guest.Clock, do func()) {
 	t.Helper()
 	before := check.Value(clock.Steady())(t)
 	do()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		if r, err := clock.Read(); err == nil && r.Loops < before.Loops {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the guest doesn't boot again")
-		}
-	}
+	check.Await(t, time.Minute, 20*time.Millisecond, func() bool {
+		r, err := clock.Read()
+		return err == nil && r.Loops < before.Loops
+	}, "the guest's next boot")
 	check.NoError(t, clock.WaitMoving(time.Minute))
 }
 

@@ -198,14 +198,10 @@ func midMigration(t *testing.T, args []string, do func()) (string, error) {
 	cmd := exec.Command("virsh", append([]string{"-c", privatelibvirt.URI}, args...)...)
 	cmd.Stdout, cmd.Stderr = &out, &out
 	check.NoError(t, cmd.Start())
-	for deadline := time.Now().Add(3 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
-		if info, _ := virsh("domjobinfo", args[1]); strings.Contains(info, "Data processed") {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the migration doesn't begin")
-		}
-	}
+	check.Await(t, 3*time.Minute, 10*time.Millisecond, func() bool {
+		info, _ := virsh("domjobinfo", args[1])
+		return strings.Contains(info, "Data processed")
+	}, "the migration's beginning")
 	do()
 	err := cmd.Wait()
 	return strings.TrimSpace(out.String()), err

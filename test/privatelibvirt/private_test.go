@@ -181,11 +181,7 @@ func settledDaemons(t *testing.T) (n int) {
 
 func wait(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	for end := time.Now().Add(5 * time.Minute); !done(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("waiting for %s", what)
-		}
-	}
+	check.Await(t, 5*time.Minute, 20*time.Millisecond, done, "%s", what)
 }
 
 func TestInstallNeedsEveryPart(t *testing.T) {

@@ -172,11 +172,7 @@ func (p *pair) processes() (pids []int) {
 // eventually waits until what holds.
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	for end := time.Now().Add(patience); !holds(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("in vain waited for: %s", what)
-		}
-	}
+	check.Await(t, patience, 2*time.Millisecond, holds, "%s", what)
 }
 
 // status asks until an answer suits.
