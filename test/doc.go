@@ -19,6 +19,6 @@
 //   - kvmhost, container: where it all runs. built: what was compiled for it. qmp, endings, hang, history, initramfs: one
 //     thing each.
 //
-// Tests and programs import helpers, and helpers import helpers below them, in this order: domaintest, rig and linuxguest;
-// privatelibvirt; guest, kvmhost and qmp; built, measure and check. None imports a test or a program.
+// Tests and programs import helpers, and helpers import helpers below them, in the order that imports_test.go has and checks.
+// None imports a test or a program.
 package test

@@ -45,8 +45,7 @@ func TestKVMABadDiskUnderTheRecords(t *testing.T) {
 		if s := status(t, d); s.State != control.Correcting || s.Kept != nil && !strings.Contains(s.Kept.Problem, problem) {
 			t.Errorf("status: %s, %+v", s.State, s.Kept)
 		}
-		check.NoError(t, d.Destroy())
-		nothingLeft(t)
+		ended(t, d)
 		log := shimLog(name)
 		if strings.Contains(log, "a cont goes on without the module") || strings.Count(log, logged) != 1 {
 			t.Errorf("the log:\n%s", log)

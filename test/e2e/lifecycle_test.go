@@ -184,8 +184,7 @@ func TestKVMARenamedDomainAndAClone(t *testing.T) {
 	clock.Close()
 	check.NoError(t, d.Suspend())
 	human(t, d, "savevm one")
-	check.NoError(t, d.Destroy())
-	nothingLeft(t)
+	ended(t, d)
 	disk := x.Devices.Disks[0].Source.File.File
 	if out, err := exec.Command("cp", disk, disk+"-clone").CombinedOutput(); err != nil {
 		t.Fatalf("cp: %v\n%s", err, out)
@@ -205,8 +204,7 @@ func TestKVMARenamedDomainAndAClone(t *testing.T) {
 	if all, pauses := kept(t, d); all.Name != "renamed" || len(pauses) != 2+6 || pauses[0].Run == pauses[7].Run {
 		t.Errorf("the record is of %s and has %d pauses, want 2 of the first run and 6 of the second: %+v", all.Name, len(pauses), pauses)
 	}
-	check.NoError(t, d.Destroy())
-	nothingLeft(t)
+	ended(t, d)
 
 	x.Name, x.UUID, x.Devices.Disks[0].Source.File.File = "cloned", "", disk+"-clone"
 	clone, clock := start(t, x)

@@ -127,6 +127,13 @@ func nothingLeft(t *testing.T) {
 	}
 }
 
+// ended ends a domain, and checks that nothing is left of it.
+func ended(t *testing.T, d *privatelibvirt.Domain) {
+	t.Helper()
+	check.NoError(t, d.Destroy())
+	nothingLeft(t)
+}
+
 // ftclockCommand is the installed command line.
 func ftclockCommand(args ...string) *exec.Cmd {
 	return exec.Command(privatelibvirt.Prefix+"/bin/ftclock", args...)

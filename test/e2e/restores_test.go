@@ -153,8 +153,7 @@ func TestKVMInternalSnapshots(t *testing.T) {
 			running := restored(t, d, clock)
 			carriedOn(t, clock, before, c.name)
 			clock.Close()
-			check.NoError(t, d.Destroy())
-			nothingLeft(t)
+			ended(t, d)
 			mustVirsh(t, "snapshot-revert", "snapshots", "one", "--running")
 			clock = domaintest.Clock(t, d)
 			off := restored(t, d, clock)
@@ -195,8 +194,7 @@ func TestKVMASnapshotLoadedOverTheMonitor(t *testing.T) {
 			human(t, d, "savevm one")
 			lostAsRecorded(t, clock, before, nil)
 			clock.Close()
-			check.NoError(t, d.Destroy())
-			nothingLeft(t)
+			ended(t, d)
 			time.Sleep(rulePause)
 
 			mustVirsh(t, "metadata", name, metadata.AnchorNamespace, "--config", "--key", "ftclock", "--set", strings.TrimSpace(anchor))
@@ -241,8 +239,7 @@ func TestKVMExternalMemorySnapshots(t *testing.T) {
 				}
 			}
 			clock.Close()
-			check.NoError(t, d.Destroy())
-			nothingLeft(t)
+			ended(t, d)
 			mustVirsh(t, "restore", file)
 			clock = domaintest.Clock(t, d)
 			r := restored(t, d, clock)
