@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 )
@@ -72,4 +74,14 @@ func Random(t testing.TB) (random *rand.Rand, seed uint64) {
 	}
 	t.Logf("seed %d", seed)
 	return rand.New(rand.NewPCG(seed, 0)), seed
+}
+
+// Output runs a command, which must succeed, and gives what it prints, both streams.
+func Output(t testing.TB, cmd *exec.Cmd) string {
+	t.Helper()
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", strings.Join(cmd.Args, " "), err, out)
+	}
+	return string(out)
 }

@@ -3,6 +3,7 @@ package check
 import (
 	"errors"
 	"fmt"
+	"os/exec"
 	"runtime"
 	"strings"
 	"testing"
@@ -52,6 +53,8 @@ func TestChecks(t *testing.T) {
 		{"doesn't come", func(t testing.TB) {
 			Await(t, time.Millisecond, time.Millisecond, func() bool { return false }, "the %s", "end")
 		}, "in vain: the end", true},
+		{"a command", func(t testing.TB) { _ = Output(t, exec.Command("true")) }, "", false},
+		{"a command that fails", func(t testing.TB) { _ = Output(t, exec.Command("sh", "-c", "echo so; exit 3")) }, "exit status 3\nso", true},
 		{"no count", func(t testing.TB) { _ = Count(t, "FTCLOCK_CHECK_WORD", 1) }, "isn't a count", true},
 	} {
 		t.Setenv("FTCLOCK_CHECK_WORD", "many")

@@ -152,8 +152,6 @@ func Lookup(t testing.TB, conn *libvirt.Connect, name string) *privatelibvirt.Do
 // Disk makes a disk that can hold snapshots, in a file for QEMU, and gives its path.
 func Disk(t testing.TB, path string) string {
 	t.Helper()
-	if out, err := exec.Command("qemu-img", "create", "-f", "qcow2", path, "4M").CombinedOutput(); err != nil {
-		t.Fatalf("qemu-img: %v\n%s", err, out)
-	}
+	check.Output(t, exec.Command("qemu-img", "create", "-f", "qcow2", path, "4M"))
 	return path
 }

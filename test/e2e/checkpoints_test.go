@@ -201,10 +201,7 @@ func TestKVMCheckpointsSwitchedOffDrift(t *testing.T) {
 // ftclock runs the installed command line, which must succeed, and gives what it prints.
 func ftclock(t *testing.T, args ...string) string {
 	t.Helper()
-	out, err := ftclockCommand(args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("ftclock %s: %v\n%s", strings.Join(args, " "), err, out)
-	}
+	out := check.Output(t, ftclockCommand(args...))
 	t.Logf("ftclock %s:\n%s", strings.Join(args, " "), out)
 	return string(out)
 }

@@ -137,8 +137,6 @@ func importChanged(t *testing.T, export, to string, change map[string]any, boot 
 	check.NoError(t, json.Unmarshal(text, &given))
 	c := ftclockCommand("anchor", "import", to)
 	c.Stdin = bytes.NewReader(text)
-	if out, err := c.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	check.Output(t, c)
 	return given
 }

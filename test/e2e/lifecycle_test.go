@@ -186,9 +186,7 @@ func TestKVMARenamedDomainAndAClone(t *testing.T) {
 	human(t, d, "savevm one")
 	ended(t, d)
 	disk := x.Devices.Disks[0].Source.File.File
-	if out, err := exec.Command("cp", disk, disk+"-clone").CombinedOutput(); err != nil {
-		t.Fatalf("cp: %v\n%s", err, out)
-	}
+	check.Output(t, exec.Command("cp", disk, disk+"-clone"))
 
 	// QEMU is told to load the state: libvirt renames no domain that has one by its own books.
 	mustVirsh(t, "domrename", "named", "renamed")

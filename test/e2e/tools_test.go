@@ -25,10 +25,7 @@ func tool(t *testing.T, name, debian string, args ...string) string {
 	}
 	cmd := exec.Command(name, args...)
 	cmd.Env = append(os.Environ(), "HOME="+t.TempDir())
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s: %v\n%s", name, err, out)
-	}
+	out := check.Output(t, cmd)
 	return string(out)
 }
 

@@ -65,9 +65,7 @@ const clockElement = privatelibvirt.ClockElement
 func (h *host) install(shim string) {
 	h.t.Helper()
 	args := []string{"-s", "-C", "../..", "-o", "build", "install", "DESTDIR=" + h.Path("/"), "PREFIX=/usr", "SYSCONFDIR=/etc"}
-	if out, err := exec.Command("make", args...).CombinedOutput(); err != nil {
-		h.t.Fatalf("installing: %v\n%s", err, out)
-	}
+	check.Output(h.t, exec.Command("make", args...))
 	if shim == "" {
 		return
 	}
