@@ -310,11 +310,15 @@ func TestBrowser(t *testing.T) {
 		args = append([]string{"--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage", "--user-data-dir=" + dir + "/profile"}, args...)
 		cmd := exec.Command(chromium, args...)
 		cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "LC_ALL=C.UTF-8"}
-		check.Output(t, cmd)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("chromium: %v: %s", err, out)
+		}
 	}
 	convert := func(args ...string) {
 		t.Helper()
-		check.Output(t, exec.Command("convert", args...))
+		if out, err := exec.Command("convert", args...).CombinedOutput(); err != nil {
+			t.Fatalf("convert (apt-get install imagemagick): %v: %s", err, out)
+		}
 	}
 	brightness := map[string]uint32{}
 	for _, shot := range []struct{ name, page, scheme, size string }{
@@ -344,7 +348,9 @@ func TestBrowser(t *testing.T) {
 		t.Errorf("%d printed pages", len(pages))
 	}
 	// Printed on white, whatever the screen was.
-	check.Output(t, exec.Command("pdftoppm", "-r", "72", "-png", pdf, filepath.Join(dir, "print")))
+	if out, err := exec.Command("pdftoppm", "-r", "72", "-png", pdf, filepath.Join(dir, "print")).CombinedOutput(); err != nil {
+		t.Fatalf("pdftoppm (apt-get install poppler-utils): %v: %s", err, out)
+	}
 	sheets, _ := filepath.Glob(filepath.Join(dir, "print-*.png"))
 	if len(sheets) != len(pages) {
 		t.Fatalf("%d sheets of %d pages", len(sheets), len(pages))
@@ -377,5 +383,7 @@ func decode(t *testing.T, file string) image.Image {
 func montage(t *testing.T, to string, sheets []string) {
 	t.Helper()
 	args := append(append([]string{"-background", "#888", "-bordercolor", "#888", "-border", "6"}, sheets...), "+append", to)
-	check.Output(t, exec.Command("convert", args...))
+	if out, err := exec.Command("convert", args...).CombinedOutput(); err != nil {
+		t.Fatalf("convert (apt-get install imagemagick): %v: %s", err, out)
+	}
 }
