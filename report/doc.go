@@ -6,9 +6,4 @@
 // unknown, or without a running QEMU. Whatever isn't corrected is also said in words.
 //
 // It isn't a monitor: it reads only what is on disk.
-//
-// Its plots are drawn here (plot.go), not by the library that the test programs use (package
-// ftclock/test/measure). They take their colours from the page, light, dark or printed, and explain
-// each gap in a tooltip. The library has fixed colours and no tooltips, and with its fonts it adds
-// 5.6 MB to a program of 19 MB.
 package report
