@@ -282,10 +282,10 @@ build/test/demo: | build/test
 	CGO_ENABLED=1 $(GO) build $(PIE) $(GOFLAGS_ALL) -o $@ ./test/demo
 
 splits: setup
-	FTCLOCK_REQUIRE=1 FTCLOCK_LONG=1 $(GO) test -race -count=1 -timeout 30m -v -run 'CutAnywhere|AnyPiece|BehindOther' ./qmp-shim
+	FTCLOCK_REQUIRE=1 FTCLOCK_LONG=1 $(GO) test -race -count=1 -timeout 30m -v -run 'CutAnywhere|AnyPiece|BehindOther' ./relay
 
 hostile: setup
-	FTCLOCK_REQUIRE=1 $(GO) test -race -count=1 -timeout 30m -v -run 'Nonsense|AnyPage|LeavesInTheMiddle|Hostile|Generations|Odd|Fuzz' ./qmp-shim ./test/reliability ./clockpage
+	FTCLOCK_REQUIRE=1 $(GO) test -race -count=1 -timeout 30m -v -run 'Nonsense|AnyPage|LeavesInTheMiddle|Hostile|Generations|Odd|Fuzz' ./qmp-shim ./relay ./test/reliability ./clockpage
 
 twin: setup-host build built host
 	FTCLOCK_TWIN=100000 $(call on-kvm,-timeout 12h -run TestKVMATwin,test/e2e)

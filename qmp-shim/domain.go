@@ -13,6 +13,7 @@ import (
 
 	"ftclock/clockpage"
 	"ftclock/control"
+	"ftclock/relay"
 	metadata "ftclock/xml-templates"
 )
 
@@ -136,8 +137,8 @@ func (d *domain) resume(page *clockpage.Page, connected bool) {
 // now reads CLOCK_MONOTONIC_RAW, ns.
 func now() uint64 { return clock(unix.CLOCK_MONOTONIC_RAW) }
 
-// holds: as long as a cont can be refused, and while cont would wait for the module.
-func (d *domain) holds() bool {
+// Holds: as long as a cont can be refused, and while cont would wait for the module.
+func (d *domain) Holds() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.gate {
@@ -154,14 +155,14 @@ func (d *domain) holds() bool {
 	}
 }
 
-func (d *domain) command(m message) {
-	switch m.execute {
+func (d *domain) Command(m relay.Message) {
+	switch m.Execute {
 	case "stop":
 		t := now()
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		if d.pause.stopEvent == 0 { // a stop of a guest that is paused already begins nothing
-			d.pause.stopSent, d.pause.stopID = t, m.id
+			d.pause.stopSent, d.pause.stopID = t, m.ID
 		}
 	case "snapshot-load":
 		d.mu.Lock()
@@ -198,8 +199,8 @@ func (d *domain) loadsSnapshot() {
 	}()
 }
 
-// cont waits for the module, and gives it the order for the pause that ends.
-func (d *domain) cont(m message) (refusal string) {
+// Cont waits for the module, and gives it the order for the pause that ends.
+func (d *domain) Cont(m relay.Message) (refusal string) {
 	came := now()
 	d.awaitModule()
 
@@ -216,7 +217,7 @@ func (d *domain) cont(m message) (refusal string) {
 		d.gate = false
 		d.remember()
 	}
-	d.pause.contID = m.id
+	d.pause.contID = m.ID
 	d.pause.contCame = came
 	d.pause.number, d.pause.ordered = 0, false
 	d.checkHost(came)
@@ -305,20 +306,20 @@ func judge(p *metadata.Policy, lost time.Duration) (clockpage.Event, clockpage.D
 	return clockpage.Checkpoint, pageDo(p.Checkpoint.Do)
 }
 
-func (d *domain) fromQEMU(m message) {
+func (d *domain) FromQEMU(m relay.Message) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	defer func() { d.recorder.look(d.page) }()
 	switch {
-	case m.event == "STOP":
+	case m.Event == "STOP":
 		d.pause.stopEvent = now()
 		if d.pause.stopID == "" { // nobody waits for an answer
 			d.lookBeside()
 		}
-	case (m.answer || m.failure) && d.pause.stopID != "" && m.id == d.pause.stopID:
+	case (m.Answer || m.Failure) && d.pause.stopID != "" && m.ID == d.pause.stopID:
 		d.pause.stopID = ""
 		d.lookBeside() // not before: the answer that somebody waits for comes right behind the event
-	case m.event == "RESUME":
+	case m.Event == "RESUME":
 		if d.gate { // it runs by another monitor's cont: from now on no cont may be refused
 			d.gate = false
 			d.remember()
@@ -328,15 +329,15 @@ func (d *domain) fromQEMU(m message) {
 		if d.pause.contCame == 0 {
 			d.pause = pauseSeen{}
 		}
-	case (m.answer || m.failure) && d.pause.contCame != 0 && m.id == d.pause.contID:
-		d.contAnswered(now(), m.failure)
-	case m.hello && d.loading == nil && d.page == nil:
+	case (m.Answer || m.Failure) && d.pause.contCame != 0 && m.ID == d.pause.contID:
+		d.contAnswered(now(), m.Failure)
+	case m.Greeting && d.loading == nil && d.page == nil:
 		d.begin()
 	}
 }
 
-// unread tells of a libvirt that hangs, and has the record go on without the messages that would wake it.
-func (d *domain) unread(so bool) {
+// Unread tells of a libvirt that hangs, and has the record go on without the messages that would wake it.
+func (d *domain) Unread(so bool) {
 	d.recorder.setAlone(so)
 	if so {
 		d.mu.Lock()

@@ -12,6 +12,7 @@ import (
 	"ftclock/clockpage"
 	"ftclock/control"
 	"ftclock/record"
+	"ftclock/relay"
 	metadata "ftclock/xml-templates"
 )
 
@@ -84,16 +85,16 @@ func TestLooksBehindTheAnswer(t *testing.T) {
 		what func()
 		want int
 	}{
-		{func() { d.command(message{execute: "stop", id: `"libvirt-1"`}) }, 0},
-		{func() { d.fromQEMU(message{event: "STOP"}) }, 0},
-		{func() { d.fromQEMU(message{answer: true, id: `"libvirt-0"`}) }, 0},
-		{func() { d.fromQEMU(message{answer: true, id: `"libvirt-1"`}) }, 1},
-		{func() { d.fromQEMU(message{answer: true, id: `"libvirt-1"`}) }, 1},
-		{func() { d.fromQEMU(message{event: "RESUME"}) }, 1},
-		{func() { d.fromQEMU(message{event: "STOP"}) }, 2},
-		{func() { d.fromQEMU(message{event: "RESUME"}) }, 2},
-		{func() { d.command(message{execute: "stop"}) }, 2},
-		{func() { d.fromQEMU(message{event: "STOP"}) }, 3},
+		{func() { d.Command(relay.Message{Execute: "stop", ID: `"libvirt-1"`}) }, 0},
+		{func() { d.FromQEMU(relay.Message{Event: "STOP"}) }, 0},
+		{func() { d.FromQEMU(relay.Message{Answer: true, ID: `"libvirt-0"`}) }, 0},
+		{func() { d.FromQEMU(relay.Message{Answer: true, ID: `"libvirt-1"`}) }, 1},
+		{func() { d.FromQEMU(relay.Message{Answer: true, ID: `"libvirt-1"`}) }, 1},
+		{func() { d.FromQEMU(relay.Message{Event: "RESUME"}) }, 1},
+		{func() { d.FromQEMU(relay.Message{Event: "STOP"}) }, 2},
+		{func() { d.FromQEMU(relay.Message{Event: "RESUME"}) }, 2},
+		{func() { d.Command(relay.Message{Execute: "stop"}) }, 2},
+		{func() { d.FromQEMU(relay.Message{Event: "STOP"}) }, 3},
 	} {
 		if step.what(); looks != step.want {
 			t.Fatalf("step %d: %d looks, want %d", i, looks, step.want)
@@ -121,18 +122,18 @@ func TestWhenAContIsHeld(t *testing.T) {
 			}
 			check := func(when string, want bool) {
 				t.Helper()
-				if d.holds() != want {
+				if d.Holds() != want {
 					t.Errorf("gate %v, the attempt fails %v, %s: held %v", gate, fails, when, !want)
 				}
 			}
 			check("before an attempt", true)
-			d.fromQEMU(message{hello: true})
+			d.FromQEMU(relay.Message{Greeting: true})
 			<-loaded
 			check("while it isn't over", true)
 			close(ended)
 			<-d.loading
 			check("after it", gate)
-			d.cont(message{execute: "cont", id: "1"})
+			d.Cont(relay.Message{Execute: "cont", ID: "1"})
 			check("after a cont", gate && fails)
 		}
 	}
@@ -165,25 +166,25 @@ func TestASnapshotIsLoadedAtTheStart(t *testing.T) {
 			if taken {
 				d.resume(page, true)
 			} else {
-				d.fromQEMU(message{hello: true})
+				d.FromQEMU(relay.Message{Greeting: true})
 				<-d.loading
 			}
-			d.command(message{execute: "snapshot-load", id: "1"})
-			d.command(message{execute: "snapshot-load", id: "2"})
+			d.Command(relay.Message{Execute: "snapshot-load", ID: "1"})
+			d.Command(relay.Message{Execute: "snapshot-load", ID: "2"})
 			if ran {
-				if d.holds() || saved.Loads {
+				if d.Holds() || saved.Loads {
 					t.Errorf("taken over %v: a QEMU that ran already is taken for one that begins", taken)
 				}
 				close(leave)
 				continue
 			}
 			<-entered
-			if !d.holds() || !saved.Loads {
-				t.Errorf("taken over %v: held %v, saved %v", taken, d.holds(), saved.Loads)
+			if !d.Holds() || !saved.Loads {
+				t.Errorf("taken over %v: held %v, saved %v", taken, d.Holds(), saved.Loads)
 			}
 			close(leave)
-			if refusal := d.cont(message{execute: "cont", id: "3"}); refusal != "" || d.holds() || len(entered) > 0 {
-				t.Errorf("taken over %v: refusal %q, held %v, once more %v", taken, refusal, d.holds(), len(entered) > 0)
+			if refusal := d.Cont(relay.Message{Execute: "cont", ID: "3"}); refusal != "" || d.Holds() || len(entered) > 0 {
+				t.Errorf("taken over %v: refusal %q, held %v, once more %v", taken, refusal, d.Holds(), len(entered) > 0)
 			}
 		}
 	}
@@ -198,13 +199,13 @@ func TestNoContOfARunningGuestIsRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		d.load = func() { d.loaded(nil, "", errors.New("no module")) }
-		d.fromQEMU(message{hello: true})
+		d.FromQEMU(relay.Message{Greeting: true})
 		<-d.loading
 		if ran {
-			d.fromQEMU(message{event: "RESUME"})
-			d.fromQEMU(message{event: "STOP"})
+			d.FromQEMU(relay.Message{Event: "RESUME"})
+			d.FromQEMU(relay.Message{Event: "STOP"})
 		}
-		if refusal := d.cont(message{execute: "cont", id: "1"}); (refusal == "") != ran || saved.Gate == ran {
+		if refusal := d.Cont(relay.Message{Execute: "cont", ID: "1"}); (refusal == "") != ran || saved.Gate == ran {
 			t.Errorf("ran %v: refusal %q, gate %v", ran, refusal, saved.Gate)
 		}
 	}
@@ -231,9 +232,9 @@ func TestAContWaitsForABusyQEMU(t *testing.T) {
 			<-idle
 			d.loaded(page, "ptrace", nil)
 		}
-		d.fromQEMU(message{hello: true})
+		d.FromQEMU(relay.Message{Greeting: true})
 		said := make(chan string, 1)
-		go func() { said <- d.cont(message{execute: "cont", id: "1"}) }()
+		go func() { said <- d.Cont(relay.Message{Execute: "cont", ID: "1"}) }()
 		select {
 		case refusal := <-said:
 			if waits || refusal != "" {
@@ -274,7 +275,7 @@ func TestAContWaitsBounded(t *testing.T) {
 		hung := make(chan struct{})
 		d.load = func() { <-hung }
 		said := make(chan string, 1)
-		go func() { said <- d.cont(message{execute: "cont", id: "1"}) }()
+		go func() { said <- d.Cont(relay.Message{Execute: "cont", ID: "1"}) }()
 		select {
 		case refusal := <-said:
 			if (refusal != "") != refused || len(d.warnings) != 1 {
@@ -318,11 +319,11 @@ func TestALibvirtThatDoesNotRead(t *testing.T) {
 	d := testDomain(t, byDefault)
 	d.recorder = newRecorder(d, false, record.Config{})
 	for range 2 {
-		d.unread(true)
+		d.Unread(true)
 		if !d.recorder.alone.Load() {
 			t.Error("the recorder waits for messages that nobody reads")
 		}
-		d.unread(false)
+		d.Unread(false)
 	}
 	if len(d.warnings) != 1 || !strings.Contains(d.warnings[0], "libvirt doesn't read") || d.recorder.alone.Load() {
 		t.Errorf("warnings %q, alone %t", d.warnings, d.recorder.alone.Load())

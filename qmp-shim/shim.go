@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -25,6 +26,7 @@ import (
 	"ftclock/disk"
 	"ftclock/keeper"
 	"ftclock/record"
+	"ftclock/relay"
 	metadata "ftclock/xml-templates"
 )
 
@@ -99,16 +101,13 @@ const (
 )
 
 // fdPipes are the names of the pipes' ends, a pair a direction.
-var fdPipes = [2][2]string{{"up-out", "up-in"}, {"down-out", "down-in"}}
+var fdPipes = [2][2]string{relay.Up: {"up-out", "up-in"}, relay.Down: {"down-out", "down-in"}}
 
 // lastWait bounds how long the shim stays after QEMU's end for libvirt to read what QEMU said last.
 const lastWait = 30 * time.Second
 
 // endWait bounds what is written at the end, and how long a domain's next shim waits for the end of the last one.
 const endWait = 10 * time.Second
-
-// connectWait bounds how long a client's connection waits for descriptors or memory that the host is short of.
-const connectWait = 5 * time.Second
 
 // maxRequests bounds the requests that are answered at the same time.
 const maxRequests = 16
@@ -370,25 +369,12 @@ func reopen(fd int) (*os.File, error) {
 
 // keep puts a duplicate of a socket's descriptor into the store.
 func (s *shim) keep(name string, socket syscall.Conn) error {
-	own, err := duplicate(socket)
+	own, err := relay.Duplicate(socket)
 	if err != nil {
 		return err
 	}
 	s.Store.Put(name, own)
 	return nil
-}
-
-// duplicate gives another descriptor of a socket, which is the caller's.
-func duplicate(socket syscall.Conn) (own int, err error) {
-	raw, err := socket.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	cerr := raw.Control(func(fd uintptr) { own, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 3) })
-	if err = errors.Join(cerr, err); err != nil {
-		return -1, err
-	}
-	return own, nil
 }
 
 // kept gives a duplicate of a descriptor of the store's; nil if there is none of that name.
@@ -587,7 +573,7 @@ func (s *shim) removeQEMUSocket() {
 }
 
 // serveMonitor relays one connection after the other, the first of which may be an earlier worker's, r.
-func (s *shim) serveMonitor(r *relay) {
+func (s *shim) serveMonitor(r *relay.Relay) {
 	for {
 		if r == nil {
 			client, err := s.socket.AcceptUnix()
@@ -601,7 +587,7 @@ func (s *shim) serveMonitor(r *relay) {
 			}
 			if r, err = s.newRelayPatiently(client); err != nil {
 				s.Log.Error().Err(err).Msg("connecting to QEMU's monitor; if the domain runs, restart libvirt's daemon, which connects again")
-				hangUp(client)
+				relay.HangUp(client)
 				_ = client.Close()
 				s.dropRelay()
 				continue
@@ -610,9 +596,7 @@ func (s *shim) serveMonitor(r *relay) {
 			s.relays <- struct{}{}
 		}
 		s.Log.Info().Msg("monitor connected")
-		err := r.run()
-		_ = r.client.Close()
-		_ = r.qemu.Close()
+		err := r.Run()
 		s.dropRelay()
 		<-s.relays
 		r = nil
@@ -621,35 +605,16 @@ func (s *shim) serveMonitor(r *relay) {
 }
 
 // newRelayPatiently is newRelay, patiently.
-func (s *shim) newRelayPatiently(client *net.UnixConn) (r *relay, err error) {
-	err = patiently(func() error {
+func (s *shim) newRelayPatiently(client *net.UnixConn) (r *relay.Relay, err error) {
+	err = relay.Patiently(func() error {
 		r, err = s.newRelay(client)
 		return err
 	})
 	return r, err
 }
 
-// patiently tries again while what is lacking may come back: libvirt gives up a domain whose connection ends.
-func patiently(try func() error) error {
-	for end := time.Now().Add(connectWait); ; time.Sleep(100 * time.Millisecond) {
-		if err := try(); err == nil || time.Now().After(end) || !scarce(err) {
-			return err
-		}
-	}
-}
-
-// scarce says whether an error is of something that the host is short of: descriptors, memory, room in a socket's backlog.
-func scarce(err error) bool {
-	for _, errno := range []unix.Errno{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS, unix.EAGAIN} {
-		if errors.Is(err, errno) {
-			return true
-		}
-	}
-	return false
-}
-
 // newRelay connects to QEMU for a new client. Everything is in the store when it returns.
-func (s *shim) newRelay(client *net.UnixConn) (*relay, error) {
+func (s *shim) newRelay(client *net.UnixConn) (*relay.Relay, error) {
 	if err := s.keep(fdClient, client); err != nil {
 		return nil, err
 	}
@@ -676,7 +641,7 @@ func (s *shim) newRelay(client *net.UnixConn) (*relay, error) {
 }
 
 // oldRelay goes on with an earlier worker's connection; nil if there is none.
-func (s *shim) oldRelay() *relay {
+func (s *shim) oldRelay() *relay.Relay {
 	client, qemu := s.keptConn(fdClient), s.keptConn(fdQEMU)
 	switch {
 	case client == nil:
@@ -689,7 +654,7 @@ func (s *shim) oldRelay() *relay {
 		r, err := s.newRelayPatiently(client)
 		if err != nil {
 			s.Log.Error().Err(err).Msg("connecting to QEMU's monitor; if the domain runs, restart libvirt's daemon, which connects again")
-			hangUp(client)
+			relay.HangUp(client)
 			_ = client.Close()
 			s.dropRelay()
 		}
@@ -698,18 +663,19 @@ func (s *shim) oldRelay() *relay {
 	return s.relay(client, qemu)
 }
 
-func (s *shim) relay(client, qemu *net.UnixConn) *relay {
-	r := &relay{client: client, qemu: qemu, observer: s.domain}
-	for direction, names := range fdPipes {
-		r.pipes[direction].r, _ = s.Store.Get(names[0])
-		r.pipes[direction].w, _ = s.Store.Get(names[1])
-		r.mid[direction], r.carry[direction] = s.state.mid(direction), s.state.carry(direction)
+func (s *shim) relay(client, qemu *net.UnixConn) *relay.Relay {
+	var directions [2]relay.Direction
+	for i, names := range fdPipes {
+		d := &directions[i]
+		d.R, _ = s.Store.Get(names[0])
+		d.W, _ = s.Store.Get(names[1])
+		d.Mid, d.Carry = s.state.mid(i), s.state.carry(i)
 	}
-	return r
+	return relay.New(client, qemu, directions, s.domain)
 }
 
 func (s *shim) dropRelay() {
-	for _, name := range []string{fdClient, fdQEMU, fdPipes[up][0], fdPipes[up][1], fdPipes[down][0], fdPipes[down][1]} {
+	for _, name := range slices.Concat([]string{fdClient, fdQEMU}, fdPipes[relay.Up][:], fdPipes[relay.Down][:]) {
 		s.Store.Drop(name)
 	}
 }

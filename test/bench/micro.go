@@ -13,7 +13,7 @@ import (
 // goBenchmarks runs those of the packages on the path of a cont. The output is benchstat's input.
 func (b *bench) goBenchmarks() (string, error) {
 	cmd := exec.Command("go", "test", "-run", "^$", "-bench", ".", "-benchmem", "-count", pick(b, "5", "1"), "-benchtime", pick(b, "300ms", "10ms"),
-		"./qmp-shim", "./clockpage")
+		"./relay", "./qmp-shim", "./clockpage")
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("go test: %w\n%s", err, out)
@@ -43,7 +43,7 @@ func (b *bench) goBenchmarks() (string, error) {
 	for _, name := range names {
 		t.Row(name, fmt.Sprintf("%.0f", measure.Median(times[name])), fmt.Sprintf("%.0f", measure.Quantile(times[name], 0)), what[name])
 	}
-	t.WriteString("\n`go test -run '^$' -bench . -benchmem -count 5 ./qmp-shim ./clockpage` prints what benchstat reads.\n")
+	t.WriteString("\n`go test -run '^$' -bench . -benchmem -count 5 ./relay ./qmp-shim ./clockpage` prints what benchstat reads.\n")
 	return t.String(), nil
 }
 

@@ -114,7 +114,7 @@ var verb = regexp.MustCompile(`%[-+# 0-9.]*(\[\d+\])?[a-zA-Z]`)
 // shim can end with.
 func TestTroubleshooting(t *testing.T) {
 	page := read(t, "docs/troubleshooting.md")
-	known := literals(t, "hooks", "spawn", "unit", "disk", "qmp-shim", "attach", "control", "record", "cmd/ftclock")
+	known := literals(t, "hooks", "spawn", "unit", "disk", "relay", "qmp-shim", "attach", "control", "record", "cmd/ftclock")
 	var headings []string
 	for _, found := range regexp.MustCompile("(?m)^### `(.+)`$").FindAllStringSubmatch(page, -1) {
 		headings = append(headings, found[1])

@@ -1,4 +1,4 @@
-package shim
+package relay
 
 import (
 	"bytes"
@@ -10,7 +10,7 @@ import (
 )
 
 // all feeds b in pieces of the given sizes (the last one repeats) and gives every message.
-func all(r *recogniser, b []byte, sizes ...int) (messages []message) {
+func all(r *recogniser, b []byte, sizes ...int) (messages []Message) {
 	for i := 0; len(b) > 0; i++ {
 		size := min(sizes[min(i, len(sizes)-1)], len(b))
 		part := b[:size]
@@ -28,57 +28,57 @@ func all(r *recogniser, b []byte, sizes ...int) (messages []message) {
 
 var conversations = []struct {
 	name, text string
-	want       []message
+	want       []Message
 }{
 	{"libvirt's cont", `{"execute":"cont","id":"libvirt-12"}` + "\r\n",
-		[]message{{execute: "cont", id: `"libvirt-12"`}}},
+		[]Message{{Execute: "cont", ID: `"libvirt-12"`}}},
 	{"other key order and spacing", "{ \"id\" :\t7 ,\r\n \"execute\" : \"stop\" }\n",
-		[]message{{execute: "stop", id: "7"}}},
+		[]Message{{Execute: "stop", ID: "7"}}},
 	{"single quotes", `{'execute':'cont','id':'x'}` + "\n",
-		[]message{{execute: "cont", id: `'x'`}}},
+		[]Message{{Execute: "cont", ID: `'x'`}}},
 	{"escaped name", `{"execute":"\u0063on\u0074"}`,
-		[]message{{execute: "cont"}}},
+		[]Message{{Execute: "cont"}}},
 	{"escaped key", `{"\u0065xecute":"cont"}`,
-		[]message{{execute: "cont"}}},
+		[]Message{{Execute: "cont"}}},
 	{"out of band", `{"exec-oob":"cont","id":1}`,
-		[]message{{execute: "cont", id: "1"}}},
+		[]Message{{Execute: "cont", ID: "1"}}},
 	{"an id that is an object", `{"id":{"a":[1,"}"]} ,"execute":"cont"}`,
-		[]message{{execute: "cont", id: `{"a":[1,"}"]}`}}},
+		[]Message{{Execute: "cont", ID: `{"a":[1,"}"]}`}}},
 	{"ids that are words", `{"execute":"cont","id":null}{"id":true,"execute":"stop"}`,
-		[]message{{execute: "cont", id: "null"}, {execute: "stop", id: "true"}}},
+		[]Message{{Execute: "cont", ID: "null"}, {Execute: "stop", ID: "true"}}},
 	{"cont as an argument", `{"execute":"human-monitor-command","arguments":{"execute":"cont","command-line":"cont"},"id":"a"}`,
-		[]message{{execute: "human-monitor-command", id: `"a"`}}},
+		[]Message{{Execute: "human-monitor-command", ID: `"a"`}}},
 	{"cont in a string", `{"execute":"x","arguments":{"s":"{\"execute\":\"cont\"}"}}`,
-		[]message{{execute: "x"}}},
+		[]Message{{Execute: "x"}}},
 	{"execute twice", `{"execute":"stop","execute":"cont"}` + "\n" + `{"execute":"stop"}`,
-		[]message{{execute: "stop"}}},
+		[]Message{{Execute: "stop"}}},
 	{"a command that isn't a string", `{"execute":["cont"]}{"execute":{"execute":"cont"}}`,
-		[]message{{}, {}}},
+		[]Message{{}, {}}},
 	{"a name that is too long", `{"execute":"` + strings.Repeat("c", maxWord+1) + `"}{"execute":"cont"}`,
-		[]message{{}, {execute: "cont"}}},
+		[]Message{{}, {Execute: "cont"}}},
 	{"an id that is too long", `{"execute":"cont","id":"` + strings.Repeat("i", maxID) + `"}`,
-		[]message{{execute: "cont"}}},
+		[]Message{{Execute: "cont"}}},
 	{"events and answers", `{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "STOP"}` + "\r\n" +
 		`{"return": {}, "id": "libvirt-3"}` + "\r\n" + `{"id": "libvirt-4", "error": {"class": "GenericError", "desc": "no"}}` + "\r\n",
-		[]message{{event: "STOP"}, {answer: true, id: `"libvirt-3"`}, {failure: true, id: `"libvirt-4"`}}},
+		[]Message{{Event: "STOP"}, {Answer: true, ID: `"libvirt-3"`}, {Failure: true, ID: `"libvirt-4"`}}},
 	{"greeting", `{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}}, "capabilities": ["oob"]}}` + "\r\n",
-		[]message{{hello: true}}},
+		[]Message{{Greeting: true}}},
 	{"event in an answer", `{"return": [{"event": "STOP"}], "id": 1}`,
-		[]message{{answer: true, id: "1"}}},
+		[]Message{{Answer: true, ID: "1"}}},
 	{"empty object and array", `{}[]{"execute":"cont"}`,
-		[]message{{}, {}, {execute: "cont"}}},
+		[]Message{{}, {}, {Execute: "cont"}}},
 	{"garbage, then a newline", "hello {\n" + `{"execute":"cont"}`,
-		[]message{{execute: "cont"}}},
+		[]Message{{Execute: "cont"}}},
 	{"mismatched brackets", `{"a":[}` + "\n" + `{"execute":"cont"}`,
-		[]message{{execute: "cont"}}},
+		[]Message{{Execute: "cont"}}},
 	{"a control character in a string", "{\"a\":\"\x01\"}\n" + `{"execute":"cont"}`,
-		[]message{{execute: "cont"}}},
+		[]Message{{Execute: "cont"}}},
 	{"invalid UTF-8", "{\"a\":\"\xff\xfe\",\"execute\":\"cont\"}",
-		[]message{{execute: "cont"}}},
+		[]Message{{Execute: "cont"}}},
 	{"deep nesting", `{"a":` + strings.Repeat("[", 900) + strings.Repeat("]", 900) + `,"execute":"cont"}`,
-		[]message{{execute: "cont"}}},
+		[]Message{{Execute: "cont"}}},
 	{"nesting past the bound", strings.Repeat("[", 5000) + "\n" + `{"execute":"cont"}`,
-		[]message{{execute: "cont"}}},
+		[]Message{{Execute: "cont"}}},
 	{"missing comma", `{"a":1 "execute":"cont"}` + "\n", nil},
 	{"missing colon", `{"execute" "cont"}` + "\n", nil},
 	{"trailing comma", `{"execute":"cont",}` + "\n", nil},
@@ -107,7 +107,7 @@ func TestRecogniserSaysWhereAMessageEnds(t *testing.T) {
 	text := []byte(`{"execute":"cont"}` + "\r\n" + `{"execute":"stop"}`)
 	var r recogniser
 	n, m, ended := r.feed(text)
-	if n != len(`{"execute":"cont"}`) || m.execute != "cont" || !ended || !r.idle() {
+	if n != len(`{"execute":"cont"}`) || m.Execute != "cont" || !ended || !r.idle() {
 		t.Fatalf("got %d bytes, %+v, %v", n, m, ended)
 	}
 }
@@ -148,7 +148,7 @@ func FuzzRecogniser(f *testing.F) {
 			}
 		}
 		for _, m := range whole {
-			if m.execute == *reference.Execute {
+			if m.Execute == *reference.Execute {
 				return
 			}
 		}
@@ -161,7 +161,7 @@ func FuzzRecogniser(f *testing.F) {
 func jsonDepth(b []byte) int { return bytes.Count(b, []byte("[")) + bytes.Count(b, []byte("{")) }
 
 // byStep is all without the quick way.
-func byStep(r *recogniser, b []byte) (messages []message) {
+func byStep(r *recogniser, b []byte) (messages []Message) {
 	for _, c := range b {
 		if r.step(c) {
 			m, spoiled := r.m, r.spoiled

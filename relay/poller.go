@@ -1,4 +1,4 @@
-package shim
+package relay
 
 import (
 	"errors"

@@ -1,4 +1,4 @@
-package shim
+package relay
 
 import (
 	"bufio"
@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ftclock/test/fds"
 )
 
 // A part of a conversation is what one side said before the other did.
@@ -137,7 +139,7 @@ func (c *courier) whole(p part, fds int, cuts ...int) {
 	}
 }
 
-func newCourier(t *testing.T, o observer) *courier {
+func newCourier(t *testing.T, o Observer) *courier {
 	t.Helper()
 	client, qemu, wait := between(t, o)
 	c := &courier{t: t, client: client, qemu: qemu, buf: make([]byte, 64<<10), oob: make([]byte, unix.CmsgSpace(maxFDs*4)), file: tag(t, "carried")}
@@ -239,7 +241,7 @@ func TestDescriptorsWithAnyPiece(t *testing.T) {
 // noneLeft waits until the relay has closed its copies of the descriptor, which it does after they have gone on.
 func (c *courier) noneLeft() {
 	c.t.Helper()
-	carried := func() int { return strings.Count(strings.Join(openFDs(), "\n"), "memfd:carried") }
+	carried := func() int { return strings.Count(strings.Join(fds.Open(), "\n"), "memfd:carried") }
 	for end := time.Now().Add(2 * time.Minute); carried() > 1; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			c.t.Fatalf("%d copies of the descriptor are left", carried())

@@ -1,4 +1,4 @@
-package shim
+package relay
 
 import "bytes"
 
@@ -9,14 +9,14 @@ const (
 	maxID    = 512  // bytes of an id
 )
 
-// A message is what the recogniser saw of one QMP message (docs/interop/qmp-spec.rst in QEMU).
-type message struct {
-	execute string // the command's name; "" if it isn't a command
-	event   string // the event's name; "" if it isn't an event
-	id      string // the id member as it was written; "" without one, or one longer than maxID
-	answer  bool   // has a return member
-	failure bool   // has an error member
-	hello   bool   // has a QMP member: the greeting
+// A Message is what the recogniser saw of one QMP message (docs/interop/qmp-spec.rst in QEMU).
+type Message struct {
+	Execute  string // the command's name; "" if it isn't a command
+	Event    string // the event's name; "" if it isn't an event
+	ID       string // the id member as it was written; "" without one, or one longer than 512 bytes
+	Answer   bool   // has a return member
+	Failure  bool   // has an error member
+	Greeting bool   // has a QMP member
 }
 
 // A recogniser finds the messages in one direction of a monitor's byte stream: a push tokeniser for JSON that keeps
@@ -32,7 +32,7 @@ type recogniser struct {
 	depth   int
 	objects [maxDepth/64 + 1]uint64 // bit d: the container at depth d is an object
 
-	m       message
+	m       Message
 	seen    member // top-level members seen: one that comes twice spoils the message, as for QEMU
 	spoiled bool
 	current member // of the top-level value being read
@@ -84,7 +84,7 @@ var members = map[string]member{
 
 // feed reads the next bytes of the stream up to the end of a message, and says how many it read and, if a message
 // ended with them, which. The caller calls again with the rest.
-func (r *recogniser) feed(b []byte) (n int, m message, ended bool) {
+func (r *recogniser) feed(b []byte) (n int, m Message, ended bool) {
 	for n < len(b) {
 		if n += r.pass(b[n:]); n == len(b) {
 			break
@@ -98,11 +98,11 @@ func (r *recogniser) feed(b []byte) (n int, m message, ended bool) {
 			}
 		}
 	}
-	return n, message{}, false
+	return n, Message{}, false
 }
 
 // each reads all of b, and tells of each message that ended.
-func (r *recogniser) each(b []byte, tell func(message)) {
+func (r *recogniser) each(b []byte, tell func(Message)) {
 	for len(b) > 0 {
 		n, m, ended := r.feed(b)
 		b = b[n:]
@@ -136,13 +136,13 @@ func (r *recogniser) pass(b []byte) (n int) {
 // idle says that the stream is between two messages.
 func (r *recogniser) idle() bool { return r.depth == 0 && r.state == wantValue }
 
-// lost says that the recogniser waits for the next newline to find its place again.
+// isLost says that the recogniser waits for the next newline to find its place again.
 func (r *recogniser) isLost() bool { return r.state == lost }
 
 // reset begins a message. What the arrays hold is looked at only as far as it was written since.
 func (r *recogniser) reset() {
 	r.state, r.escape, r.depth = wantValue, 0, 0
-	r.m, r.seen, r.spoiled, r.current = message{}, 0, false, otherMember
+	r.m, r.seen, r.spoiled, r.current = Message{}, 0, false, otherMember
 	r.take, r.takeID, r.wordN, r.idN = false, false, 0, 0
 }
 
@@ -322,11 +322,11 @@ func (r *recogniser) stringEnded() bool {
 			r.seen |= r.current
 			switch r.current {
 			case returnMember:
-				r.m.answer = true
+				r.m.Answer = true
 			case errorMember:
-				r.m.failure = true
+				r.m.Failure = true
 			case qmpMember:
-				r.m.hello = true
+				r.m.Greeting = true
 			}
 		}
 		return false
@@ -334,9 +334,9 @@ func (r *recogniser) stringEnded() bool {
 	if r.take {
 		switch r.current {
 		case executeMember:
-			r.m.execute = string(r.word[:r.wordN])
+			r.m.Execute = string(r.word[:r.wordN])
 		case eventMember:
-			r.m.event = string(r.word[:r.wordN])
+			r.m.Event = string(r.word[:r.wordN])
 		}
 	}
 	if r.valueEnded() {
@@ -371,7 +371,7 @@ func (r *recogniser) valueEnded() bool {
 
 func (r *recogniser) idEnded(over int) {
 	r.takeID = false
-	r.m.id = string(r.id[:r.idN-over])
+	r.m.ID = string(r.id[:r.idN-over])
 }
 
 func (r *recogniser) inObject() bool {

@@ -1,4 +1,4 @@
-package shim
+package relay
 
 import (
 	"bytes"
@@ -14,29 +14,11 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ftclock/test/fds"
 )
 
-// TestMain fails a run that leaves descriptors behind.
-func TestMain(m *testing.M) {
-	before := openFDs()
-	code := m.Run()
-	if after := openFDs(); code == 0 && len(after) > len(before) {
-		fmt.Fprintf(os.Stderr, "descriptors leaked: before %v, after %v\n", before, after)
-		code = 1
-	}
-	os.Exit(code)
-}
-
-func openFDs() (targets []string) {
-	entries, _ := os.ReadDir("/proc/self/fd")
-	for _, e := range entries {
-		target, err := os.Readlink("/proc/self/fd/" + e.Name())
-		if err == nil && !strings.Contains(target, "eventpoll") && !strings.Contains(target, "eventfd") && !strings.HasPrefix(target, "/proc/") {
-			targets = append(targets, e.Name()+" "+target)
-		}
-	}
-	return targets
-}
+func TestMain(m *testing.M) { os.Exit(fds.Run(m)) }
 
 // seen is an observer that writes down what it is told.
 type seen struct {
@@ -53,17 +35,17 @@ func (s *seen) add(what string) {
 	s.log = append(s.log, what)
 }
 
-func (s *seen) command(m message)  { s.add("command " + m.execute) }
-func (s *seen) fromQEMU(m message) { s.add("qemu " + m.event + m.id) }
-func (s *seen) unread(so bool)     { s.add(fmt.Sprintf("unread %t", so)) }
-func (s *seen) holds() bool {
+func (s *seen) Command(m Message)  { s.add("command " + m.Execute) }
+func (s *seen) FromQEMU(m Message) { s.add("qemu " + m.Event + m.ID) }
+func (s *seen) Unread(so bool)     { s.add(fmt.Sprintf("unread %t", so)) }
+func (s *seen) Holds() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.gate
 }
 
-func (s *seen) cont(m message) string {
-	s.add("cont " + m.id)
+func (s *seen) Cont(m Message) string {
+	s.add("cont " + m.ID)
 	if s.onCont != nil {
 		s.onCont()
 	}
@@ -96,33 +78,33 @@ func pair(t testing.TB) (a, b *net.UnixConn) {
 }
 
 // unstarted makes a relay with pipes and words of its own, and gives its two outer ends.
-func unstarted(t testing.TB, o observer) (client, qemu *net.UnixConn, r *relay) {
+func unstarted(t testing.TB, o Observer) (client, qemu *net.UnixConn, r *Relay) {
 	t.Helper()
 	client, inner1 := pair(t)
 	qemu, inner2 := pair(t)
-	r = &relay{client: inner1, qemu: inner2, observer: o}
-	for i := range r.pipes {
+	var directions [2]Direction
+	for i := range directions {
 		var ends [2]int
 		if err := unix.Pipe2(ends[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 			t.Fatal(err)
 		}
-		r.pipes[i], r.mid[i], r.carry[i] = pipe{ends[0], ends[1]}, new(uint32), new(uint32)
+		directions[i] = Direction{R: ends[0], W: ends[1], Mid: new(uint32), Carry: new(uint32)}
 		t.Cleanup(func() { closeAll(ends[:]) })
 	}
-	return client, qemu, r
+	return client, qemu, New(inner1, inner2, directions, o)
 }
 
 // between starts a relay and gives its two outer ends, and a function that waits for its end.
-func between(t testing.TB, o observer) (client, qemu *net.UnixConn, wait func() error) {
+func between(t testing.TB, o Observer) (client, qemu *net.UnixConn, wait func() error) {
 	t.Helper()
 	client, qemu, r := unstarted(t, o)
 	return client, qemu, running(t, r)
 }
 
 // running runs a relay, and gives a function that waits for its end.
-func running(t testing.TB, r *relay) (wait func() error) {
+func running(t testing.TB, r *Relay) (wait func() error) {
 	done := make(chan error, 1)
-	go func() { done <- r.run() }()
+	go func() { done <- r.Run() }()
 	return func() error {
 		t.Helper()
 		select {
@@ -282,7 +264,7 @@ func TestARefusalWaitsForTheEndOfAMessage(t *testing.T) {
 	queued := func() bool {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		return len(r.queued) > 0
+		return len(r.toClient.queued) > 0
 	}
 	for end := time.Now().Add(2 * time.Minute); !queued(); time.Sleep(time.Millisecond) { // a wrong relay answers at once
 		if time.Now().After(end) {
