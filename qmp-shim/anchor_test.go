@@ -18,6 +18,7 @@ import (
 // Offsets in the page, of clockpage.h.
 const (
 	atCounts = 192
+	atNow    = 320
 	atAnchor = 384
 	atRecord = 512
 )
@@ -34,14 +35,22 @@ func write(t *testing.T, f io.WriterAt, at int64, words ...uint64) {
 	}
 }
 
-func testDomain(t *testing.T, clock string) *domain {
+func testDomain(t testing.TB, clock string) *domain {
 	t.Helper()
-	d, err := newDomain(zerolog.New(io.Discard), memory{Clock: clock}, func(memory) {})
+	return domainOf(t, memory{Clock: clock}, zerolog.Nop(), func(memory) {})
+}
+
+func domainOf(t testing.TB, m memory, log zerolog.Logger, save func(memory)) *domain {
+	t.Helper()
+	d, err := newDomain(log, m, save)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return d
 }
+
+// warnings are what status has to say.
+func warnings(d *domain) []string { return d.notes.read().Problems.Warnings }
 
 const (
 	byDefault = `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`
@@ -160,8 +169,9 @@ func TestAnchorIsImported(t *testing.T) {
 				got.Error < c.want.Error || got.Error > c.want.Error+uint64(time.Second) {
 				t.Errorf("imported %+v, want %+v", got, c.want)
 			}
-			if warned := len(d.warnings) == 1 && strings.Contains(d.warnings[0], "synchronised"); warned != c.warned {
-				t.Errorf("warned: %q", d.warnings)
+			said := warnings(d)
+			if warned := len(said) == 1 && strings.Contains(said[0], "synchronised"); warned != c.warned {
+				t.Errorf("warned: %q", said)
 			}
 		})
 	}
@@ -214,7 +224,7 @@ func TestStateIsImported(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			s.importState(page)
+			s.importState()
 			got, err := page.Import()
 			if err != nil {
 				got.At = none
@@ -222,7 +232,7 @@ func TestStateIsImported(t *testing.T) {
 			if got.At != c.at || got.Event != c.event || got.Any != c.any {
 				t.Errorf("imported %+v", got)
 			}
-			said := strings.Join(s.domain.warnings, "; ")
+			said := strings.Join(warnings(s.domain), "; ")
 			if !readDiscipline().synchronised && strings.Contains(said, "this host's clock isn't synchronised") {
 				said = ""
 			}

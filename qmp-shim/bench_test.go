@@ -2,10 +2,7 @@ package shim
 
 import (
 	"encoding/binary"
-	"io"
 	"testing"
-
-	"github.com/rs/zerolog"
 
 	"ftclock/clockpage"
 	"ftclock/relay"
@@ -22,10 +19,7 @@ func BenchmarkOrder(b *testing.B) {
 	if _, err := f.WriteAt(now, 320); err != nil {
 		b.Fatal(err)
 	}
-	d, err := newDomain(zerolog.New(io.Discard), memory{Clock: `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`}, func(memory) {})
-	if err != nil {
-		b.Fatal(err)
-	}
+	d := testDomain(b, byDefault)
 	d.resume(page, true)
 	d.Command(relay.Message{Execute: "stop"})
 	d.FromQEMU(relay.Message{Event: "STOP"})

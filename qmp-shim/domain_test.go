@@ -63,24 +63,100 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+// How the module's state goes on, by every event in every state.
+func TestModuleStates(t *testing.T) {
+	names := [...]string{absent: "absent", loading: "loading", failed: "failed", refused: "refused", retrying: "retrying", preparing: "preparing", loaded: "loaded"}
+	for event, want := range map[moduleEvent]string{ // of each of these; "-" stays as it is
+		attemptBegins:   "loading - retrying retrying - - -",
+		attemptFails:    "- failed - - failed - -",
+		oldAttemptFails: "refused retrying - - - - -",
+		moduleArrives:   "loaded preparing loaded loaded preparing preparing loaded",
+		importBegins:    "- - - - - - preparing",
+		allDone:         "- failed - - failed loaded -",
+		contRefused:     "- absent refused - refused - -",
+	} {
+		for i, to := range strings.Fields(want) {
+			if to == "-" {
+				to = names[i]
+			}
+			if got := moduleState(i).after(event); names[got] != to {
+				t.Errorf("event %d makes %s of %s, not %s", event, names[got], names[i], to)
+			}
+		}
+	}
+}
+
+// An attempt for which a cont was refused, since it took too long, may end after the next one has begun, and spoils nothing of it.
+func TestAnAttemptThatNobodyWaitsForAnyMore(t *testing.T) {
+	patience := contWait
+	contWait = time.Millisecond
+	defer func() { contWait = patience }()
+	for _, arrives := range []bool{false, true} {
+		d := domainOf(t, memory{Clock: byDefault, Gate: true}, zerolog.Nop(), func(memory) {})
+		_, page := newPage(t, clockpage.Minor)
+		answers := make(chan heard, 2)
+		ends := []chan struct{}{make(chan struct{}), make(chan struct{})}
+		attempts := 0
+		d.load = func(answer heard) {
+			end := ends[attempts]
+			attempts++
+			answers <- answer
+			<-end
+		}
+		if refusal := d.Cont(relay.Message{Execute: "cont"}); !strings.Contains(refusal, "took longer") {
+			t.Fatalf("refusal %q", refusal)
+		}
+		first := <-answers
+		if v := d.view(); v.state != control.Starting {
+			t.Errorf("after it: %s", v.state)
+		}
+		d.module.begin(false)
+		second := <-answers
+		if arrives {
+			first(page, "ptrace", nil)
+		} else {
+			first(nil, "", errors.New("too late"))
+		}
+		close(ends[0])
+		if v := d.view(); !d.Holds() || (v.state == control.Uncorrected) == arrives || (v.page != nil) != arrives {
+			t.Errorf("it arrives %v: %s, held %v", arrives, v.state, d.Holds())
+		}
+		second(page, "ptrace", nil)
+		close(ends[1])
+		settle(d)
+		if v := d.view(); v.state != control.Correcting || v.why != "" || d.Cont(relay.Message{Execute: "cont"}) != "" || d.Holds() {
+			t.Errorf("it arrives %v, in the end: %s, %q", arrives, v.state, v.why)
+		}
+	}
+}
+
+// settle waits until no attempt runs any more.
+func settle(d *domain) {
+	if run := d.module.running(); run != nil {
+		<-run
+	}
+}
+
 // The log has a line an event, never one a pause.
 func TestALineAnEvent(t *testing.T) {
 	var log strings.Builder
-	d := &domain{log: zerolog.New(&log), save: func(memory) {}}
+	n := notebook{log: zerolog.New(&log), save: func(memory) {}}
 	for range 1000 {
-		d.disagree("so and so")
-		d.warn("this")
-		d.warn("that")
+		n.disagree("so and so")
+		n.warn("this")
+		n.warn("that")
 	}
-	if n := strings.Count(log.String(), "\n"); n != 4+2 || len(d.warnings) != 2 || d.disagreements != 1000 {
-		t.Errorf("%d lines, %d warnings, %d disagreements:\n%s", n, len(d.warnings), d.disagreements, log.String())
+	p := n.read().Problems
+	if lines := strings.Count(log.String(), "\n"); lines != 4+2 || len(p.Warnings) != 2 || p.Disagreements != 1000 {
+		t.Errorf("%d lines, %+v:\n%s", lines, p, log.String())
 	}
 }
 
 // Whoever waits for a stop's answer doesn't wait for a look at the metadata; one that nobody sent through the relay has no answer.
 func TestLooksBehindTheAnswer(t *testing.T) {
 	looks := 0
-	d := &domain{log: zerolog.Nop(), save: func(memory) {}, look: func() { looks++ }}
+	d := testDomain(t, byDefault)
+	d.look = func() { looks++ }
 	for i, step := range []struct {
 		what func()
 		want int
@@ -106,16 +182,12 @@ func TestLooksBehindTheAnswer(t *testing.T) {
 func TestWhenAContIsHeld(t *testing.T) {
 	for _, gate := range []bool{false, true} {
 		for _, fails := range []bool{false, true} {
-			d, err := newDomain(zerolog.Nop(), memory{Clock: byDefault, Gate: gate}, func(memory) {})
-			if err != nil {
-				t.Fatal(err)
-			}
+			d := domainOf(t, memory{Clock: byDefault, Gate: gate}, zerolog.Nop(), func(memory) {})
 			loaded, ended := make(chan struct{}), make(chan struct{})
-			d.load = func() {
+			d.load = func(answer heard) {
 				if !fails {
-					d.mu.Lock()
-					_, d.page = newPage(t, clockpage.Minor)
-					d.mu.Unlock()
+					_, page := newPage(t, clockpage.Minor)
+					answer(page, "ptrace", nil)
 				}
 				close(loaded)
 				<-ended
@@ -131,7 +203,7 @@ func TestWhenAContIsHeld(t *testing.T) {
 			<-loaded
 			check("while it isn't over", true)
 			close(ended)
-			<-d.loading
+			settle(d)
 			check("after it", gate)
 			d.Cont(relay.Message{Execute: "cont", ID: "1"})
 			check("after a cont", gate && fails)
@@ -145,21 +217,14 @@ func TestASnapshotIsLoadedAtTheStart(t *testing.T) {
 	for _, taken := range []bool{false, true} {
 		for _, ran := range []bool{false, true} {
 			saved := memory{}
-			d, err := newDomain(zerolog.Nop(), memory{Clock: byDefault}, func(m memory) { saved = m })
-			if err != nil {
-				t.Fatal(err)
-			}
+			d := domainOf(t, memory{Clock: byDefault}, zerolog.Nop(), func(m memory) { saved = m })
 			f, page := newPage(t, clockpage.Minor)
 			if ran {
 				write(t, f, atCounts, 1)
 			}
-			d.load = func() {
-				d.mu.Lock()
-				d.page = page
-				d.mu.Unlock()
-			}
+			d.load = func(answer heard) { answer(page, "ptrace", nil) }
 			entered, leave := make(chan struct{}, 2), make(chan struct{})
-			d.importState = func(*clockpage.Page) {
+			d.importState = func() {
 				entered <- struct{}{}
 				<-leave
 			}
@@ -167,7 +232,7 @@ func TestASnapshotIsLoadedAtTheStart(t *testing.T) {
 				d.resume(page, true)
 			} else {
 				d.FromQEMU(relay.Message{Greeting: true})
-				<-d.loading
+				settle(d)
 			}
 			d.Command(relay.Message{Execute: "snapshot-load", ID: "1"})
 			d.Command(relay.Message{Execute: "snapshot-load", ID: "2"})
@@ -194,13 +259,10 @@ func TestASnapshotIsLoadedAtTheStart(t *testing.T) {
 func TestNoContOfARunningGuestIsRefused(t *testing.T) {
 	for _, ran := range []bool{false, true} {
 		saved := memory{Gate: true}
-		d, err := newDomain(zerolog.Nop(), memory{Clock: byDefault, Gate: true}, func(m memory) { saved = m })
-		if err != nil {
-			t.Fatal(err)
-		}
-		d.load = func() { d.loaded(nil, "", errors.New("no module")) }
+		d := domainOf(t, memory{Clock: byDefault, Gate: true}, zerolog.Nop(), func(m memory) { saved = m })
+		d.load = func(answer heard) { answer(nil, "", errors.New("no module")) }
 		d.FromQEMU(relay.Message{Greeting: true})
-		<-d.loading
+		settle(d)
 		if ran {
 			d.FromQEMU(relay.Message{Event: "RESUME"})
 			d.FromQEMU(relay.Message{Event: "STOP"})
@@ -221,16 +283,13 @@ func TestAContWaitsForABusyQEMU(t *testing.T) {
 		`<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`:               true,
 		`<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" required="no"/>`: false,
 	} {
-		d, err := newDomain(zerolog.Nop(), memory{Clock: clock, Gate: true}, func(memory) {})
-		if err != nil {
-			t.Fatal(err)
-		}
+		d := domainOf(t, memory{Clock: clock, Gate: true}, zerolog.Nop(), func(memory) {})
 		idle := make(chan struct{})
 		_, page := newPage(t, clockpage.Minor)
-		d.load = func() {
-			d.busy(errors.New("main thread is never idle"))
+		d.load = func(answer heard) {
+			d.module.isBusy(errors.New("main thread is never idle"))
 			<-idle
-			d.loaded(page, "ptrace", nil)
+			answer(page, "ptrace", nil)
 		}
 		d.FromQEMU(relay.Message{Greeting: true})
 		said := make(chan string, 1)
@@ -246,16 +305,15 @@ func TestAContWaitsForABusyQEMU(t *testing.T) {
 			}
 		}
 		close(idle)
-		<-d.loading
+		settle(d)
 		if waits {
 			if refusal := <-said; refusal != "" {
 				t.Errorf("%s: %s", clock, refusal)
 			}
 		}
-		if d.mu.Lock(); d.state != control.Correcting || d.isBusy {
-			t.Errorf("%s: it is %s", clock, d.state)
+		if v := d.view(); v.state != control.Correcting || v.why != "" {
+			t.Errorf("%s: it is %s, %q", clock, v.state, v.why)
 		}
-		d.mu.Unlock()
 	}
 }
 
@@ -268,18 +326,15 @@ func TestAContWaitsBounded(t *testing.T) {
 		`<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`:               true,
 		`<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" required="no"/>`: false,
 	} {
-		d, err := newDomain(zerolog.Nop(), memory{Clock: clock, Gate: true}, func(memory) {})
-		if err != nil {
-			t.Fatal(err)
-		}
+		d := domainOf(t, memory{Clock: clock, Gate: true}, zerolog.Nop(), func(memory) {})
 		hung := make(chan struct{})
-		d.load = func() { <-hung }
+		d.load = func(heard) { <-hung }
 		said := make(chan string, 1)
 		go func() { said <- d.Cont(relay.Message{Execute: "cont", ID: "1"}) }()
 		select {
 		case refusal := <-said:
-			if (refusal != "") != refused || len(d.warnings) != 1 {
-				t.Errorf("%s: refusal %q, warnings %q", clock, refusal, d.warnings)
+			if (refusal != "") != refused || len(warnings(d)) != 1 {
+				t.Errorf("%s: refusal %q, warnings %q", clock, refusal, warnings(d))
 			}
 		case <-time.After(2 * time.Minute):
 			t.Errorf("%s: the cont waits for ever", clock)
@@ -291,10 +346,7 @@ func TestAContWaitsBounded(t *testing.T) {
 // A change is logged once, however often it is asked for.
 func TestAPolicyIsLoggedWhenItChanges(t *testing.T) {
 	var logged bytes.Buffer
-	d, err := newDomain(zerolog.New(&logged), memory{Clock: byDefault}, func(memory) {})
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := domainOf(t, memory{Clock: byDefault}, zerolog.New(&logged), func(memory) {})
 	_, page := newPage(t, clockpage.Minor)
 	d.resume(page, true)
 	again, err := metadata.ParseElement([]byte(byDefault))
@@ -325,7 +377,7 @@ func TestALibvirtThatDoesNotRead(t *testing.T) {
 		}
 		d.Unread(false)
 	}
-	if len(d.warnings) != 1 || !strings.Contains(d.warnings[0], "libvirt doesn't read") || d.recorder.alone.Load() {
-		t.Errorf("warnings %q, alone %t", d.warnings, d.recorder.alone.Load())
+	if said := warnings(d); len(said) != 1 || !strings.Contains(said[0], "libvirt doesn't read") || d.recorder.alone.Load() {
+		t.Errorf("warnings %q, alone %t", said, d.recorder.alone.Load())
 	}
 }

@@ -7,21 +7,7 @@ import (
 	"ftclock/control"
 )
 
-// kept is how the domain's clock is kept, given what the guest has switched on; for Unkept, without is for how long it has run so. The
-// caller holds d.mu.
-func (d *domain) kept() (state control.State, clock control.GuestClock, without time.Duration) {
-	state = d.state
-	if d.page == nil {
-		return state, "", 0
-	}
-	clock, without = guestClock(d.page)
-	if state == control.Correcting && clock == control.NoClock {
-		state = control.Unkept
-	}
-	return state, clock, without
-}
-
-// guestClock words what the module saw.
+// guestClock words what the module saw that the guest has switched on; for NoClock, it has run without for so long.
 func guestClock(page *clockpage.Page) (control.GuestClock, time.Duration) {
 	seen, err := page.Clocks()
 	if err != nil {

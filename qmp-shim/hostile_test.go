@@ -4,13 +4,11 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
 	"sync"
 	"testing"
 
-	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
 	"ftclock/clockpage"
@@ -52,11 +50,7 @@ func newPage(t testing.TB, minor uint32) (*os.File, *clockpage.Page) {
 // TestAnyPageIsRead has somebody write anything into a page while its domain orders, compares and tells its status.
 func TestAnyPageIsRead(t *testing.T) {
 	f, page := newPage(t, clockpage.Minor)
-	saved := 0
-	d, err := newDomain(zerolog.New(io.Discard), memory{Clock: `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`}, func(memory) { saved++ })
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := testDomain(t, byDefault)
 	d.resume(page, true)
 	stop := make(chan struct{})
 	var group sync.WaitGroup

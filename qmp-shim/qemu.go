@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -16,6 +17,7 @@ import (
 
 	"ftclock/attach"
 	"ftclock/clockpage"
+	"ftclock/control"
 	metadata "ftclock/xml-templates"
 )
 
@@ -177,4 +179,40 @@ func preloads(environ []byte) bool {
 		}
 	}
 	return false
+}
+
+// loadWait bounds one attempt to load the module. It ends before a cont that waits for it gives up.
+const loadWait = 10 * time.Second
+
+// load is one attempt to have the module in QEMU.
+func (s *shim) load(answer heard) {
+	ctx, cancel := context.WithTimeout(context.Background(), loadWait)
+	defer cancel()
+	p := s.knownQEMU()
+	if p.pid == 0 {
+		var err error
+		p, err = findQEMU(ctx, s.PIDFile, filepath.Join(s.DomainDir, control.MonitorSocket))
+		if err != nil {
+			answer(nil, "", err)
+			return
+		}
+		s.keepQEMU(p)
+	}
+	page, fd, method, err := loadModule(ctx, p, s.Module)
+	// A main thread that is never idle doesn't answer a cont either: it still pins memory, or loads a state.
+	for end := time.Now().Add(busyWait); s.mode() == control.Relay && errors.Is(err, attach.ErrBusy) && time.Now().Before(end) && s.qemuLives(); {
+		s.domain.module.isBusy(err)
+		time.Sleep(200 * time.Millisecond) // of a process that is stopped it is known at once
+		again, cancel := context.WithTimeout(context.Background(), loadWait)
+		page, fd, method, err = loadModule(again, p, s.Module)
+		cancel()
+	}
+	if err == nil {
+		s.Store.Put(fdPage, fd)
+	}
+	answer(page, method, err)
+	if err == nil { // the first cont waits for this, too
+		s.importState()
+	}
+	debug.FreeOSMemory() // reading QEMU's symbols took more than everything else together
 }

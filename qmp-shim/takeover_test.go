@@ -168,8 +168,8 @@ func TestAStateThatCannotBeReadIsBegunAnew(t *testing.T) {
 		if err := s.remember(); err != nil {
 			t.Fatal(err)
 		}
-		if s.domain.memory.Began != began || s.domain.gate {
-			t.Errorf("%s: began %t, gate %t", what, s.domain.memory.Began, s.domain.gate)
+		if m := s.domain.notes.read(); m.Began != began || m.Gate || s.domain.module.gate {
+			t.Errorf("%s: %+v, gate %t", what, m, s.domain.module.gate)
 		}
 		store.Drop(fdState)
 	}
