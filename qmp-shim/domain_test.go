@@ -46,20 +46,28 @@ func TestCompare(t *testing.T) {
 	}
 }
 
-func TestJudge(t *testing.T) {
-	p := metadata.Default()
-	p.Suspend = metadata.Rule{Do: metadata.CatchUp, Limit: time.Minute}
-	for lost, want := range map[time.Duration]clockpage.Event{
-		time.Millisecond: clockpage.Checkpoint, p.Checkpoint.Limit: clockpage.Checkpoint,
-		p.Checkpoint.Limit + 1: clockpage.Suspend, time.Hour: clockpage.Suspend,
-	} {
-		if event, do := judge(&p, lost); event != want || do != clockpage.CatchUp {
-			t.Errorf("%v: %v, %v", lost, event, do)
+// An order says when the pause was and for how long, whatever the policy makes of that. What is done is for the module to judge.
+func TestAnOrderLeavesTheJudgementToTheModule(t *testing.T) {
+	for _, clock := range []string{byDefault, strings.Replace(byDefault, "/>", `><ftclock:on event="checkpoint" do="hold" limit="1ms"/></ftclock:clock>`, 1)} {
+		for _, seen := range []pauseSeen{{stopSent: 70e9, stopEvent: 71e9}, {stopSent: 70e9}, {}} {
+			f, page := newPage(t, clockpage.Minor)
+			write(t, f, atNow, 2|1<<32, 9) // the guest is paused, for the ninth time
+			d := testDomain(t, clock)
+			d.resume(page, true)
+			d.pause = seen
+			if refusal := d.Cont(relay.Message{Execute: "cont", ID: "1"}); refusal != "" || !d.pause.ordered {
+				t.Fatalf("refusal %q, ordered %v", refusal, d.pause.ordered)
+			}
+			stop, lost := max(seen.stopEvent, seen.stopSent), uint64(0)
+			if stop != 0 {
+				lost = d.pause.contCame - stop
+			}
+			order, err := page.Order()
+			if err != nil || order.What != clockpage.ByPolicy || order.Event != clockpage.NoEvent || order.Pause != 9 ||
+				order.StopRaw != stop || order.ContRaw != d.pause.contCame || order.Lost != lost {
+				t.Errorf("%s, %+v: %+v, %v", clock, seen, order, err)
+			}
 		}
-	}
-	p.Suspend.Do = metadata.Hold
-	if _, do := judge(&p, time.Hour); do != clockpage.Hold {
-		t.Errorf("a suspend that is to be held: %v", do)
 	}
 }
 

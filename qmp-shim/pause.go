@@ -10,7 +10,6 @@ import (
 
 	"ftclock/clockpage"
 	"ftclock/relay"
-	metadata "ftclock/xml-templates"
 )
 
 // pauseSeen is one pause on the monitor. Times are CLOCK_MONOTONIC_RAW in ns; 0: not seen.
@@ -73,7 +72,7 @@ func (d *domain) Cont(m relay.Message) (refusal string) {
 	d.pause.number, d.pause.ordered = 0, false
 	d.host.check(d.policy, d.page, came)
 	if d.policy != nil {
-		if err := d.pause.order(d.page, d.policy); err != nil {
+		if err := d.pause.order(d.page); err != nil {
 			d.notes.warn("the standing policy serves a pause: " + err.Error() + "; if it comes again, restart the domain")
 		}
 	}
@@ -87,8 +86,9 @@ func (d *domain) connected() {
 	d.pause = pauseSeen{}
 }
 
-// order writes the order for the pause that the cont ends.
-func (p *pauseSeen) order(page *clockpage.Page, policy *metadata.Policy) error {
+// order writes the order for the pause that the cont ends: when that was, and for how long. What is done with it is the module's to
+// decide, by its own measure and the standing policy.
+func (p *pauseSeen) order(page *clockpage.Page) error {
 	module, err := page.Now()
 	if err != nil {
 		return err
@@ -104,19 +104,10 @@ func (p *pauseSeen) order(page *clockpage.Page, policy *metadata.Policy) error {
 	order := clockpage.Order{Pause: module.Pause, StopRaw: stop, ContRaw: p.contCame}
 	if stop != 0 && p.contCame >= stop {
 		order.Lost = p.contCame - stop
-		order.Event, order.What = judge(policy, time.Duration(order.Lost))
 	}
 	page.SetOrder(order)
 	p.ordered = true
 	return nil
-}
-
-// judge says what the policy wants done with a pause that lasted for lost. The limits are the module's to keep.
-func judge(p *metadata.Policy, lost time.Duration) (clockpage.Event, clockpage.Do) {
-	if lost > p.Checkpoint.Limit {
-		return clockpage.Suspend, pageDo(p.Suspend.Do)
-	}
-	return clockpage.Checkpoint, pageDo(p.Checkpoint.Do)
 }
 
 // FromQEMU sees what a pause begins and ends with.
