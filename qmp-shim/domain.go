@@ -9,6 +9,7 @@ import (
 
 	"ftclock/clockpage"
 	"ftclock/control"
+	"ftclock/record"
 	metadata "ftclock/xml-templates"
 )
 
@@ -23,7 +24,7 @@ type domain struct {
 	module module
 	host   hostSync
 
-	// All set once, before the relay runs; nil in tests.
+	// All set once, before the relay runs.
 
 	// load makes an attempt to load the module. Behind the answer it gives it what a loaded guest is caught up from.
 	load func(heard)
@@ -44,7 +45,7 @@ type domain struct {
 
 // newDomain begins with what m says, of a new domain or of an earlier worker's. The error is of m's policy.
 func newDomain(log zerolog.Logger, m memory, save func(memory)) (*domain, error) {
-	d := &domain{log: log}
+	d := &domain{log: log, load: func(heard) {}, look: func() {}, importState: func() {}}
 	if m.Clock != "" {
 		p, err := metadata.ParseElement([]byte(m.Clock))
 		if err != nil {
@@ -54,8 +55,15 @@ func newDomain(log zerolog.Logger, m memory, save func(memory)) (*domain, error)
 	}
 	m.Gate = m.Gate && d.policy != nil && d.policy.Required
 	d.notes = &notebook{log: log, save: save, m: m}
-	d.host.notes, d.module.notes, d.module.attempt = d.notes, d.notes, d.attempt
-	d.module.remember(m.Why, m.Gate)
+	d.host.notes = d.notes
+	d.module = module{notes: d.notes, attempt: d.attempt, why: m.Why, gate: m.Gate}
+	if m.Why != "" {
+		d.module.state = loading.after(attemptFails)
+		if m.Gate { // nothing runs yet: the next cont tries again
+			d.module.state = failed.after(contRefused)
+		}
+	}
+	d.recorder = newRecorder(d, false, record.Config{})
 	save(m)
 	return d, nil
 }
@@ -81,9 +89,6 @@ func (d *domain) adopt(page *clockpage.Page, method string) {
 
 // attempt is one attempt to load the module.
 func (d *domain) attempt(run chan struct{}) {
-	if d.load == nil {
-		return
-	}
 	d.load(func(page *clockpage.Page, method string, err error) {
 		if err != nil {
 			d.module.failed(run, err)
@@ -98,16 +103,7 @@ func (d *domain) attempt(run chan struct{}) {
 
 // setPolicy takes a new policy; nil: watch only.
 func (d *domain) setPolicy(p *metadata.Policy) {
-	if !d.changePolicy(p) {
-		d.log.Info().Str("state", string(d.view().state)).Msg("policy changed")
-	}
-	d.recorder.wake()
-}
-
-// changePolicy is setPolicy, and says whether it is the same as before.
-func (d *domain) changePolicy(p *metadata.Policy) (same bool) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	before := d.policy
 	d.policy = p
 	if p == nil || !p.Required {
@@ -117,7 +113,11 @@ func (d *domain) changePolicy(p *metadata.Policy) (same bool) {
 		d.page.SetPolicy(pagePolicy(p))
 	}
 	d.notes.change(func(m *memory) { m.Clock = clockXML(p) })
-	return (p == nil) == (before == nil) && clockXML(p) == clockXML(before)
+	d.mu.Unlock()
+	if clockXML(p) != clockXML(before) {
+		d.log.Info().Str("state", string(d.view().state)).Msg("policy changed")
+	}
+	d.recorder.wake()
 }
 
 // clockXML is a policy as XML; "" watches only.

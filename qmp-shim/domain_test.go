@@ -71,34 +71,9 @@ func TestAnOrderLeavesTheJudgementToTheModule(t *testing.T) {
 	}
 }
 
-// How the module's state goes on, by every event in every state.
-func TestModuleStates(t *testing.T) {
-	names := [...]string{absent: "absent", loading: "loading", failed: "failed", refused: "refused", retrying: "retrying", preparing: "preparing", loaded: "loaded"}
-	for event, want := range map[moduleEvent]string{ // of each of these; "-" stays as it is
-		attemptBegins:   "loading - retrying retrying - - -",
-		attemptFails:    "- failed - - failed - -",
-		oldAttemptFails: "refused retrying - - - - -",
-		moduleArrives:   "loaded preparing loaded loaded preparing preparing loaded",
-		importBegins:    "- - - - - - preparing",
-		allDone:         "- failed - - failed loaded -",
-		contRefused:     "- absent refused - refused - -",
-	} {
-		for i, to := range strings.Fields(want) {
-			if to == "-" {
-				to = names[i]
-			}
-			if got := moduleState(i).after(event); names[got] != to {
-				t.Errorf("event %d makes %s of %s, not %s", event, names[got], names[i], to)
-			}
-		}
-	}
-}
-
 // An attempt for which a cont was refused, since it took too long, may end after the next one has begun, and spoils nothing of it.
 func TestAnAttemptThatNobodyWaitsForAnyMore(t *testing.T) {
-	patience := contWait
-	contWait = time.Millisecond
-	defer func() { contWait = patience }()
+	impatient(t, time.Millisecond)
 	for _, arrives := range []bool{false, true} {
 		d := domainOf(t, memory{Clock: byDefault, Gate: true}, zerolog.Nop(), func(memory) {})
 		_, page := newPage(t, clockpage.Minor)
@@ -136,6 +111,13 @@ func TestAnAttemptThatNobodyWaitsForAnyMore(t *testing.T) {
 			t.Errorf("it arrives %v, in the end: %s, %q", arrives, v.state, v.why)
 		}
 	}
+}
+
+// impatient has a cont wait no longer than so for the module.
+func impatient(t *testing.T, wait time.Duration) {
+	patience := contWait
+	contWait = wait
+	t.Cleanup(func() { contWait = patience })
 }
 
 // settle waits until no attempt runs any more.
@@ -284,9 +266,7 @@ func TestNoContOfARunningGuestIsRefused(t *testing.T) {
 // While QEMU is busy, the first cont waits where it would be refused, and the start succeeds, if late. Elsewhere it goes on, and
 // the guest is served once it can be.
 func TestAContWaitsForABusyQEMU(t *testing.T) {
-	patience := contWait
-	contWait = 20 * time.Millisecond
-	defer func() { contWait = patience }()
+	impatient(t, 20*time.Millisecond)
 	for clock, waits := range map[string]bool{
 		`<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`:               true,
 		`<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" required="no"/>`: false,
@@ -327,9 +307,7 @@ func TestAContWaitsForABusyQEMU(t *testing.T) {
 
 // A loader that never ends holds a cont for so long and no longer, whatever the policy requires.
 func TestAContWaitsBounded(t *testing.T) {
-	patience := contWait
-	contWait = 20 * time.Millisecond
-	defer func() { contWait = patience }()
+	impatient(t, 20*time.Millisecond)
 	for clock, refused := range map[string]bool{
 		`<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`:               true,
 		`<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" required="no"/>`: false,

@@ -39,42 +39,32 @@ type moduleEvent uint8
 const (
 	attemptBegins moduleEvent = iota
 	attemptFails
-	oldAttemptFails // which nobody waited for any more
+	oldAttemptFails // one that nobody waits for any more
 	moduleArrives
 	importBegins // of what a loaded guest is caught up from, once more
 	allDone      // with what ran
 	contRefused
 )
 
-// after is the state that follows upon an event.
-func (s moduleState) after(e moduleEvent) moduleState {
-	switch {
-	case e == attemptBegins && s == absent:
-		return loading
-	case e == attemptBegins && (s == failed || s == refused):
-		return retrying
-	case (e == attemptFails || e == allDone) && (s == loading || s == retrying):
-		return failed
-	case e == oldAttemptFails && s == absent:
-		return refused
-	case e == oldAttemptFails && s == loading:
-		return retrying
-	case e == moduleArrives && s.runs(), e == importBegins && s == loaded:
-		return preparing
-	case e == moduleArrives, e == allDone && s == preparing:
-		return loaded
-	case e == contRefused && s == loading:
-		return absent
-	case e == contRefused && (s == failed || s == retrying):
-		return refused
-	}
-	return s
+// transitions are the states that follow upon an event, one for each state that it may come in.
+var transitions = [...][7]moduleState{
+	// in            absent   loading    failed    refused   retrying   preparing  loaded
+	attemptBegins:   {loading, loading, retrying, retrying, retrying, preparing, loaded},
+	attemptFails:    {absent, failed, failed, refused, failed, preparing, loaded},
+	oldAttemptFails: {refused, retrying, failed, refused, retrying, preparing, loaded},
+	moduleArrives:   {loaded, preparing, loaded, loaded, preparing, preparing, loaded},
+	importBegins:    {absent, loading, failed, refused, retrying, preparing, preparing},
+	allDone:         {absent, failed, failed, refused, failed, loaded, loaded},
+	contRefused:     {absent, absent, refused, refused, refused, preparing, loaded},
 }
+
+// after is the state that follows upon an event.
+func (s moduleState) after(e moduleEvent) moduleState { return transitions[e][s] }
 
 // A module is the module as a cont finds it: whether it has to be waited for, and whether the cont may be refused without it.
 type module struct {
 	notes *notebook
-	// attempt makes an attempt to load it, and tells arrived or failed of that; nil in tests. Set once, before the relay runs.
+	// attempt makes an attempt to load it, and tells arrived or failed of that. Set once, before the relay runs.
 	attempt func(run chan struct{})
 
 	mu    sync.Mutex
@@ -83,19 +73,6 @@ type module struct {
 	busy  bool          // the attempt goes on because QEMU's main thread is busy
 	why   string        // it isn't there
 	gate  bool          // no cont has gone through yet; only then can one be refused
-}
-
-// remember begins with what an earlier worker knew.
-func (m *module) remember(why string, gate bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.why, m.gate = why, gate
-	switch {
-	case why != "" && gate:
-		m.state = refused
-	case why != "":
-		m.state = failed
-	}
 }
 
 // now gives the state, and why the module isn't there.
@@ -109,7 +86,7 @@ func (m *module) now() (moduleState, string) {
 func (m *module) begin(again bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.attempt == nil || m.state.runs() || m.state.settled() && !(again && m.state == failed) {
+	if m.state.runs() || m.state.settled() && !(again && m.state == failed) {
 		return
 	}
 	m.state = m.state.after(attemptBegins)
@@ -201,7 +178,10 @@ func (m *module) open() {
 
 // admit has a cont wait until the module is there, bounded, and says whether it is. A cont that mustn't go on without is refused.
 func (m *module) admit() (there bool, refusal string) {
-	if m.serves() {
+	m.mu.Lock()
+	serves := m.state == loaded && !m.gate
+	m.mu.Unlock()
+	if serves {
 		return true, ""
 	}
 	m.begin(false)
@@ -219,13 +199,6 @@ func (m *module) admit() (there bool, refusal string) {
 		refusal = "ftclock: the guest's clock can't be kept, and the domain's metadata requires it: " + m.why
 	}
 	return there, refusal
-}
-
-// serves says that there is nothing to wait for or to decide.
-func (m *module) serves() bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.state == loaded && !m.gate
 }
 
 // running gives what a cont would wait for; nil if that is nothing.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,7 +20,7 @@ import (
 // bind takes the place of libvirt's socket. Addresses go through the open directory: that keeps them short, and
 // QEMU's user, to whom the directory belongs, can't lead us elsewhere.
 func (s *shim) bind() error {
-	if s.socket = s.keptListener(fdMonitor); s.socket != nil {
+	if s.socket = kept[*net.UnixListener](s, fdMonitor, net.FileListener); s.socket != nil {
 		return nil
 	}
 	if dir, begun := s.Store.Get(fdDir); !begun {
@@ -89,11 +90,7 @@ func (s *shim) serveMonitor(r *relay.Relay) {
 				time.Sleep(100 * time.Millisecond) // out of descriptors or memory: it may pass
 				continue
 			}
-			if r, err = s.newRelayPatiently(client); err != nil {
-				s.Log.Error().Err(err).Msg("connecting to QEMU's monitor; if the domain runs, restart libvirt's daemon, which connects again")
-				relay.HangUp(client)
-				_ = client.Close()
-				s.dropRelay()
+			if r = s.connect(client); r == nil {
 				continue
 			}
 			s.domain.connected()
@@ -108,13 +105,19 @@ func (s *shim) serveMonitor(r *relay.Relay) {
 	}
 }
 
-// newRelayPatiently is newRelay, patiently.
-func (s *shim) newRelayPatiently(client *net.UnixConn) (r *relay.Relay, err error) {
-	err = relay.Patiently(func() error {
+// connect begins a relay for a client; nil where QEMU can't be reached, and then it is hung up on.
+func (s *shim) connect(client *net.UnixConn) (r *relay.Relay) {
+	err := relay.Patiently(func() (err error) {
 		r, err = s.newRelay(client)
 		return err
 	})
-	return r, err
+	if err != nil {
+		s.Log.Error().Err(err).Msg("connecting to QEMU's monitor; if the domain runs, restart libvirt's daemon, which connects again")
+		relay.HangUp(client)
+		_ = client.Close()
+		s.dropRelay()
+	}
+	return r
 }
 
 // newRelay connects to QEMU for a new client. Everything is in the store when it returns.
@@ -146,7 +149,7 @@ func (s *shim) newRelay(client *net.UnixConn) (*relay.Relay, error) {
 
 // oldRelay goes on with an earlier worker's connection; nil if there is none.
 func (s *shim) oldRelay() *relay.Relay {
-	client, qemu := s.keptConn(fdClient), s.keptConn(fdQEMU)
+	client, qemu := kept[*net.UnixConn](s, fdClient, net.FileConn), kept[*net.UnixConn](s, fdQEMU, net.FileConn)
 	switch {
 	case client == nil:
 		if qemu != nil { // it died while it dropped a connection that had ended
@@ -155,14 +158,7 @@ func (s *shim) oldRelay() *relay.Relay {
 		s.dropRelay()
 		return nil
 	case qemu == nil: // it died between the two
-		r, err := s.newRelayPatiently(client)
-		if err != nil {
-			s.Log.Error().Err(err).Msg("connecting to QEMU's monitor; if the domain runs, restart libvirt's daemon, which connects again")
-			relay.HangUp(client)
-			_ = client.Close()
-			s.dropRelay()
-		}
-		return r
+		return s.connect(client)
 	}
 	return s.relay(client, qemu)
 }
@@ -182,4 +178,40 @@ func (s *shim) dropRelay() {
 	for _, name := range slices.Concat([]string{fdClient, fdQEMU}, fdPipes[relay.Up][:], fdPipes[relay.Down][:]) {
 		s.Store.Drop(name)
 	}
+}
+
+// reopen duplicates a descriptor of the store's.
+func reopen(fd int) (*os.File, error) {
+	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	return os.NewFile(uintptr(own), "kept"), nil
+}
+
+// keep puts a duplicate of a socket's descriptor into the store.
+func (s *shim) keep(name string, socket syscall.Conn) error {
+	own, err := relay.Duplicate(socket)
+	if err != nil {
+		return err
+	}
+	s.Store.Put(name, own)
+	return nil
+}
+
+// kept makes a socket of the store's usable, by what package net makes of a file; nil if there is none of that name.
+func kept[S *net.UnixListener | *net.UnixConn, Any any](s *shim, name string, of func(*os.File) (Any, error)) (socket S) {
+	fd, ok := s.Store.Get(name)
+	if !ok {
+		return nil
+	}
+	f, err := reopen(fd)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	if found, err := of(f); err == nil {
+		socket, _ = any(found).(S)
+	}
+	return socket
 }

@@ -53,9 +53,7 @@ func (d *domain) loadsSnapshot() {
 		return // a QEMU that ran has an anchor of its own
 	}
 	d.notes.change(func(m *memory) { m.Loads = true })
-	if d.importState != nil {
-		d.module.importAgain(d.importState)
-	}
+	d.module.importAgain(d.importState)
 }
 
 // Cont waits for the module, and gives it the order for the pause that ends.
@@ -119,14 +117,12 @@ func (d *domain) FromQEMU(m relay.Message) {
 	switch {
 	case m.Event == "STOP":
 		d.pause.stopEvent = now()
-		if d.pause.stopID == "" && d.look != nil { // nobody waits for an answer
+		if d.pause.stopID == "" { // nobody waits for an answer
 			d.look()
 		}
 	case d.pause.stopID != "" && answers(d.pause.stopID):
 		d.pause.stopID = ""
-		if d.look != nil {
-			d.look() // not before: the answer that somebody waits for comes right behind the event
-		}
+		d.look() // not before: the answer that somebody waits for comes right behind the event
 	case m.Event == "RESUME":
 		d.module.open() // it runs, maybe by another monitor's cont
 		// The clock is written after this event; the answer to the cont comes later still. What a second monitor

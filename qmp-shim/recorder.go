@@ -66,17 +66,12 @@ func newRecorder(d *domain, alone bool, c record.Config) *recorder {
 
 // setAlone says whether messages wake it, which is so for a relay unless nobody reads them.
 func (r *recorder) setAlone(alone bool) {
-	if r != nil {
-		r.alone.Store(alone)
-		r.wake()
-	}
+	r.alone.Store(alone)
+	r.wake()
 }
 
 // wake has the recorder look, soon. It never waits.
 func (r *recorder) wake() {
-	if r == nil {
-		return
-	}
 	select {
 	case r.kick <- struct{}{}:
 	default:
@@ -85,7 +80,7 @@ func (r *recorder) wake() {
 
 // look wakes it if there are pauses that nobody is about to take over.
 func (r *recorder) look(page *clockpage.Page) {
-	if r == nil || page == nil {
+	if page == nil {
 		return
 	}
 	if fresh := page.Counts().Pauses - r.seen.Load(); fresh != 0 && (!r.armed.Load() || fresh >= collectSoon) {
@@ -182,9 +177,6 @@ func (b *book) tellHeld(log zerolog.Logger, held uint64, at time.Time) {
 
 // status takes over what is new, writes it, and tells of the record; nil where none was begun.
 func (r *recorder) status() *control.RecordStatus {
-	if r == nil {
-		return nil
-	}
 	for end := time.Now().Add(statusWait); !r.mu.TryLock(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			return &control.RecordStatus{Problem: "its disk doesn't answer"}
@@ -201,9 +193,6 @@ func (r *recorder) status() *control.RecordStatus {
 
 // end closes the record.
 func (r *recorder) end(why record.End) {
-	if r == nil {
-		return
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.book.collect(r.domain, r.config, &r.seen)

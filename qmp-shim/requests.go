@@ -18,7 +18,7 @@ import (
 
 // claim makes the domain's state directory, and the socket for requests in it.
 func (s *shim) claim() (*net.UnixListener, error) {
-	listener := s.keptListener(fdControl)
+	listener := kept[*net.UnixListener](s, fdControl, net.FileListener)
 	old := listener != nil
 	if _, err := os.Lstat(filepath.Join(s.dir, control.SocketName)); err != nil && old { // nobody can reach it any more
 		if again, err := s.listen(); err != nil {

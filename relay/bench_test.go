@@ -30,7 +30,7 @@ func BenchmarkRelay(b *testing.B) {
 		{"cont", `{"execute":"cont","id":"libvirt-401"}` + "\r\n"},
 	} {
 		b.Run(c.name, func(b *testing.B) {
-			client, qemu, wait := between(b, quiet{})
+			client, qemu, end := between(b, quiet{})
 			command, answer := []byte(c.command), []byte(`{"return": {}, "id": "libvirt-401"}`+"\r\n")
 			buf := make([]byte, 4096)
 			trip := func(from, to io.ReadWriter, text []byte) {
@@ -49,9 +49,7 @@ func BenchmarkRelay(b *testing.B) {
 				trip(client, qemu, command)
 				trip(qemu, client, answer)
 			}
-			client.Close()
-			qemu.Close()
-			_ = wait()
+			end()
 		})
 	}
 }

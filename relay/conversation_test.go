@@ -12,7 +12,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -141,15 +140,13 @@ func (c *courier) whole(p part, fds int, cuts ...int) {
 
 func newCourier(t *testing.T, o Observer) *courier {
 	t.Helper()
-	client, qemu, wait := between(t, o)
+	client, qemu, end := between(t, o)
 	c := &courier{t: t, client: client, qemu: qemu, buf: make([]byte, 64<<10), oob: make([]byte, unix.CmsgSpace(maxFDs*4)), file: tag(t, "carried")}
 	t.Cleanup(func() {
 		client.Close()
 		qemu.Close()
 		c.file.Close()
-		if err := wait(); err != nil {
-			t.Error(err)
-		}
+		end()
 	})
 	return c
 }
@@ -242,11 +239,7 @@ func TestDescriptorsWithAnyPiece(t *testing.T) {
 func (c *courier) noneLeft() {
 	c.t.Helper()
 	carried := func() int { return strings.Count(strings.Join(fds.Open(), "\n"), "memfd:carried") }
-	for end := time.Now().Add(2 * time.Minute); carried() > 1; time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			c.t.Fatalf("%d copies of the descriptor are left", carried())
-		}
-	}
+	eventually(c.t, "all copies of the descriptor but one are closed", func() bool { return carried() == 1 })
 }
 
 // TestARecordedConversationIsRecognised carries each recording in random pieces and looks at what the observer is told.
@@ -285,7 +278,7 @@ func TestDescriptorsBehindOtherMessages(t *testing.T) {
 	for _, ahead := range []int{1, 20, chunkSize - 1, chunkSize, chunkSize + 1, 100 << 10} {
 		held := make(chan struct{})
 		o := &seen{onCont: func() { <-held }}
-		client, qemu, wait := between(t, o)
+		client, qemu, end := between(t, o)
 		first := `{"execute":"cont"}` + "\n"
 		filler := `"` + strings.Repeat("x", ahead) + `"` + "\n"
 		carrier := `{"execute":"getfd"}` + "\n"
@@ -334,8 +327,6 @@ func TestDescriptorsBehindOtherMessages(t *testing.T) {
 			t.Errorf("%d ahead: got %v, want %s", ahead, came, want)
 		}
 		group.Wait()
-		client.Close()
-		qemu.Close()
-		_ = wait()
+		end()
 	}
 }

@@ -55,7 +55,7 @@ var nonsense = []struct {
 func TestARelayOutlivesNonsense(t *testing.T) {
 	for _, gate := range []bool{false, true} {
 		o := &events{gate: gate}
-		client, qemu, wait := between(t, o)
+		client, qemu, end := between(t, o)
 		for _, c := range nonsense {
 			t.Run(fmt.Sprint(c.name, gate), func(t *testing.T) {
 				marker := fmt.Sprintf(`{"event": "AFTER %s"}`, c.name)
@@ -106,11 +106,7 @@ func TestARelayOutlivesNonsense(t *testing.T) {
 				closeAll(came)
 			}
 		}
-		client.Close()
-		qemu.Close()
-		if err := wait(); err != nil {
-			t.Error(err)
-		}
+		end()
 		f.Close()
 	}
 	var after runtime.MemStats
@@ -129,15 +125,14 @@ func (c *counter) Write(b []byte) (int, error) {
 
 // events is an observer that remembers one event.
 type events struct {
+	quiet
 	mu   sync.Mutex
 	last string
 	gate bool
 }
 
-func (e *events) Command(Message)     {}
-func (e *events) Cont(Message) string { return "" }
-func (e *events) Holds() bool         { return e.gate }
-func (e *events) Unread(bool)         {}
+func (e *events) Holds() bool { return e.gate }
+
 func (e *events) FromQEMU(m Message) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -152,7 +147,7 @@ func (e *events) newest() string {
 
 // TestAClientThatLeavesInTheMiddle ends while the relay waits for the rest of what may be the first cont.
 func TestAClientThatLeavesInTheMiddle(t *testing.T) {
-	client, qemu, wait := between(t, &seen{gate: true})
+	client, qemu, end := between(t, &seen{gate: true})
 	if _, err := client.Write([]byte(`{"execu`)); err != nil {
 		t.Fatal(err)
 	}
@@ -160,8 +155,5 @@ func TestAClientThatLeavesInTheMiddle(t *testing.T) {
 	if got, err := io.ReadAll(qemu); err != nil || string(got) != `{"execu` {
 		t.Errorf("QEMU got %q, %v", got, err)
 	}
-	qemu.Close()
-	if err := wait(); err != nil {
-		t.Error(err)
-	}
+	end()
 }

@@ -94,31 +94,44 @@ func unstarted(t testing.TB, o Observer) (client, qemu *net.UnixConn, r *Relay) 
 	return client, qemu, New(inner1, inner2, directions, o)
 }
 
-// between starts a relay and gives its two outer ends, and a function that waits for its end.
-func between(t testing.TB, o Observer) (client, qemu *net.UnixConn, wait func() error) {
+// between starts a relay and gives its two outer ends, and a function that ends it.
+func between(t testing.TB, o Observer) (client, qemu *net.UnixConn, end func()) {
 	t.Helper()
 	client, qemu, r := unstarted(t, o)
-	return client, qemu, running(t, r)
+	return client, qemu, running(t, client, qemu, r)
 }
 
-// running runs a relay, and gives a function that waits for its end.
-func running(t testing.TB, r *Relay) (wait func() error) {
+// running runs a relay, and gives a function that closes what of its outer ends is still open, and waits for the relay's end.
+func running(t testing.TB, client, qemu *net.UnixConn, r *Relay) (end func()) {
 	done := make(chan error, 1)
 	go func() { done <- r.Run() }()
-	return func() error {
+	return func() {
 		t.Helper()
+		client.Close()
+		qemu.Close()
 		select {
 		case err := <-done:
-			return err
+			if err != nil {
+				t.Errorf("the relay ends with: %v", err)
+			}
 		case <-time.After(2 * time.Minute):
 			t.Fatal("the relay doesn't end")
-			return nil
+		}
+	}
+}
+
+// eventually waits until something is so.
+func eventually(t testing.TB, what string, so func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(2 * time.Minute); !so(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("this doesn't come: %s", what)
 		}
 	}
 }
 
 func TestRelayMovesAnythingBothWays(t *testing.T) {
-	client, qemu, wait := between(t, &seen{})
+	client, qemu, end := between(t, &seen{})
 	noise := make([]byte, 3<<20)
 	_, _ = rand.Read(noise)
 	long := []byte(`{"return": "` + strings.Repeat("x", 12<<20) + `"}` + "\r\n") // past libvirt's own 10 MiB
@@ -150,16 +163,14 @@ func TestRelayMovesAnythingBothWays(t *testing.T) {
 	if n, err := client.Read(make([]byte, 1)); n != 0 || err != io.EOF {
 		t.Errorf("QEMU's end doesn't reach the client: %d, %v", n, err)
 	}
-	if err := wait(); err != nil {
-		t.Fatal(err)
-	}
+	end()
 }
 
 // What comes before a cont that is held goes on, and nothing of the cont does.
 func TestRelayHoldsACont(t *testing.T) {
 	release := make(chan struct{})
 	o := &seen{gate: true, onCont: func() { <-release }}
-	client, qemu, wait := between(t, o)
+	client, qemu, end := between(t, o)
 	const first, second = `{"execute":"stop"}`, `{"execute":"cont","id":"c"}` + "\r\n"
 	if _, err := client.Write([]byte(first + second)); err != nil {
 		t.Fatal(err)
@@ -174,9 +185,7 @@ func TestRelayHoldsACont(t *testing.T) {
 	if _, err := io.ReadFull(qemu, tail); err != nil || string(tail) != second {
 		t.Fatalf("after its release: %q, %v", tail, err)
 	}
-	client.Close()
-	qemu.Close()
-	_ = wait()
+	end()
 	if got := fmt.Sprint(o.log); got != `[command stop cont "c"]` {
 		t.Fatal(got)
 	}
@@ -200,7 +209,7 @@ func silent(t *testing.T, c *net.UnixConn) {
 // A cont that isn't held arrives whole, and not before the observer has had it.
 func TestAContThatIsntHeldGoesOnWhole(t *testing.T) {
 	release := make(chan struct{})
-	client, qemu, wait := between(t, &seen{onCont: func() { <-release }})
+	client, qemu, end := between(t, &seen{onCont: func() { <-release }})
 	text := `{"execute":"cont","id":"c"}` + "\r\n"
 	if _, err := client.Write([]byte(text)); err != nil {
 		t.Fatal(err)
@@ -211,16 +220,12 @@ func TestAContThatIsntHeldGoesOnWhole(t *testing.T) {
 	if n, err := qemu.Read(got); err != nil || string(got[:n]) != text {
 		t.Fatalf("then %q arrives at once: %v", got[:n], err)
 	}
-	client.Close()
-	qemu.Close()
-	if err := wait(); err != nil {
-		t.Error(err)
-	}
+	end()
 }
 
 func TestRelayRefusesACont(t *testing.T) {
 	o := &seen{gate: true, refusal: `no "module"`}
-	client, qemu, wait := between(t, o)
+	client, qemu, end := between(t, o)
 	// In two pieces, with a command before and one behind.
 	write := func(s string) {
 		t.Helper()
@@ -242,15 +247,12 @@ func TestRelayRefusesACont(t *testing.T) {
 	if want := `{"execute":"query-status","id":1}` + "\r\n" + `{"execute":"quit","id":3}` + "\r\n"; err != nil || string(got) != want {
 		t.Fatalf("QEMU got %q (%v), want %q", got, err, want)
 	}
-	qemu.Close()
-	if err := wait(); err != nil {
-		t.Fatal(err)
-	}
+	end()
 }
 
 func TestARefusalWaitsForTheEndOfAMessage(t *testing.T) {
 	client, qemu, r := unstarted(t, &seen{gate: true, refusal: "no"})
-	wait := running(t, r)
+	end := running(t, client, qemu, r)
 	if _, err := qemu.Write([]byte(`{"return": `)); err != nil {
 		t.Fatal(err)
 	}
@@ -261,16 +263,11 @@ func TestARefusalWaitsForTheEndOfAMessage(t *testing.T) {
 	if _, err := client.Write([]byte(`{"execute":"cont"}`)); err != nil {
 		t.Fatal(err)
 	}
-	queued := func() bool {
+	eventually(t, "a refusal that is queued", func() bool { // a wrong relay answers at once
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		return len(r.toClient.queued) > 0
-	}
-	for end := time.Now().Add(2 * time.Minute); !queued(); time.Sleep(time.Millisecond) { // a wrong relay answers at once
-		if time.Now().After(end) {
-			t.Fatal("the refusal isn't queued")
-		}
-	}
+	})
 	if _, err := qemu.Write([]byte(`{}}` + "\r\n" + `{"event": "X"}` + "\r\n")); err != nil {
 		t.Fatal(err)
 	}
@@ -280,10 +277,7 @@ func TestARefusalWaitsForTheEndOfAMessage(t *testing.T) {
 	if err != nil && !errors.Is(err, unix.ECONNRESET) || string(rest) != want {
 		t.Fatalf("got %q (%v), want %q", rest, err, want)
 	}
-	client.Close()
-	if err := wait(); err != nil {
-		t.Fatal(err)
-	}
+	end()
 }
 
 // tag makes a file that can be recognised on the other side.
@@ -299,7 +293,7 @@ func tag(t *testing.T, name string) *os.File {
 func TestRelayCarriesDescriptorsBothWays(t *testing.T) {
 	for _, gate := range []bool{false, true} {
 		o := &seen{gate: gate, refusal: "never asked"}
-		client, qemu, wait := between(t, o)
+		client, qemu, end := between(t, o)
 		for _, direction := range []struct{ from, to *net.UnixConn }{{client, qemu}, {qemu, client}} {
 			for _, count := range []int{1, 3, 253} {
 				var fds []int
@@ -340,15 +334,13 @@ func TestRelayCarriesDescriptorsBothWays(t *testing.T) {
 				}
 			}
 		}
-		client.Close()
-		qemu.Close()
-		_ = wait()
+		end()
 	}
 }
 
 func TestRelayWithoutAPeerEnds(t *testing.T) {
 	for _, first := range []string{"client", "qemu"} {
-		client, qemu, wait := between(t, &seen{})
+		client, qemu, end := between(t, &seen{})
 		gone, other := client, qemu
 		if first == "qemu" {
 			gone, other = qemu, client
@@ -357,10 +349,7 @@ func TestRelayWithoutAPeerEnds(t *testing.T) {
 		if _, err := io.ReadAll(other); err != nil {
 			t.Errorf("%s gone: %v", first, err)
 		}
-		other.Close()
-		if err := wait(); err != nil {
-			t.Errorf("%s gone: %v", first, err)
-		}
+		end()
 	}
 }
 
@@ -370,7 +359,7 @@ func TestAClientThatDoesNotRead(t *testing.T) {
 	defer func(was time.Duration) { unreadAfter = was }(unreadAfter)
 	unreadAfter = 50 * time.Millisecond
 	o := &seen{}
-	client, qemu, wait := between(t, o)
+	client, qemu, end := between(t, o)
 	told := func(what string) (n int) {
 		o.mu.Lock()
 		defer o.mu.Unlock()
@@ -414,10 +403,7 @@ func TestAClientThatDoesNotRead(t *testing.T) {
 	if want := strings.Repeat(event, sent/len(event)+1)[:sent]; string(got) != want {
 		t.Error("it gets something else than QEMU said")
 	}
-	_ = qemu.Close()
-	if err := wait(); err != nil {
-		t.Fatal(err)
-	}
+	end()
 	if told("unread true") != 1 || told("unread false") != 1 {
 		t.Errorf("when it reads again: %d and %d", told("unread true"), told("unread false"))
 	}

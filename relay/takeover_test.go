@@ -45,16 +45,13 @@ func TestAWorkerGoesOnFromAnyState(t *testing.T) {
 			if _, err := client.Write([]byte(c.rest)); err != nil {
 				t.Fatal(err)
 			}
-			wait := running(t, r)
+			end := running(t, client, qemu, r)
 			_ = client.CloseWrite()
 			got, err := io.ReadAll(qemu)
 			if err != nil || string(got) != c.arrives {
 				t.Errorf("%q arrives, not %q: %v", got, c.arrives, err)
 			}
-			qemu.Close()
-			if err := wait(); err != nil {
-				t.Error(err)
-			}
+			end()
 			if log := fmt.Sprint(o.log); log != c.sees {
 				t.Errorf("sees %s, not %s", log, c.sees)
 			}
@@ -69,7 +66,7 @@ func TestAWorkerGoesOnFromAnyState(t *testing.T) {
 // sends first, has a whole message, and a recogniser can begin behind it.
 func TestTheWordMidIsOfWhatIsBehindThePipe(t *testing.T) {
 	client, qemu, r := unstarted(t, &seen{})
-	wait := running(t, r)
+	end := running(t, client, qemu, r)
 	raw, err := client.SyscallConn()
 	if err != nil {
 		t.Fatal(err)
@@ -102,17 +99,13 @@ func TestTheWordMidIsOfWhatIsBehindThePipe(t *testing.T) {
 			t.Fatalf("the pipe has %d bytes (%v), %d aren't taken, and the word is %d", left, pipeErr, waiting(), mid)
 		}
 	}
-	client.Close()
-	qemu.Close()
-	if err := wait(); err != nil {
-		t.Error(err)
-	}
+	end()
 }
 
 // TestTheWordMidIsSetWithinAMessage looks at what a worker that dies now would leave.
 func TestTheWordMidIsSetWithinAMessage(t *testing.T) {
 	client, qemu, r := unstarted(t, &seen{})
-	wait := running(t, r)
+	end := running(t, client, qemu, r)
 	for _, step := range []struct {
 		text string
 		mid  uint32
@@ -123,17 +116,9 @@ func TestTheWordMidIsSetWithinAMessage(t *testing.T) {
 		if _, err := io.ReadFull(qemu, make([]byte, len(step.text))); err != nil {
 			t.Fatal(err)
 		}
-		for end := time.Now().Add(2 * time.Minute); atomic.LoadUint32(r.directions[Up].Mid) != step.mid; time.Sleep(time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatalf("behind %q the word is %d", step.text, *r.directions[Up].Mid)
-			}
-		}
+		eventually(t, fmt.Sprintf("behind %q the word is %d", step.text, step.mid), func() bool { return atomic.LoadUint32(r.directions[Up].Mid) == step.mid })
 	}
-	client.Close()
-	qemu.Close()
-	if err := wait(); err != nil {
-		t.Error(err)
-	}
+	end()
 }
 
 // TestARefusalComesBetweenMessages has the last worker die within a message of QEMU's, and the next one refuse a cont: whatever of
@@ -147,7 +132,7 @@ func TestARefusalComesBetweenMessages(t *testing.T) {
 	if _, err := client.Write([]byte(`{"execute":"cont","id":1}` + "\n")); err != nil {
 		t.Fatal(err)
 	}
-	wait := running(t, r)
+	end := running(t, client, qemu, r)
 	time.Sleep(100 * time.Millisecond) // enough for a refusal that doesn't wait
 	if _, err := qemu.Write([]byte("{}}\r\n")); err != nil {
 		t.Fatal(err)
@@ -158,7 +143,5 @@ func TestARefusalComesBetweenMessages(t *testing.T) {
 	if n, err := io.ReadFull(client, got); err != nil || string(got) != want {
 		t.Errorf("%q arrives, not %q: %v", got[:n], want, err)
 	}
-	qemu.Close()
-	client.Close()
-	_ = wait()
+	end()
 }
