@@ -174,9 +174,9 @@ type view struct {
 
 func (d *domain) view() view {
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	state, why := d.module.now()
+	state, why, _ := d.module.now()
 	v := view{policy: d.policy, page: d.page, state: control.Starting, why: why}
+	d.mu.Unlock()
 	switch {
 	case v.page == nil && (state == failed || state == refused || state == retrying):
 		v.state = control.Uncorrected

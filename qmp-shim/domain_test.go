@@ -122,7 +122,7 @@ func impatient(t *testing.T, wait time.Duration) {
 
 // settle waits until no attempt runs any more.
 func settle(d *domain) {
-	if run := d.module.running(); run != nil {
+	if state, _, run := d.module.now(); state.runs() {
 		<-run
 	}
 }

@@ -75,11 +75,11 @@ type module struct {
 	gate  bool          // no cont has gone through yet; only then can one be refused
 }
 
-// now gives the state, and why the module isn't there.
-func (m *module) now() (moduleState, string) {
+// now gives the state, why the module isn't there, and what runs or ran last.
+func (m *module) now() (state moduleState, why string, run chan struct{}) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.state, m.why
+	return m.state, m.why, m.run
 }
 
 // begin starts an attempt to load it, if none has begun; after one that failed only if again says so.
@@ -201,20 +201,10 @@ func (m *module) admit() (there bool, refusal string) {
 	return there, refusal
 }
 
-// running gives what a cont would wait for; nil if that is nothing.
-func (m *module) running() chan struct{} {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.state.runs() {
-		return m.run
-	}
-	return nil
-}
-
 // await waits, bounded, while something runs: for as long as QEMU is busy, where a cont without the module would be refused.
 func (m *module) await() {
-	run := m.running()
-	if run == nil {
+	state, _, run := m.now()
+	if !state.runs() {
 		return
 	}
 	for began := time.Now(); ; {
@@ -249,10 +239,12 @@ func (m *module) patient(waited time.Duration) bool {
 // loadNow makes an attempt, whatever became of earlier ones, and waits for its end. The error says why the module isn't there.
 func (m *module) loadNow() error {
 	m.begin(true)
-	if run := m.running(); run != nil {
+	state, why, run := m.now()
+	if state.runs() {
 		<-run
+		state, why, _ = m.now()
 	}
-	if state, why := m.now(); state != loaded {
+	if state != loaded {
 		return errors.New(why)
 	}
 	return nil

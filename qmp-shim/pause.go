@@ -132,8 +132,11 @@ func (d *domain) FromQEMU(m relay.Message) {
 		}
 	case d.pause.contCame != 0 && answers(d.pause.contID):
 		seen := d.pause
-		if d.pause = (pauseSeen{}); m.Failure {
-			d.pause = seen.goesOn(d.page)
+		if d.pause = (pauseSeen{}); m.Failure { // an order for a cont that wasn't must not serve a later one
+			if seen.ordered {
+				d.page.SetOrder(clockpage.Order{})
+			}
+			d.pause.stopSent, d.pause.stopID, d.pause.stopEvent = seen.stopSent, seen.stopID, seen.stopEvent
 		} else if r := seen.record(d.page, d.notes, now()); r != nil {
 			tell(d.notes, r, d.onlyThat && catchesUp(d.policy, clockpage.Restore))
 			d.onlyThat = false
@@ -149,15 +152,6 @@ func (d *domain) Unread(so bool) {
 	if so {
 		d.notes.warn("libvirt doesn't read what QEMU says: the guest and its clock go on, and virsh waits; see whether libvirtd (or virtqemud) is stopped or hangs")
 	}
-}
-
-// goesOn is a pause whose cont failed: an order for a cont that wasn't must not serve a later one.
-func (p pauseSeen) goesOn(page *clockpage.Page) pauseSeen {
-	if p.ordered {
-		page.SetOrder(clockpage.Order{})
-	}
-	p.contCame, p.contID, p.number, p.ordered = 0, "", 0, false
-	return p
 }
 
 // record gives the module's record of a pause whose cont was answered at t, and compares what the module measured with what the
