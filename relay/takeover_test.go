@@ -2,7 +2,6 @@ package relay
 
 import (
 	"fmt"
-	"io"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -42,15 +41,10 @@ func TestAWorkerGoesOnFromAnyState(t *testing.T) {
 			if _, err := unix.Write(r.directions[Up].W, []byte(c.pipe)); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := client.Write([]byte(c.rest)); err != nil {
-				t.Fatal(err)
-			}
+			send(t, client, c.rest)
 			end := running(t, client, qemu, r)
 			_ = client.CloseWrite()
-			got, err := io.ReadAll(qemu)
-			if err != nil || string(got) != c.arrives {
-				t.Errorf("%q arrives, not %q: %v", got, c.arrives, err)
-			}
+			expectAll(t, qemu, c.arrives)
 			end()
 			if log := fmt.Sprint(o.log); log != c.sees {
 				t.Errorf("sees %s, not %s", log, c.sees)
@@ -110,12 +104,8 @@ func TestTheWordMidIsSetWithinAMessage(t *testing.T) {
 		text string
 		mid  uint32
 	}{{`{"execute":`, 1}, {`"stop"}`, 0}, {"\r", 0}, {"\n{", 1}, {"}\n", 0}} {
-		if _, err := client.Write([]byte(step.text)); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.ReadFull(qemu, make([]byte, len(step.text))); err != nil {
-			t.Fatal(err)
-		}
+		send(t, client, step.text)
+		expect(t, qemu, step.text)
 		eventually(t, fmt.Sprintf("behind %q the word is %d", step.text, step.mid), func() bool { return atomic.LoadUint32(r.directions[Up].Mid) == step.mid })
 	}
 	end()
@@ -129,19 +119,10 @@ func TestARefusalComesBetweenMessages(t *testing.T) {
 	if _, err := unix.Write(r.directions[Down].W, []byte(`{"return": `)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := client.Write([]byte(`{"execute":"cont","id":1}` + "\n")); err != nil {
-		t.Fatal(err)
-	}
+	send(t, client, `{"execute":"cont","id":1}`+"\n")
 	end := running(t, client, qemu, r)
 	time.Sleep(100 * time.Millisecond) // enough for a refusal that doesn't wait
-	if _, err := qemu.Write([]byte("{}}\r\n")); err != nil {
-		t.Fatal(err)
-	}
-	want := `{"return": {}}` + "\r\n" + `{"id": 1, "error": {"class": "GenericError", "desc": "no"}}` + "\r\n"
-	got := make([]byte, len(want))
-	_ = client.SetReadDeadline(time.Now().Add(2 * time.Minute))
-	if n, err := io.ReadFull(client, got); err != nil || string(got) != want {
-		t.Errorf("%q arrives, not %q: %v", got[:n], want, err)
-	}
+	send(t, qemu, "{}}\r\n")
+	expect(t, client, `{"return": {}}`+"\r\n"+`{"id": 1, "error": {"class": "GenericError", "desc": "no"}}`+"\r\n")
 	end()
 }
