@@ -137,19 +137,16 @@ func holdsSocket(pid int, inodes map[string]bool) (bool, error) {
 // descriptor is the caller's.
 func loadModule(ctx context.Context, p process, module string) (page *clockpage.Page, own int, method string, err error) {
 	fd, there, err := attach.Loaded(p.pid)
+	if err == nil && !there {
+		if _, err = attach.Load(ctx, p.pid, module); err == nil {
+			fd, there, err = attach.Loaded(p.pid)
+		}
+		if err == nil && !there {
+			err = fmt.Errorf("%s was loaded into process %d but stays silent: it found no place for itself in that QEMU", module, p.pid)
+		}
+	}
 	if err != nil {
 		return nil, -1, "", err
-	}
-	if !there {
-		if _, err := attach.Load(ctx, p.pid, module); err != nil {
-			return nil, -1, "", err
-		}
-		if fd, there, err = attach.Loaded(p.pid); err != nil {
-			return nil, -1, "", err
-		}
-		if !there {
-			return nil, -1, "", fmt.Errorf("%s was loaded into process %d but stays silent: it found no place for itself in that QEMU", module, p.pid)
-		}
 	}
 	method = "ptrace"
 	if environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", p.pid)); err == nil && preloads(environ) {
