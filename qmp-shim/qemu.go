@@ -49,20 +49,13 @@ func (p process) wait() {
 // a connection to it can't tell: the kernel names the process that bound the socket, libvirtd. So the pid in the file
 // is proven by the socket's inode among the process's descriptors.
 func findQEMU(ctx context.Context, pidFile, path string) (process, error) {
-	var last error
-	for {
+	for ; ; time.Sleep(20 * time.Millisecond) {
 		p, err := tryQEMU(pidFile, path)
 		if err == nil {
 			return p, nil
 		}
-		if errors.Is(err, attach.ErrRefused) {
+		if ctx.Err() != nil || errors.Is(err, attach.ErrRefused) {
 			return process{}, fmt.Errorf("finding QEMU: %w", err)
-		}
-		last = err
-		select {
-		case <-ctx.Done():
-			return process{}, fmt.Errorf("finding QEMU: %w", last)
-		case <-time.After(20 * time.Millisecond):
 		}
 	}
 }

@@ -20,13 +20,19 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(fds.Run(m)) }
 
+func newStore(t *testing.T) *keeper.Store {
+	t.Helper()
+	store, err := keeper.Open(func(what string) { t.Error(what) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return store
+}
+
 // A worker may die after it has bound the monitor's socket, and before anybody but it has that. The next one binds it anew.
 func TestASocketThatNobodyHasIsBoundAnew(t *testing.T) {
 	for _, renamed := range []bool{true, false} {
-		store, err := keeper.Open(func(what string) { t.Error(what) })
-		if err != nil {
-			t.Fatal(err)
-		}
+		store := newStore(t)
 		dir := t.TempDir()
 		files := []string{control.MonitorSocket}
 		if renamed {
@@ -119,10 +125,7 @@ func TestRequestsAreBounded(t *testing.T) {
 
 // Who publishes the domain's anchor tells the shim, and the status has it.
 func TestThePublishedAnchorIsInTheStatus(t *testing.T) {
-	store, err := keeper.Open(func(what string) { t.Error(what) })
-	if err != nil {
-		t.Fatal(err)
-	}
+	store := newStore(t)
 	s := &shim{Config: Config{Store: store, Log: zerolog.Nop()}, domain: testDomain(t, byDefault)}
 	published := func() time.Time {
 		t.Helper()
@@ -148,10 +151,7 @@ func TestThePublishedAnchorIsInTheStatus(t *testing.T) {
 // never refused a cont.
 func TestAStateThatCannotBeReadIsBegunAnew(t *testing.T) {
 	for what, began := range map[string]bool{"empty": false, "another version's": true} {
-		store, err := keeper.Open(func(what string) { t.Error(what) })
-		if err != nil {
-			t.Fatal(err)
-		}
+		store := newStore(t)
 		fd, err := newState()
 		if err != nil {
 			t.Fatal(err)

@@ -54,7 +54,7 @@ var nonsense = []struct {
 
 func TestARelayOutlivesNonsense(t *testing.T) {
 	for _, gate := range []bool{false, true} {
-		o := &events{gate: gate}
+		o := &seen{gate: gate}
 		client, qemu, end := between(t, o)
 		for _, c := range nonsense {
 			t.Run(fmt.Sprint(c.name, gate), func(t *testing.T) {
@@ -82,7 +82,7 @@ func TestARelayOutlivesNonsense(t *testing.T) {
 				if got != int(sent) {
 					t.Errorf("%d bytes became %d", sent, got)
 				}
-				if want := "AFTER " + c.name; o.newest() != want {
+				if want := "qemu AFTER " + c.name; o.newest() != want {
 					t.Errorf("the recogniser doesn't see the next message: %q, not %q", o.newest(), want)
 				}
 			})
@@ -121,28 +121,6 @@ type counter int
 func (c *counter) Write(b []byte) (int, error) {
 	*c += counter(len(b))
 	return len(b), nil
-}
-
-// events is an observer that remembers one event.
-type events struct {
-	quiet
-	mu   sync.Mutex
-	last string
-	gate bool
-}
-
-func (e *events) Holds() bool { return e.gate }
-
-func (e *events) FromQEMU(m Message) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.last = m.Event
-}
-
-func (e *events) newest() string {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.last
 }
 
 // TestAClientThatLeavesInTheMiddle ends while the relay waits for the rest of what may be the first cont.

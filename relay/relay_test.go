@@ -35,6 +35,12 @@ func (s *seen) add(what string) {
 	s.log = append(s.log, what)
 }
 
+func (s *seen) newest() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.log[len(s.log)-1]
+}
+
 func (s *seen) Command(m Message)  { s.add("command " + m.Execute) }
 func (s *seen) FromQEMU(m Message) { s.add("qemu " + m.Event + m.ID) }
 func (s *seen) Unread(so bool)     { s.add(fmt.Sprintf("unread %t", so)) }
