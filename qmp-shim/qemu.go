@@ -149,16 +149,21 @@ func loadModule(ctx context.Context, p process, module string) (page *clockpage.
 	if err != nil {
 		return nil, -1, "", fmt.Errorf("opening the clock page of process %d: %w", p.pid, err)
 	}
-	f, err := reopen(own)
-	if err == nil {
-		defer f.Close()
-		page, err = clockpage.Map(f)
-	}
-	if err != nil {
+	if page, err = mapPage(own); err != nil {
 		_ = unix.Close(own)
 		return nil, -1, "", fmt.Errorf("opening the clock page of process %d: %w", p.pid, err)
 	}
 	return page, own, method, nil
+}
+
+// mapPage maps the page behind a descriptor, which stays the caller's.
+func mapPage(fd int) (*clockpage.Page, error) {
+	f, err := reopen(fd)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return clockpage.Map(f)
 }
 
 // preloads says whether a process was started with the module in LD_PRELOAD.

@@ -345,12 +345,7 @@ func (s *shim) oldPage() (*clockpage.Page, error) {
 	if !ok {
 		return nil, nil
 	}
-	f, err := reopen(fd)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return clockpage.Map(f)
+	return mapPage(fd)
 }
 
 // bounded has f done, and doesn't wait for ever: a disk may hang.
