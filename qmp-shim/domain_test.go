@@ -113,6 +113,32 @@ func TestAnAttemptThatNobodyWaitsForAnyMore(t *testing.T) {
 	}
 }
 
+// Where an earlier worker couldn't load the module, that is tried again only for a cont that would be refused.
+func TestAfterAnAttemptThatFailed(t *testing.T) {
+	for _, gate := range []bool{false, true} {
+		d := domainOf(t, memory{Clock: byDefault, Gate: gate, Why: "none"}, zerolog.Nop(), func(memory) {})
+		_, page := newPage(t, clockpage.Minor)
+		attempts := make(chan heard, 1)
+		d.load = func(answer heard) {
+			select {
+			case attempts <- answer:
+				answer(nil, "", errors.New("still none"))
+			default:
+				answer(page, "ptrace", nil)
+			}
+		}
+		d.resume(nil, true)
+		settle(d)
+		if v := d.view(); v.state != control.Uncorrected || d.Holds() != gate || (len(attempts) > 0) != gate {
+			t.Errorf("gate %v: %s, held %v, %d attempts", gate, v.state, d.Holds(), len(attempts))
+		}
+		first, second := d.Cont(relay.Message{Execute: "cont"}), d.Cont(relay.Message{Execute: "cont"})
+		if v := d.view(); strings.HasSuffix(first, "requires it: still none") != gate || second != "" || (v.state == control.Correcting) != gate {
+			t.Errorf("gate %v: refusals %q and %q, then %s, %q", gate, first, second, v.state, v.why)
+		}
+	}
+}
+
 // impatient has a cont wait no longer than so for the module.
 func impatient(t *testing.T, wait time.Duration) {
 	patience := contWait
