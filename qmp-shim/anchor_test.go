@@ -157,17 +157,13 @@ func TestAnchorIsImported(t *testing.T) {
 					t.Errorf("refused with %v, want %s", err, c.refused)
 				}
 				return
-			}
-			if err != nil {
+			} else if err != nil {
 				t.Fatal(err)
 			}
 			got, err := page.Import()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got.Leg != c.want.Leg || got.Clock != c.want.Clock || got.At != c.want.At || got.Rate != c.want.Rate || got.Event != c.want.Event || got.Any != c.want.Any ||
+			if err != nil || got.Leg != c.want.Leg || got.Clock != c.want.Clock || got.At != c.want.At || got.Rate != c.want.Rate || got.Event != c.want.Event || got.Any != c.want.Any ||
 				got.Error < c.want.Error || got.Error > c.want.Error+uint64(time.Second) {
-				t.Errorf("imported %+v, want %+v", got, c.want)
+				t.Errorf("imported %+v, %v, want %+v", got, err, c.want)
 			}
 			said := warnings(d)
 			if warned := len(said) == 1 && strings.Contains(said[0], "synchronised"); warned != c.warned {
@@ -184,8 +180,7 @@ func TestStateIsImported(t *testing.T) {
 	// The guest of the anchor, saved 50 s later; and an earlier state of it, or another's.
 	saved := lastStop{Saved: 127e9, Real: at.real - 10e9, Raw: at.raw - 10e9, Boot: bootID(), Slept: at.slept}
 	stale := lastStop{Saved: 20e9, Real: at.real - 50e9, Raw: at.raw - 50e9, Boot: bootID(), Slept: at.slept}
-	rebooted := saved
-	rebooted.Boot = "y"
+	rebooted := lastStop{Saved: saved.Saved, Real: saved.Real, Raw: saved.Raw, Boot: "y", Slept: saved.Slept}
 	// It ran here before it ran where the anchor is of.
 	earlier := lastStop{Saved: 67e9, Real: there.Real - 10e9, Raw: at.raw - 70e9, Boot: bootID(), Slept: at.slept}
 	const none = ^uint64(0)
@@ -216,13 +211,10 @@ func TestStateIsImported(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, page := newPage(t, clockpage.Minor)
-			s := &shim{Config: Config{UUID: "u", LastStops: t.TempDir(), Incoming: c.incoming, Anchor: c.anchor, Log: zerolog.New(io.Discard)}}
-			s.domain = testDomain(t, c.clock)
+			s := &shim{Config: Config{UUID: "u", LastStops: t.TempDir(), Incoming: c.incoming, Anchor: c.anchor, Log: zerolog.Nop()}, domain: testDomain(t, c.clock)}
 			s.domain.resume(page, true)
-			if c.stop != nil {
-				if err := s.writeLastStop(*c.stop); err != nil {
-					t.Fatal(err)
-				}
+			if c.stop != nil && s.writeLastStop(*c.stop) != nil {
+				t.Fatal("the last stop isn't written")
 			}
 			s.importState()
 			got, err := page.Import()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"runtime"
 	"strings"
 	"sync"
@@ -87,32 +88,35 @@ func TestARelayOutlivesNonsense(t *testing.T) {
 				}
 			})
 		}
-		// Descriptors that nobody asked for.
-		f := tag(t, "unasked")
-		defer f.Close()
-		fds := make([]int, maxFDs)
-		for i := range fds {
-			fds[i] = int(f.Fd())
-		}
-		for range 20 {
-			go func() { _, _, _ = qemu.WriteMsgUnix([]byte("{}\n"), unix.UnixRights(fds...), nil) }()
-			oob, buf := make([]byte, unix.CmsgSpace(maxFDs*4)), make([]byte, 1)
-			for range 3 {
-				_, oobn, _, _, err := client.ReadMsgUnix(buf, oob)
-				if err != nil {
-					t.Fatal(err)
-				}
-				came, _ := parseFDs(oob[:oobn])
-				closeAll(came)
-			}
-		}
+		unasked(t, client, qemu)
 		end()
-		f.Close()
 	}
 	var after runtime.MemStats
 	runtime.ReadMemStats(&after)
 	if after.HeapSys > 200<<20 {
 		t.Errorf("the heap grew to %d MiB", after.HeapSys>>20)
+	}
+}
+
+// unasked has QEMU send descriptors that nobody asked for.
+func unasked(t *testing.T, client, qemu *net.UnixConn) {
+	f := tag(t, "unasked")
+	defer f.Close()
+	fds := make([]int, maxFDs)
+	for i := range fds {
+		fds[i] = int(f.Fd())
+	}
+	for range 20 {
+		go func() { _, _, _ = qemu.WriteMsgUnix([]byte("{}\n"), unix.UnixRights(fds...), nil) }()
+		oob, buf := make([]byte, unix.CmsgSpace(maxFDs*4)), make([]byte, 1)
+		for range 3 {
+			_, oobn, _, _, err := client.ReadMsgUnix(buf, oob)
+			if err != nil {
+				t.Fatal(err)
+			}
+			came, _ := parseFDs(oob[:oobn])
+			closeAll(came)
+		}
 	}
 }
 
