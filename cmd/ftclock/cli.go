@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/signal"
 	"syscall"
 
@@ -83,7 +84,10 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) (code int) {
 	if err != nil {
 		panic(err) // a mistake in the tags above
 	}
-	completeLine(parser)
+	if line, asked := completing(os.Getenv); asked {
+		complete(stdout, parser.Model.Node, line)
+		return exitOK
+	}
 	if len(args) == 0 {
 		args = []string{"--help"}
 	}

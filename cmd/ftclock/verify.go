@@ -11,7 +11,7 @@ import (
 )
 
 type verifyCmd struct {
-	Domain string `arg:"" help:"Name, UUID or id."`
+	Domain string `arg:"" predictor:"domain" help:"Name, UUID or id."`
 	Pauses int    `default:"5" placeholder:"N" help:"So many pauses of 20 ms (2 to 200)."`
 }
 
