@@ -4,32 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"ftclock/cmd/ftclock/internal/status"
+	"ftclock/cmd/ftclock/internal/ui"
 	"io"
 	"os"
 	"os/signal"
 	"syscall"
 
 	"github.com/alecthomas/kong"
-	"libvirt.org/go/libvirt"
-
-	"ftclock/control"
 )
-
-// Exit codes.
-const (
-	exitOK = 0
-	// exitProblem: the answer was given, and it is a bad one (a clock isn't corrected, a check found something). Monitoring
-	// plugins call it a warning.
-	exitProblem = 1
-	// exitError: what was asked for couldn't be done, or wasn't understood. Monitoring plugins call it unknown.
-	exitError = 3
-)
-
-// errProblem makes the exit code exitProblem; what is wrong has been printed.
-var errProblem = errors.New("problems were found")
-
-// shims is where the shims' directories are. Only tests put another directory here.
-var shims = control.Dir
 
 // cli is the command line.
 type cli struct {
@@ -54,10 +37,11 @@ type cli struct {
 
 // program is what a command gets to work with.
 type program struct {
-	*ui
+	*ui.UI
 	stdin io.Reader
 	ctx   context.Context // ends when the operator interrupts
 	uri   string          // as given with --connect
+	dirs  status.Dirs
 }
 
 // exit is what kong's asking for the end becomes.
@@ -65,7 +49,7 @@ type exit int
 
 // run is the whole program but for the exit.
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) (code int) {
-	u := newUI(stdout, stderr)
+	u := ui.New(stdout, stderr)
 	defer func() {
 		if e, ok := recover().(exit); ok {
 			code = int(e)
@@ -86,18 +70,18 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) (code int) {
 	}
 	if line, asked := completing(os.Getenv); asked {
 		complete(stdout, parser.Model.Node, line)
-		return exitOK
+		return ui.ExitOK
 	}
 	if len(args) == 0 {
 		args = []string{"--help"}
 	}
 	command, err := parser.Parse(args)
 	if err != nil {
-		return u.fail(explainUsage(err, args))
+		return u.Fail(explainUsage(err, args))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	return u.fail(command.Run(&program{ui: u, stdin: stdin, ctx: ctx, uri: c.Connect}))
+	return u.Fail(command.Run(&program{UI: u, stdin: stdin, ctx: ctx, uri: c.Connect, dirs: status.HostDirs}))
 }
 
 // explainUsage adds where help is found to what kong says.
@@ -107,16 +91,5 @@ func explainUsage(err error, args []string) error {
 	if errors.As(err, &parse) && parse.Context != nil && parse.Context.Selected() != nil {
 		where = "ftclock " + parse.Context.Selected().Name + " --help"
 	}
-	return hinted(err, fmt.Sprintf("`%s` shows what can be given", where))
-}
-
-type versionCmd struct{}
-
-func (versionCmd) Run(p *program) error {
-	p.printf("ftclock %s\n", programVersion())
-	p.printf("built with %s\n", goVersion())
-	if v, err := libvirt.GetVersion(); err == nil {
-		p.printf("libvirt library %s\n", dotted(v))
-	}
-	return nil
+	return ui.Hinted(err, fmt.Sprintf("`%s` shows what can be given", where))
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"ftclock/cmd/ftclock/internal/hypervisor"
 	"io"
 	"slices"
 	"strconv"
@@ -78,33 +79,11 @@ func candidates(node *kong.Node, option *kong.Flag, position int, last string) (
 			}
 		}
 	case position < len(node.Positional) && node.Positional[position].Tag.Get("predictor") == "domain":
-		words = domainNames()
+		words = hypervisor.DomainNames()
 	default:
 		for _, child := range node.Children {
 			words = append(words, child.Name)
 		}
 	}
 	return words
-}
-
-// domainNames are all domains of the hypervisor that a command without --connect would reach. Where it can't be
-// reached there are none: a shell has no place for an error here.
-func domainNames() []string {
-	h, err := connect("")
-	if err != nil {
-		return nil
-	}
-	defer h.close()
-	domains, err := h.ListAllDomains(0)
-	if err != nil {
-		return nil
-	}
-	var names []string
-	for i := range domains {
-		if name, err := domains[i].GetName(); err == nil {
-			names = append(names, name)
-		}
-		_ = domains[i].Free()
-	}
-	return names
 }

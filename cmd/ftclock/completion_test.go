@@ -1,6 +1,7 @@
 package main
 
 import (
+	"ftclock/cmd/ftclock/internal/ui"
 	"strings"
 	"testing"
 )
@@ -27,7 +28,7 @@ func TestCompletion(t *testing.T) {
 		t.Setenv("COMP_LINE", test.line)
 		t.Setenv("COMP_POINT", test.point)
 		stdout, stderr, code := told("status")
-		if got := strings.Join(strings.Fields(stdout), " "); got != test.want || stderr != "" || code != exitOK {
+		if got := strings.Join(strings.Fields(stdout), " "); got != test.want || stderr != "" || code != ui.ExitOK {
 			t.Errorf("%q: %q (%d, %s), want %q", test.line, got, code, stderr, test.want)
 		}
 	}

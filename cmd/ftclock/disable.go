@@ -5,9 +5,12 @@ import (
 
 	"libvirt.org/go/libvirt"
 
+	"ftclock/cmd/ftclock/internal/hypervisor"
+	"ftclock/cmd/ftclock/internal/live"
+	"ftclock/cmd/ftclock/internal/ui"
 	"ftclock/disk"
 	"ftclock/record"
-	"ftclock/xml-templates"
+	metadata "ftclock/xml-templates"
 )
 
 type disableCmd struct {
@@ -20,51 +23,46 @@ func (disableCmd) Help() string {
 }
 
 func (c *disableCmd) Run(p *program) error {
-	h, err := connect(p.uri)
+	d, err := hypervisor.Open(p.uri, c.Domain)
 	if err != nil {
 		return err
 	}
-	defer h.close()
-	d, err := h.find(c.Domain)
-	if err != nil {
-		return err
-	}
-	defer d.free()
-	l, err := findTarget(h, d, c.Live, "disable")
+	defer d.Close()
+	l, err := live.Find(p.dirs, d, c.Live, "disable")
 	if err != nil {
 		return err
 	}
 
-	if d.persistent {
-		changed, err := undefine(h, d)
+	if d.Persistent {
+		changed, err := undefine(d)
 		if err != nil {
 			return err
 		}
 		if changed {
-			p.printf("%s: disabled in its definition\n", d.name)
+			p.Printf("%s: disabled in its definition\n", d.Name)
 		} else {
-			p.printf("%s: nothing of ftclock in its definition\n", d.name)
+			p.Printf("%s: nothing of ftclock in its definition\n", d.Name)
 		}
 	}
-	if isLocal(h.uri) {
-		dir, uuid := records, d.uuid
+	if d.Host.Local() {
+		dir, uuid := p.dirs.Records, d.UUID
 		if err := disk.InTime(p.ctx, dir, func() error { return record.SetManaged(dir, uuid, false) }); err != nil {
-			p.warn("%s; `ftclock status` will miss the domain", sayError(err))
+			p.Warn("%s; `ftclock status` will miss the domain", ui.ErrorText(err))
 		}
 	}
 	if l != nil {
 		return c.now(p, l)
 	}
-	if d.active && isLocal(h.uri) && served(d.uuid) {
-		p.printf("%s: the running domain is served until it stops\n", d.name)
-		p.hint("`ftclock disable --live %s` ends that now", shellWord(d.name))
+	if d.Active && d.Host.Local() && live.Served(p.dirs, d.UUID) {
+		p.Printf("%s: the running domain is served until it stops\n", d.Name)
+		p.Hint("`ftclock disable --live %s` ends that now", ui.ShellWord(d.Name))
 	}
 	return nil
 }
 
 // undefine takes all of ours out of the persistent definition.
-func undefine(h *host, d *domain) (changed bool, err error) {
-	old, err := d.definition(0)
+func undefine(d *hypervisor.Domain) (changed bool, err error) {
+	old, err := d.Definition(0)
 	if err != nil {
 		return false, err
 	}
@@ -73,34 +71,34 @@ func undefine(h *host, d *domain) (changed bool, err error) {
 		if m.Policy == nil {
 			return false, nil
 		}
-		return true, d.setElement(nil, libvirt.DOMAIN_AFFECT_CONFIG)
+		return true, d.SetElement(nil, libvirt.DOMAIN_AFFECT_CONFIG)
 	}
-	if old, err = d.definition(libvirt.DOMAIN_XML_SECURE); err != nil {
+	if old, err = d.Definition(libvirt.DOMAIN_XML_SECURE); err != nil {
 		return false, err
 	}
 	edited, err := metadata.Disable(old)
 	if err != nil {
-		return false, fmt.Errorf("editing the definition of %s: %w", d.name, err)
+		return false, fmt.Errorf("editing the definition of %s: %w", d.Name, err)
 	}
-	return h.redefine(d, old, edited)
+	return d.Redefine(old, edited)
 }
 
 // now ends the correction of the running domain.
-func (c *disableCmd) now(p *program, l *live) error {
-	d := l.domain
-	element, err := d.element(libvirt.DOMAIN_AFFECT_LIVE)
+func (c *disableCmd) now(p *program, l *live.QEMU) error {
+	d := l.Domain
+	element, err := d.Element(libvirt.DOMAIN_AFFECT_LIVE)
 	if err != nil {
 		return err
 	}
 	if element != "" {
-		if err := d.setElement(nil, libvirt.DOMAIN_AFFECT_LIVE); err != nil {
+		if err := d.SetElement(nil, libvirt.DOMAIN_AFFECT_LIVE); err != nil {
 			return err
 		}
 	}
-	said, err := l.leave(p)
+	said, err := l.Leave(p.ctx)
 	if err != nil {
 		return err
 	}
-	p.printf("%s: %s\n", d.name, said)
+	p.Printf("%s: %s\n", d.Name, said)
 	return nil
 }

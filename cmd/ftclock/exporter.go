@@ -15,6 +15,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"ftclock/cmd/ftclock/internal/status"
+	"ftclock/cmd/ftclock/internal/ui"
 	"ftclock/control"
 	"ftclock/record"
 )
@@ -31,16 +33,16 @@ func (exporterCmd) Help() string {
 func (c *exporterCmd) Run(p *program) error {
 	listener, err := net.Listen("tcp", c.Listen)
 	if err != nil {
-		return hinted(fmt.Errorf("listening for Prometheus: %w", err), "give a free port with --listen ADDRESS:PORT")
+		return ui.Hinted(fmt.Errorf("listening for Prometheus: %w", err), "give a free port with --listen ADDRESS:PORT")
 	}
 	if a, ok := listener.Addr().(*net.TCPAddr); ok && !a.IP.IsLoopback() {
-		p.warn("%s can be reached from elsewhere, and there is no password: see to it that only Prometheus can", a)
+		p.Warn("%s can be reached from elsewhere, and there is no password: see to it that only Prometheus can", a)
 	}
 	if os.Geteuid() != 0 {
-		p.warn("only root may ask the shims, so there will be no domain in the metrics; run it as root")
+		p.Warn("only root may ask the shims, so there will be no domain in the metrics; run it as root")
 	}
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(&collector{dir: shims}, collectors.NewGoCollector(),
+	registry.MustRegister(&collector{dirs: p.dirs}, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{
@@ -57,7 +59,7 @@ func (c *exporterCmd) Run(p *program) error {
 		_ = server.Shutdown(last)
 	})
 	defer stop()
-	p.printf("serving http://%s/metrics\n", listener.Addr())
+	p.Printf("serving http://%s/metrics\n", listener.Addr())
 	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serving metrics: %w", err)
 	}
@@ -71,7 +73,7 @@ const shimWait = 5 * time.Second
 const maxAsked = 16
 
 // collector asks the shims whenever Prometheus asks it.
-type collector struct{ dir string }
+type collector struct{ dirs status.Dirs }
 
 // metric describes one kind of metric that each domain has.
 type metric struct {
@@ -148,7 +150,7 @@ var metrics = []metric{
 			if s.Published.After(at) {
 				at = s.Published
 			}
-			return float64(at.UnixNano()) * ns, (s.Mode == control.Relay || direct(s)) && !at.IsZero()
+			return float64(at.UnixNano()) * ns, (s.Mode == control.Relay || status.Direct(s)) && !at.IsZero()
 		}),
 	gauge("served_since_timestamp_seconds", "Since when the shim serves the domain.",
 		func(s *control.Status) (float64, bool) { return float64(s.Since.UnixNano()) * ns, !s.Since.IsZero() }),
@@ -194,7 +196,7 @@ var (
 	descOffset  = hostDesc("host_clock_offset_seconds", "What is still to be corrected in the host's clock.")
 	descEst     = hostDesc("host_clock_estimated_error_seconds", "The kernel's estimate of the host clock's error.")
 	descMax     = hostDesc("host_clock_maximum_error_seconds", "The kernel's bound of the host clock's error.")
-	statesShown = []control.State{control.Starting, control.Correcting, control.Unkept, control.Watching, control.Uncorrected, forgotten, gone, unknown}
+	statesShown = []control.State{control.Starting, control.Correcting, control.Unkept, control.Watching, control.Uncorrected, status.Forgotten, status.Gone, status.Unknown}
 )
 
 // Describe says what there can be.
@@ -217,7 +219,7 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 		host(descEst, float64(h.EstimatedError)*ns)
 		host(descMax, float64(h.MaximumError)*ns)
 	}
-	infos, err := control.List(c.dir)
+	infos, err := control.List(c.dirs.Shims)
 	host(descShims, float64(len(infos)))
 	host(descListed, truth(err == nil))
 	var group sync.WaitGroup
@@ -226,13 +228,13 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 		room <- struct{}{}
 		group.Go(func() {
 			defer func() { <-room }()
-			for _, m := range ofDomain(askInTime(info)) {
+			for _, m := range ofDomain(c.askInTime(info)) {
 				to <- m
 			}
 		})
 	}
 	group.Wait()
-	lost, err := forgottenDomains()
+	lost, err := c.dirs.Forgotten()
 	host(descRecords, truth(err == nil))
 	for _, e := range lost {
 		if slices.ContainsFunc(infos, func(i control.Info) bool { return i.UUID == e.UUID }) {
@@ -245,11 +247,11 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 }
 
 // askInTime is askShim for a scrape: who doesn't answer in time, or may not be asked, is an entry, too.
-func askInTime(info control.Info) entry {
-	answers := make(chan entry, 1)
-	mute := entry{mute: true, Status: control.Status{Name: info.Name, UUID: info.UUID, State: unknown}}
+func (c *collector) askInTime(info control.Info) status.Entry {
+	answers := make(chan status.Entry, 1)
+	mute := status.Entry{Mute: true, Status: control.Status{Name: info.Name, UUID: info.UUID, State: status.Unknown}}
 	go func() {
-		e, err := askShim(info, nil, 1)
+		e, err := c.dirs.Entry(info, nil, 1)
 		if err != nil {
 			e = mute
 		}
@@ -265,21 +267,21 @@ func askInTime(info control.Info) entry {
 
 // ofDomain are the metrics of one domain. What a shim says may come from a QEMU that somebody took over: labels
 // are made printable.
-func ofDomain(e entry) (all []prometheus.Metric) {
-	name, uuid := oneLine(e.Name), oneLine(e.UUID)
+func ofDomain(e status.Entry) (all []prometheus.Metric) {
+	name, uuid := ui.OneLine(e.Name), ui.OneLine(e.UUID)
 	add := func(d *prometheus.Desc, kind prometheus.ValueType, v float64, labels ...string) {
 		all = append(all, prometheus.MustNewConstMetric(d, kind, v, append([]string{name, uuid}, labels...)...))
 	}
 	for _, state := range statesShown {
 		add(descState, prometheus.GaugeValue, truth(e.State == state), string(state))
 	}
-	add(descBad, prometheus.GaugeValue, truth(e.bad()))
-	if e.mute {
+	add(descBad, prometheus.GaugeValue, truth(e.Bad()))
+	if e.Mute {
 		return all
 	}
-	add(descInfo, prometheus.GaugeValue, 1, oneLine(string(e.Mode)), oneLine(e.Method), oneLine(e.Version))
-	for _, clock := range guestClocks {
-		add(descClock, prometheus.GaugeValue, truth(e.GuestClock == clock.is), string(clock.is))
+	add(descInfo, prometheus.GaugeValue, 1, ui.OneLine(string(e.Mode)), ui.OneLine(e.Method), ui.OneLine(e.Version))
+	for _, clock := range status.GuestClocks {
+		add(descClock, prometheus.GaugeValue, truth(e.GuestClock == clock.Is), string(clock.Is))
 	}
 	for _, c := range []struct {
 		decision string

@@ -13,13 +13,12 @@ import (
 	"strings"
 	"time"
 
-	"ftclock/control"
+	"ftclock/cmd/ftclock/internal/hypervisor"
+	"ftclock/cmd/ftclock/internal/status"
+	"ftclock/cmd/ftclock/internal/ui"
 	"ftclock/record"
 	"ftclock/report"
 )
-
-// records is where the domains' records are. Only tests put another directory here.
-var records = record.Dir
 
 type reportCmd struct {
 	Domain string `arg:"" predictor:"domain" help:"Name, UUID or id. It needn't run, nor be defined any more."`
@@ -54,32 +53,32 @@ func (c *reportCmd) Run(p *program) error {
 		o.To = minTime(up.Add(time.Minute), now)
 	}
 	if !o.From.IsZero() && !o.From.Before(o.To) {
-		return hinted(fmt.Errorf("there is no time between --since %s and %s", o.From.Format(time.RFC3339), o.To.UTC().Format(time.RFC3339)),
+		return ui.Hinted(fmt.Errorf("there is no time between --since %s and %s", o.From.Format(time.RFC3339), o.To.UTC().Format(time.RFC3339)),
 			"times without an offset are UTC")
 	}
-	if c.Output == "" && c.Format == "html" && isTerminal(p.stdout) {
-		return hinted(errors.New("a page in HTML is nothing for a terminal"), "--output FILE.html writes it to a file, --format csv is a table")
+	if c.Output == "" && c.Format == "html" && ui.IsTerminal(p.Stdout) {
+		return ui.Hinted(errors.New("a page in HTML is nothing for a terminal"), "--output FILE.html writes it to a file, --format csv is a table")
 	}
-	uuid, err := c.find(p.uri)
+	uuid, err := c.find(p)
 	if err != nil {
 		return err
 	}
 	// The shim writes what it has when it is asked.
-	_, asked := control.Ask(shims, uuid, control.Request{Do: "status"})
+	_, asked := p.dirs.Status(uuid, 0)
 	o.Alive = asked == nil
-	if asked != nil && !noShim(asked) && !errors.Is(asked, os.ErrPermission) {
-		p.warn("%s; the last minute may be missing in the report, `ftclock status %s` says more", sayError(asked), shellWord(c.Domain))
+	if asked != nil && !status.NoShim(asked) && !errors.Is(asked, os.ErrPermission) {
+		p.Warn("%s; the last minute may be missing in the report, `ftclock status %s` says more", ui.ErrorText(asked), ui.ShellWord(c.Domain))
 		o.Alive = true
 	}
-	r, err := record.Read(records, uuid, o.From, o.To)
+	r, err := record.Read(p.dirs.Records, uuid, o.From, o.To)
 	if err != nil {
 		return c.explain(err)
 	}
 	if r.Begin.IsZero() {
-		return hinted(fmt.Errorf("nothing in the record of %s can be read: %s", c.Domain, r.Problems[0]), "nothing was changed in it")
+		return ui.Hinted(fmt.Errorf("nothing in the record of %s can be read: %s", c.Domain, r.Problems[0]), "nothing was changed in it")
 	}
 	if !r.Begin.Before(o.To) {
-		return hinted(fmt.Errorf("the record of %s begins at %s, after that time", c.Domain, r.Begin.UTC().Format(time.RFC3339)), "give a later --until")
+		return ui.Hinted(fmt.Errorf("the record of %s begins at %s, after that time", c.Domain, r.Begin.UTC().Format(time.RFC3339)), "give a later --until")
 	}
 	o.Host, _ = os.Hostname()
 	made := report.New(r, o)
@@ -87,11 +86,11 @@ func (c *reportCmd) Run(p *program) error {
 		return err
 	}
 	for _, problem := range r.Problems {
-		p.warn("%s", problem)
+		p.Warn("%s", problem)
 	}
 	if len(r.Problems) > 0 {
-		p.hint("the report shows what couldn't be read as gaps; a backup of %s may have it", record.Path(records, uuid))
-		return errProblem
+		p.Hint("the report shows what couldn't be read as gaps; a backup of %s may have it", record.Path(p.dirs.Records, uuid))
+		return ui.ErrProblem
 	}
 	return nil
 }
@@ -120,14 +119,15 @@ func moment(text string, now time.Time, flag string) (time.Time, error) {
 		ago = time.Duration(n) * 24 * time.Hour
 	}
 	if err != nil || ago < 0 {
-		return time.Time{}, hinted(fmt.Errorf("%s %q isn't a time", flag, text), "2026-11-23, 2026-11-23T09:30, 2026-11-23T09:30:00+01:00, or 36h, 7d for so long ago")
+		return time.Time{}, ui.Hinted(fmt.Errorf("%s %q isn't a time", flag, text), "2026-11-23, 2026-11-23T09:30, 2026-11-23T09:30:00+01:00, or 36h, 7d for so long ago")
 	}
 	return now.Add(-ago), nil
 }
 
-// find gives the UUID of the domain's record. libvirt knows the domains that there are, shims those that run, and records those
+// Find gives the UUID of the domain's record. libvirt knows the domains that there are, shims those that run, and records those
 // that there were.
-func (c *reportCmd) find(uri string) (string, error) {
+func (c *reportCmd) find(p *program) (string, error) {
+	records := p.dirs.Records
 	all, err := record.Domains(records)
 	if err != nil {
 		return "", c.explain(err)
@@ -139,15 +139,15 @@ func (c *reportCmd) find(uri string) (string, error) {
 	if uuid := strings.ToLower(c.Domain); has[uuid] {
 		return uuid, nil
 	}
-	h, refused := connect(uri)
+	h, refused := hypervisor.Connect(p.uri)
 	if refused == nil {
-		defer h.close()
-		if d, err := h.find(c.Domain); err == nil {
-			defer d.free()
-			if !has[d.uuid] {
-				return "", c.explain(fmt.Errorf("reading the record of %s: %w", d.name, record.ErrNone))
+		defer h.Close()
+		if d, err := h.Find(c.Domain); err == nil {
+			defer d.Close()
+			if !has[d.UUID] {
+				return "", c.explain(fmt.Errorf("reading the record of %s: %w", d.Name, record.ErrNone))
 			}
-			return d.uuid, nil
+			return d.UUID, nil
 		}
 	}
 	var named []string
@@ -161,20 +161,20 @@ func (c *reportCmd) find(uri string) (string, error) {
 		return named[0], nil
 	case 0:
 		if refused != nil {
-			return "", hinted(fmt.Errorf("no record is of a domain %q, and libvirt can't be asked for its UUID: %w", c.Domain, refused), "`ls "+records+"` shows the UUIDs that have a record")
+			return "", ui.Hinted(fmt.Errorf("no record is of a domain %q, and libvirt can't be asked for its UUID: %w", c.Domain, refused), "`ls "+records+"` shows the UUIDs that have a record")
 		}
-		return "", hinted(fmt.Errorf("no domain %q, and no record of one", c.Domain), "`virsh list --all` shows the domains, `ls "+records+"` the UUIDs that have a record")
+		return "", ui.Hinted(fmt.Errorf("no domain %q, and no record of one", c.Domain), "`virsh list --all` shows the domains, `ls "+records+"` the UUIDs that have a record")
 	}
-	return "", hinted(fmt.Errorf("%d domains had the name %q: %s", len(named), c.Domain, strings.Join(named, ", ")), "give the UUID")
+	return "", ui.Hinted(fmt.Errorf("%d domains had the name %q: %s", len(named), c.Domain, strings.Join(named, ", ")), "give the UUID")
 }
 
 // explain adds what can be done.
 func (c *reportCmd) explain(err error) error {
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		return hinted(err, "run it as root")
+		return ui.Hinted(err, "run it as root")
 	case errors.Is(err, record.ErrNone):
-		return hinted(err, "a record begins when the domain is first started with ftclock: `ftclock enable "+shellWord(c.Domain)+"`")
+		return ui.Hinted(err, "a record begins when the domain is first started with ftclock: `ftclock enable "+ui.ShellWord(c.Domain)+"`")
 	}
 	return err
 }
@@ -188,13 +188,13 @@ func (c *reportCmd) write(p *program, r *report.Report) error {
 		return out.Flush()
 	}
 	if c.Output == "" {
-		if err := to(p.stdout); err != nil {
+		if err := to(p.Stdout); err != nil {
 			return fmt.Errorf("writing the report: %w", err)
 		}
 		return nil
 	}
 	if err := replaceFile(c.Output, to); err != nil {
-		return hinted(fmt.Errorf("writing the report: %w", err), "--output takes another place")
+		return ui.Hinted(fmt.Errorf("writing the report: %w", err), "--output takes another place")
 	}
 	return nil
 }

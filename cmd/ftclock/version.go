@@ -1,9 +1,11 @@
 package main
 
 import (
-	"fmt"
+	"ftclock/cmd/ftclock/internal/hypervisor"
 	"runtime"
 	"runtime/debug"
+
+	"libvirt.org/go/libvirt"
 )
 
 // version is set by the linker: -X main.version=….
@@ -23,7 +25,13 @@ func programVersion() string {
 
 func goVersion() string { return runtime.Version() }
 
-// dotted spells out a version as libvirt gives it: 1,000,000 * major + 1,000 * minor + release.
-func dotted(v uint32) string {
-	return fmt.Sprintf("%d.%d.%d", v/1_000_000, v/1_000%1_000, v%1_000)
+type versionCmd struct{}
+
+func (versionCmd) Run(p *program) error {
+	p.Printf("ftclock %s\n", programVersion())
+	p.Printf("built with %s\n", goVersion())
+	if v, err := libvirt.GetVersion(); err == nil {
+		p.Printf("libvirt library %s\n", hypervisor.Dotted(v))
+	}
+	return nil
 }

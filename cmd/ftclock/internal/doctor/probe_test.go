@@ -1,4 +1,4 @@
-package main
+package doctor
 
 import (
 	"errors"
@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"ftclock/cmd/ftclock/internal/engine"
+	"ftclock/cmd/ftclock/internal/status"
 	"ftclock/control"
 	"ftclock/record"
 	metadata "ftclock/xml-templates"
@@ -26,9 +28,9 @@ func TestJudgeProbe(t *testing.T) {
 	wantFinding(t, judgeProbe("/q", nil, fmt.Errorf("asking: %w", os.ErrNotExist)), bad, "libvirt doesn't call the hook")
 	wantFinding(t, judgeProbe("/q", nil, control.ErrGone), bad, "on /q: its shim doesn't answer")
 	wantFinding(t, judgeProbe("/q", &control.Status{State: control.Uncorrected, Why: "no slot"}, nil), bad, "isn't corrected (uncorrected): no slot")
-	wantFinding(t, judgePauses(verdict{pauses: 2, lost: 40e6, off: 12}), good, "its clock held: +12 ns off after 2 pauses of 40.0 ms in all")
-	wantFinding(t, judgePauses(verdict{fails: true, why: "passed: unstable"}), bad, "doesn't hold: passed: unstable")
-	wantFinding(t, judgePauses(verdict{why: "the module recorded 0 pauses"}), bad, "recorded 0 pauses")
+	wantFinding(t, judgePauses(engine.Verdict{Pauses: 2, Lost: 40e6, Off: 12}), good, "its clock held: +12 ns off after 2 pauses of 40.0 ms in all")
+	wantFinding(t, judgePauses(engine.Verdict{Fails: true, Why: "passed: unstable"}), bad, "doesn't hold: passed: unstable")
+	wantFinding(t, judgePauses(engine.Verdict{Why: "the module recorded 0 pauses"}), bad, "recorded 0 pauses")
 }
 
 // The probe's metadata is that of a managed domain which may not run uncorrected.
@@ -38,14 +40,14 @@ func TestProbeXML(t *testing.T) {
 		t.Fatal(err)
 	}
 	d, err := metadata.Parse([]byte(text))
-	if err != nil || d.Policy == nil || !d.Policy.Required || d.Name != probeName || d.UUID != probeUUID {
+	if err != nil || d.Policy == nil || !d.Policy.Required || d.Name != ProbeName || d.UUID != probeUUID {
 		t.Errorf("got %+v, %v of\n%s", d, err, text)
 	}
 }
 
 func TestRemoveProbeFiles(t *testing.T) {
-	defer func(was string) { records = was }(records)
-	records = t.TempDir()
+	records := t.TempDir()
+	p := prober{dirs: status.Dirs{Records: records}}
 	if err := record.SetManaged(records, probeUUID, true); err != nil {
 		t.Fatal(err)
 	}
@@ -53,7 +55,7 @@ func TestRemoveProbeFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 { // the second time there is nothing
-		if err := removeProbeFiles(); err != nil {
+		if err := p.removeFiles(); err != nil {
 			t.Error(err)
 		}
 		if left, _ := os.ReadDir(records); len(left) > 0 {

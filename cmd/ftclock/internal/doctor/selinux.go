@@ -1,4 +1,4 @@
-package main
+package doctor
 
 import (
 	"errors"
@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ftclock/cmd/ftclock/internal/ui"
 	"ftclock/spawn"
 )
 
@@ -93,14 +94,14 @@ const (
 )
 
 // check asks for what the shim does: it is started by systemd, loads the module into QEMU, opens its page, and has libvirt connect.
-func (s selinux) check(shimFile string) finding {
+func (s selinux) check(shimFile string) Finding {
 	const fix = "semodule -i /usr/share/selinux/packages/ftclock.pp; restorecon -Rv /usr/sbin/ftclock-shim /usr/lib/systemd/system/ftclock-shim@.service /run/ftclock"
 	enforcing, err := s.read(selinuxfs + "enforce")
 	switch {
 	case err != nil:
-		return finding{good, "SELinux is off", ""}
+		return Finding{good, "SELinux is off", ""}
 	case enforcing != "1":
-		return finding{good, "SELinux is permissive", ""}
+		return Finding{good, "SELinux is permissive", ""}
 	}
 	context := func(path string) string {
 		text, _ := s.read(path)
@@ -108,7 +109,7 @@ func (s selinux) check(shimFile string) finding {
 	}
 	shim, err := s.transition(context("/proc/1/attr/current"), shimFile)
 	if err != nil {
-		return finding{warn, "asking SELinux what the shim may do: " + sayError(err), "run as root; `ausearch -m avc -ts recent` shows what was denied"}
+		return Finding{warn, "asking SELinux what the shim may do: " + ui.ErrorText(err), "run as root; `ausearch -m avc -ts recent` shows what was denied"}
 	}
 	type question struct {
 		source, target, class string
@@ -127,16 +128,16 @@ func (s selinux) check(shimFile string) finding {
 	for _, q := range questions {
 		lacks, err := s.denied(q.source, q.target, q.class, q.permissions...)
 		if err != nil {
-			return finding{warn, "asking SELinux what the shim may do: " + sayError(err), "run as root; `ausearch -m avc -ts recent` shows what was denied"}
+			return Finding{warn, "asking SELinux what the shim may do: " + ui.ErrorText(err), "run as root; `ausearch -m avc -ts recent` shows what was denied"}
 		}
 		if len(lacks) > 0 {
 			all = append(all, fmt.Sprintf("%s may not %s %s:%s", typeOf(q.source), strings.Join(lacks, ", "), typeOf(q.target), q.class))
 		}
 	}
 	if len(all) > 0 {
-		return finding{bad, "SELinux is enforcing, and its policy doesn't let ftclock work: " + strings.Join(all, "; "), fix}
+		return Finding{bad, "SELinux is enforcing, and its policy doesn't let ftclock work: " + strings.Join(all, "; "), fix}
 	}
-	return finding{good, "SELinux is enforcing, and its policy lets the shim work, as " + typeOf(shim), ""}
+	return Finding{good, "SELinux is enforcing, and its policy lets the shim work, as " + typeOf(shim), ""}
 }
 
 // daemons are the /proc directories of libvirt's daemons that start QEMUs.
@@ -158,7 +159,7 @@ func typeOf(context string) string {
 	return context
 }
 
-func (x examined) checkSELinux() finding {
+func (x examined) checkSELinux() Finding {
 	shim, err := spawn.ShimPath()
 	label := make([]byte, 256)
 	n := 0

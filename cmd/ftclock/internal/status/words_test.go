@@ -1,4 +1,4 @@
-package main
+package status
 
 import (
 	"math"
@@ -7,48 +7,9 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"ftclock/cmd/ftclock/internal/ui"
 	"ftclock/control"
 )
-
-func TestSayNS(t *testing.T) {
-	for _, test := range []struct {
-		ns   uint64
-		want string
-	}{
-		{0, "0 ns"},
-		{1, "1 ns"},
-		{999, "999 ns"},
-		{1_000, "1.00 µs"},
-		{9_994, "9.99 µs"},
-		{9_996, "10.0 µs"},
-		{99_960, "100 µs"},
-		{999_499, "999 µs"},
-		{999_500, "1.00 ms"},
-		{5_010_000, "5.01 ms"},
-		{599_123_456, "599 ms"},
-		{999_499_999, "999 ms"},
-		{999_500_000, "0.99 s"},
-		{1_000_000_000, "1.00 s"},
-		{59_999_999_999, "59.99 s"},
-		{60_000_000_000, "1m00s"},
-		{3_599_999_999_999, "59m59s"},
-		{3_600_000_000_000, "1h00m"},
-		{100 * 3_600_000_000_000, "4d04h"},
-		{math.MaxUint64, "213503d23h"},
-	} {
-		if got := sayNS(test.ns); got != test.want {
-			t.Errorf("%d: got %q, want %q", test.ns, got, test.want)
-		}
-	}
-}
-
-func TestSignedNS(t *testing.T) {
-	for ns, want := range map[int64]string{0: "0 ns", 7: "+7 ns", -7: "-7 ns", -2_500: "-2.50 µs", math.MinInt64: "-106751d23h"} {
-		if got := signedNS(ns); got != want {
-			t.Errorf("%d: got %q, want %q", ns, got, want)
-		}
-	}
-}
 
 func TestSince(t *testing.T) {
 	now := time.Date(2024, 5, 6, 7, 8, 9, 0, time.UTC)
@@ -67,9 +28,9 @@ func TestSince(t *testing.T) {
 	}
 }
 
-// longest is a domain whose every cell is as wide as it gets.
-func longest() entry {
-	return entry{Status: control.Status{
+// Longest is a domain whose every cell is as wide as it gets.
+func longest() Entry {
+	return Entry{Status: control.Status{
 		Name: strings.Repeat("long-", 30), State: control.Uncorrected, Method: "preload", Pauses: 1e12, CaughtUp: 599_123_456,
 		WorstResidual: 123_456, Since: time.Unix(1e9, 0), Records: []control.Record{{ResidualStop: math.MinInt64}},
 	}}
@@ -77,13 +38,13 @@ func longest() entry {
 
 func TestTableFits(t *testing.T) {
 	now := time.Now()
-	for _, entries := range [][]entry{nil, {longest()}, {longest(), {mute: true, Status: control.Status{Name: "x", State: off}}}} {
+	for _, entries := range [][]Entry{nil, {longest()}, {longest(), {Mute: true, Status: control.Status{Name: "x", State: Off}}}} {
 		var rows [][]string
 		for _, e := range entries {
 			rows = append(rows, statusRow(e, now))
 		}
-		for _, line := range layTable(statusColumns, rows) {
-			if n := utf8.RuneCountInString(line); n > tableWidth {
+		for _, line := range ui.Table(statusColumns, rows) {
+			if n := utf8.RuneCountInString(line); n > ui.TableWidth {
 				t.Errorf("%d columns: %s", n, line)
 			}
 		}
@@ -92,8 +53,8 @@ func TestTableFits(t *testing.T) {
 		Number: 1e12, Event: "checkpoint", Decision: "anchored", Lost: math.MinInt64, ResidualStop: math.MinInt64, Cost: math.MaxUint64,
 		ContReal: 1 << 62,
 	}
-	for _, line := range layTable(recordColumns, [][]string{recordRow(record, time.UTC)}) {
-		if n := utf8.RuneCountInString(line); n > tableWidth {
+	for _, line := range ui.Table(RecordColumns, [][]string{RecordRow(record, time.UTC)}) {
+		if n := utf8.RuneCountInString(line); n > ui.TableWidth {
 			t.Errorf("%d columns: %s", n, line)
 		}
 	}
@@ -102,16 +63,16 @@ func TestTableFits(t *testing.T) {
 // What a shim says may have been written by somebody who took QEMU over.
 func TestTerminalIsSafe(t *testing.T) {
 	const evil = "\x1b[2Jx\ny\u202e"
-	e := entry{Status: control.Status{
+	e := Entry{Status: control.Status{
 		Name: evil, UUID: evil, Why: evil, Method: evil, Clock: evil, Version: evil, Disagreements: 1, LastDisagreement: evil,
 		Warnings: []string{evil}, State: control.Uncorrected,
 		Records: []control.Record{{Event: evil, Decision: evil, Reason: evil, ContReal: math.MaxUint64}},
 	}}
 	var out strings.Builder
-	u := &ui{stdout: &out}
-	u.printTable([]entry{e})
-	u.printDetails(e)
-	u.printRecords(e)
+	u := &ui.UI{Stdout: &out}
+	PrintTable(u, []Entry{e})
+	PrintDetails(u, e)
+	PrintRecords(u, e)
 	for _, c := range []string{"\x1b", "x\ny", "\u202e"} {
 		if strings.Contains(out.String(), c) {
 			t.Errorf("%q got through:\n%s", c, out.String())
@@ -120,28 +81,24 @@ func TestTerminalIsSafe(t *testing.T) {
 }
 
 func TestColour(t *testing.T) {
-	e := entry{Status: control.Status{Name: "correcting  correcting  x", State: control.Correcting}}
+	e := Entry{Status: control.Status{Name: "correcting  correcting  x", State: control.Correcting}}
 	var out strings.Builder
-	(&ui{stdout: &out, colour: true}).printTable([]entry{e})
+	PrintTable(&ui.UI{Stdout: &out, Colour: true}, []Entry{e})
 	if want := "correcting correcting x  \x1b[32mcorrecting\x1b[0m  -"; !strings.Contains(out.String(), want) {
 		t.Errorf("no %q in %q", want, out.String())
-	}
-	t.Setenv("NO_COLOR", "1")
-	if newUI(&out, &out).colour {
-		t.Error("colour with NO_COLOR")
 	}
 }
 
 func TestBad(t *testing.T) {
 	for state, want := range map[control.State]bool{
 		control.Starting: false, control.Correcting: false, control.Watching: true, control.Uncorrected: true, control.Unkept: true,
-		off: false, pending: true, disabled: false, unmanaged: true, gone: true, unknown: true,
+		Off: false, Pending: true, Disabled: false, Unmanaged: true, Gone: true, Unknown: true,
 	} {
-		if got := (entry{Status: control.Status{State: state}}).bad(); got != want {
+		if got := (Entry{Status: control.Status{State: state}}).Bad(); got != want {
 			t.Errorf("%s: got %t, want %t", state, got, want)
 		}
 	}
-	if !(entry{Status: control.Status{State: control.Correcting, Disagreements: 1}}).bad() {
+	if !(Entry{Status: control.Status{State: control.Correcting, Disagreements: 1}}).Bad() {
 		t.Error("a disagreement isn't bad")
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package doctor
 
 import (
 	"os"
@@ -6,7 +6,11 @@ import (
 	"strings"
 	"testing"
 
+	"ftclock/cmd/ftclock/internal/fakeshim"
+	"ftclock/cmd/ftclock/internal/status"
+	"ftclock/cmd/ftclock/internal/ui"
 	"ftclock/control"
+	"ftclock/test/hang"
 )
 
 func hostWith(t *testing.T, files map[string]string) examined {
@@ -23,7 +27,7 @@ func hostWith(t *testing.T, files map[string]string) examined {
 	return x
 }
 
-func wantFinding(t *testing.T, got finding, want grade, what string) {
+func wantFinding(t *testing.T, got Finding, want grade, what string) {
 	t.Helper()
 	if got.grade != want || !strings.Contains(got.what, what) {
 		t.Errorf("got %+v, want %s %q", got, want, what)
@@ -40,7 +44,7 @@ func TestHostChecks(t *testing.T) {
 	type files = map[string]string
 	for _, test := range []struct {
 		files files
-		check func(examined) finding
+		check func(examined) Finding
 		want  grade
 		what  string
 	}{
@@ -107,14 +111,14 @@ func TestStateDir(t *testing.T) {
 	dir := t.TempDir()
 	wantFinding(t, checkStateDir(filepath.Join(dir, "none"))[0], good, "isn't there yet")
 	wantFinding(t, checkStateDir(dir)[0], good, "is there")
-	if _, err := makeShimDir(dir, control.Info{Name: "a b", UUID: someUUID}); err != nil {
+	if _, err := fakeshim.MakeDir(dir, control.Info{Name: "a b", UUID: fakeshim.UUID}); err != nil {
 		t.Fatal(err)
 	}
 	findings := checkStateDir(dir)
 	if len(findings) != 2 || !strings.Contains(findings[1].fix, "`ftclock enable --live 'a b'`") {
 		t.Fatalf("got %+v", findings)
 	}
-	wantFinding(t, findings[1], warn, "the shim of a b ("+someUUID+") was killed or crashed")
+	wantFinding(t, findings[1], warn, "the shim of a b ("+fakeshim.UUID+") was killed or crashed")
 	if err := os.Chmod(dir, 0o777); err != nil {
 		t.Fatal(err)
 	}
@@ -123,14 +127,46 @@ func TestStateDir(t *testing.T) {
 
 func TestPrintFindings(t *testing.T) {
 	var out strings.Builder
-	u := &ui{stdout: &out}
-	if printFindings(u, []finding{{good, "fine", ""}, {warn, "hm", "do that"}}) {
+	u := &ui.UI{Stdout: &out}
+	if Print(u, []Finding{{good, "fine", ""}, {warn, "hm", "do that"}}) {
 		t.Error("bad without anything bad")
 	}
-	if !printFindings(u, []finding{{bad, "no", "do this"}}) {
+	if !Print(u, []Finding{{bad, "no", "do this"}}) {
 		t.Error("not bad")
 	}
 	if want := "ok   fine\nwarn hm\n       do that\nbad  no\n       do this\n"; out.String() != want {
 		t.Errorf("got %q, want %q", out.String(), want)
+	}
+}
+
+// A domain that was managed and runs without our metadata is told of.
+func TestForgotten(t *testing.T) {
+	at := status.Dirs{Libvirt: t.TempDir(), Records: t.TempDir(), Shims: t.TempDir()}
+	if found := checkForgotten(at); len(found) != 0 {
+		t.Errorf("without one: %+v", found)
+	}
+	if err := fakeshim.Forget(at.Libvirt, at.Records, "web1", fakeshim.UUID); err != nil {
+		t.Fatal(err)
+	}
+	if found := checkForgotten(at); len(found) != 1 {
+		t.Errorf("got %+v", found)
+	} else {
+		wantFinding(t, found[0], bad, "web1 runs uncorrected: it was managed")
+	}
+}
+
+func TestForgottenOnADiskThatHangs(t *testing.T) {
+	if !hang.Alone(t) {
+		return
+	}
+	at := status.Dirs{Libvirt: t.TempDir(), Records: t.TempDir(), Shims: t.TempDir()}
+	if err := fakeshim.Forget(at.Libvirt, at.Records, "web1", fakeshim.UUID); err != nil {
+		t.Fatal(err)
+	}
+	at.Records = hang.Dir(t)
+	if found := checkForgotten(at); len(found) != 1 {
+		t.Errorf("got %+v", found)
+	} else {
+		wantFinding(t, found[0], bad, "its disk hangs")
 	}
 }

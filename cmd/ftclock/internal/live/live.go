@@ -1,0 +1,237 @@
+package live
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"libvirt.org/go/libvirt"
+
+	"ftclock/attach"
+	"ftclock/cmd/ftclock/internal/hypervisor"
+	"ftclock/cmd/ftclock/internal/status"
+	"ftclock/cmd/ftclock/internal/ui"
+	"ftclock/control"
+	"ftclock/spawn"
+	"ftclock/unit"
+	metadata "ftclock/xml-templates"
+)
+
+// QEMU is a running domain that can be served.
+type QEMU struct {
+	dirs   status.Dirs
+	Domain *hypervisor.Domain
+	pid    int    // QEMU's
+	module string // path of the module
+	paused bool
+	fresh  bool // the module came in only now
+}
+
+// findLive finds the QEMU of a running domain of this host and looks whether it can be served.
+func findLive(at status.Dirs, d *hypervisor.Domain, verb string) (*QEMU, error) {
+	if err := d.Host.CheckLocal("--live"); err != nil {
+		return nil, err
+	}
+	if os.Geteuid() != 0 {
+		return nil, ui.Hinted(errors.New("--live reaches into QEMU's process, which only root may do"), "run it as root")
+	}
+	if err := checkActive(d, verb); err != nil {
+		return nil, err
+	}
+	module, err := spawn.ModulePath()
+	if err != nil {
+		return nil, err
+	}
+	pid, err := spawn.FindQEMU("/", at.Libvirt, d.Name, d.UUID)
+	if err != nil {
+		return nil, err
+	}
+	state, err := d.State()
+	if err != nil {
+		return nil, err
+	}
+	return &QEMU{dirs: at, Domain: d, pid: pid, module: module, paused: state == libvirt.DOMAIN_PAUSED}, nil
+}
+
+// Find finds what a command works on: the running domain, or only its definition (nil).
+func Find(at status.Dirs, d *hypervisor.Domain, running bool, verb string) (*QEMU, error) {
+	if running {
+		return findLive(at, d, verb)
+	}
+	return nil, needsDefinition(d, verb)
+}
+
+func checkActive(d *hypervisor.Domain, verb string) error {
+	if d.Active {
+		return nil
+	}
+	return ui.Hinted(fmt.Errorf("%s isn't running, so there is nothing to do --live", d.Name),
+		fmt.Sprintf("`ftclock %s %s` changes its definition, for the next start", verb, ui.ShellWord(d.Name)))
+}
+
+// Serve has the domain's shim follow policy: the one that is there, or a new one.
+func (l *QEMU) Serve(ctx context.Context, policy metadata.Policy) error {
+	clock := policy.XML()
+	_, err := l.dirs.Ask(l.Domain.UUID, control.Request{Do: "policy", Clock: clock})
+	switch {
+	case err == nil:
+		return nil
+	case !status.NoShim(err):
+		return fmt.Errorf("giving the shim of %s its policy: %w", l.Domain.Name, err)
+	}
+	if _, loaded, err := attach.Loaded(l.pid); err == nil && !loaded {
+		if err := attach.Check(l.pid, l.module); err != nil {
+			return ui.Hinted(fmt.Errorf("serving the running %s: %w", l.Domain.Name, err),
+				"`ftclock doctor` checks the host; without --live it is for the next start")
+		}
+		l.fresh = true
+	}
+	return l.start(ctx, clock)
+}
+
+// startTime is what a shim has to load the module and answer: QEMU's main thread is waited for.
+const startTime = time.Minute
+
+// start starts a shim beside libvirt and QEMU.
+func (l *QEMU) start(ctx context.Context, clock string) error {
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	err := unit.Start(ctx, spawn.Spec{
+		UUID: l.Domain.UUID, Name: l.Domain.Name, Clock: clock, PID: l.pid, Module: l.module,
+	})
+	if err != nil {
+		return ui.Hinted(fmt.Errorf("starting a shim for %s: %w", l.Domain.Name, err), "`ftclock doctor` checks the host")
+	}
+	return nil
+}
+
+// Report shows how the domain is served now.
+func (l *QEMU) Report(u *ui.UI) error {
+	s, err := l.dirs.Status(l.Domain.UUID, 1)
+	if err != nil {
+		return fmt.Errorf("asking the shim of %s: %w", l.Domain.Name, err)
+	}
+	u.Printf("%s: served from now on\n", l.Domain.Name)
+	if l.paused && l.fresh { // the module didn't see the stop
+		u.Printf("%s: is paused, and this pause isn't caught up: the next one is\n", l.Domain.Name)
+	}
+	if s.Mode == control.Relay && status.Direct(s) {
+		u.Printf("%s: its monitor is relayed until it stops\n", l.Domain.Name)
+	}
+	e := status.Entry{Status: *s}
+	status.PrintTable(u, []status.Entry{e})
+	if e.Bad() {
+		return ui.ErrProblem
+	}
+	return nil
+}
+
+// Served tells whether a shim answers for the domain.
+func Served(at status.Dirs, uuid string) bool {
+	_, err := at.Status(uuid, 0)
+	return err == nil
+}
+
+// Leave gives the domain's clock back to QEMU, and says what was there to be done.
+func (l *QEMU) Leave(ctx context.Context) (said string, err error) {
+	s, err := l.dirs.Status(l.Domain.UUID, 0)
+	mode := control.Watch
+	switch {
+	case err == nil:
+		mode = s.Mode
+	case !status.NoShim(err):
+		return "", err
+	default:
+		if _, loaded, err := attach.Loaded(l.pid); err != nil {
+			return "", err
+		} else if !loaded {
+			return "its clock was QEMU's already", nil
+		}
+		// The standing policy in the page serves on without a shim: a new one has to take it back.
+		if err := l.start(ctx, ""); err != nil {
+			return "", err
+		}
+	}
+	if _, err = l.dirs.Ask(l.Domain.UUID, control.Request{Do: "policy"}); err != nil {
+		return "", err
+	}
+	if mode == control.Relay {
+		return "its clock is QEMU's again; the shim relays the monitor until the domain stops", nil
+	}
+	if _, err = l.dirs.Ask(l.Domain.UUID, control.Request{Do: "quit"}); err != nil {
+		return "", err
+	}
+	return "its clock is QEMU's again, and the shim is gone", nil
+}
+
+// needsDefinition refuses a transient domain where only a definition can be changed.
+func needsDefinition(d *hypervisor.Domain, verb string) error {
+	if d.Persistent {
+		return nil
+	}
+	return ui.Hinted(fmt.Errorf("%s is transient: it has no definition that a next start would use", d.Name),
+		fmt.Sprintf("`ftclock %s --live %s` works on the running domain", verb, ui.ShellWord(d.Name)))
+}
+
+// FindProcess names a process as libvirt would name a domain: by its start time, too, so that the state of one that had
+// the pid before isn't taken for its. root is "/" but in tests.
+func FindProcess(at status.Dirs, root string, pid int) (*QEMU, error) {
+	if os.Geteuid() != 0 {
+		return nil, ui.Hinted(errors.New("reaching into QEMU's process is for root only"), "run it as root")
+	}
+	if pid <= 1 {
+		return nil, fmt.Errorf("%d is no process of QEMU's", pid)
+	}
+	proc := filepath.Join(root, "proc", strconv.Itoa(pid))
+	stat, err := os.ReadFile(filepath.Join(proc, "stat"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("there is no process %d", pid)
+	}
+	if err != nil {
+		return nil, err
+	}
+	// The second field, in parentheses, may hold anything; the start time is the 22nd (proc(5)).
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(fields) < 20 {
+		return nil, fmt.Errorf("process %d: its stat has too few fields", pid)
+	}
+	cmdline, err := os.ReadFile(filepath.Join(proc, "cmdline"))
+	if err != nil {
+		return nil, err
+	}
+	module, err := spawn.ModulePath()
+	if err != nil {
+		return nil, err
+	}
+	name := guestName(cmdline)
+	if name == "" {
+		name = "qemu-" + strconv.Itoa(pid)
+	}
+	return &QEMU{
+		Domain: &hypervisor.Domain{Name: name, UUID: fmt.Sprintf("pid-%d-%s", pid, fields[19])},
+		dirs:   at,
+		pid:    pid,
+		module: module,
+	}, nil
+}
+
+// guestName is the name that QEMU's command line gives the guest; "" without one.
+func guestName(cmdline []byte) string {
+	args := strings.Split(string(cmdline), "\x00")
+	i := slices.Index(args, "-name")
+	if i < 0 || i+1 >= len(args) {
+		return ""
+	}
+	name := strings.TrimPrefix(args[i+1], "guest=")
+	// A comma in a name is doubled (qemu(1), -name).
+	name = strings.ReplaceAll(name, ",,", "\x00")
+	name, _, _ = strings.Cut(name, ",")
+	return strings.ReplaceAll(name, "\x00", ",")
+}

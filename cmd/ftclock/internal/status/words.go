@@ -1,0 +1,328 @@
+package status
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+
+	"ftclock/clockpage"
+	"ftclock/cmd/ftclock/internal/ui"
+	"ftclock/control"
+	metadata "ftclock/xml-templates"
+)
+
+// Remarks are what isn't as it should be with a domain, and why.
+func Remarks(e Entry) []string {
+	var lines []string
+	if e.Why != "" {
+		lines = append(lines, ui.OneLine(e.Why))
+	} else if e.State == control.Watching {
+		lines = append(lines, "its clock is left to QEMU, which loses every pause; see `ftclock enable --live "+ui.ShellWord(ui.OneLine(e.Name))+"`")
+	}
+	if e.State == control.Unkept {
+		lines = append(lines, UnkeptText)
+	}
+	if e.Disagreements > 0 {
+		line := fmt.Sprintf("shim and module disagreed about %s", ui.Count(e.Disagreements, "pause"))
+		if e.LastDisagreement != "" {
+			line += ", last: " + ui.OneLine(e.LastDisagreement)
+		}
+		lines = append(lines, line)
+	}
+	if e.Kept != nil && e.Kept.Problem != "" {
+		lines = append(lines, "its record isn't kept: "+ui.OneLine(e.Kept.Problem)+"; fix the disk, and it goes on by itself")
+	}
+	for _, w := range e.Warnings {
+		lines = append(lines, "warning: "+ui.OneLine(w))
+	}
+	return lines
+}
+
+func Details(e Entry, state string) [][2]string {
+	policy := ui.OneLine(e.Clock)
+	if policy == "" {
+		policy = "watch only: the clock is QEMU's"
+	}
+	anchor := "none yet"
+	if e.Anchor.Valid {
+		anchor = fmt.Sprintf("number %d, known to ±%s", e.Anchor.Epoch, ui.Duration(e.Anchor.Error))
+		if e.Anchor.Steer != 0 {
+			anchor += ", steered " + ui.Signed(e.Anchor.Steer)
+		}
+	}
+	lines := [][2]string{
+		{"domain", ui.OneLine(e.Name)},
+		{"uuid", ui.OneLine(e.UUID)},
+		{"state", state},
+		{"mode", sayMode(&e.Status)},
+		{"module", loadedBy(e.Method)},
+		{"policy", policy},
+		{"guest's clock", GuestClock(e.GuestClock)},
+		{"since", e.Since.Local().Format("2006-01-02 15:04:05 MST")},
+		{"processes", fmt.Sprintf("QEMU %d, shim %d (%s)", e.QEMU, e.Shim, ui.OneLine(e.Version))},
+		{"pauses", PausesInAll(e.Status)},
+		{"lost in all", ui.Duration(e.CaughtUp + e.HeldTime)},
+		{"caught up", ui.Duration(e.CaughtUp)},
+		{"held in all", ui.Duration(e.HeldTime)},
+		{"worst residual", ui.Duration(e.WorstResidual)},
+		{"worst cost", ui.Duration(e.WorstCost)},
+		{"anchor", anchor},
+	}
+	if k := e.Kept; k != nil {
+		lines = append(lines, [2]string{"record", fmt.Sprintf("%s in %s, %s missed", ui.Count(k.Pauses, "pause"), ui.OneLine(k.Path), strconv.FormatUint(k.Missed, 10))},
+			[2]string{"host's clock", sayHostClock(k.Host)})
+	}
+	for _, doubt := range []struct {
+		name string
+		n    uint64
+	}{
+		{"over limit", e.OverLimit}, {"anchored anew", e.Reanchored}, {"stale orders", e.StaleOrders}, {"concurrent calls", e.Busy},
+	} {
+		if doubt.n > 0 {
+			lines = append(lines, [2]string{doubt.name, strconv.FormatUint(doubt.n, 10)})
+		}
+	}
+	return lines
+}
+
+// Direct says that the running domain's metadata wants its monitor left alone, at its next start if not at its last one.
+func Direct(s *control.Status) bool {
+	policy, err := metadata.ParseElement([]byte(s.Clock))
+	return err == nil && policy.Monitor == metadata.Direct
+}
+
+func sayMode(s *control.Status) string {
+	const relay, watch = "relay: between libvirt and QEMU since the domain's start", "watch: beside libvirt and QEMU"
+	ofLibvirt := s.Clock != "" && !strings.HasPrefix(s.UUID, "pid-")
+	switch direct := Direct(s); {
+	case s.Mode == control.Relay && direct:
+		return relay + "; a next start leaves its monitor alone"
+	case s.Mode == control.Relay:
+		return relay
+	case direct:
+		return watch + ", whose monitor is left alone"
+	case s.Mode == control.Watch && ofLibvirt:
+		return watch + "; a next start puts a relay between them"
+	}
+	return watch
+}
+
+// UnkeptText is what is wrong with a guest on another clock.
+const UnkeptText = "not kept: the guest has switched on no clock that ftclock keeps (kvmclock, Hyper-V's reference time); any other but the TSC loses every pause"
+
+type ClockWords struct {
+	Is   control.GuestClock
+	Says string
+}
+
+// GuestClocks are what a shim says of the guest's clock, in words.
+var GuestClocks = []ClockWords{
+	{control.KVMClock, "kvmclock is on"},
+	{control.HyperVPage, "Hyper-V's reference time is on, by its page"},
+	{control.HyperVCounter, "Hyper-V's reference time is on, by its counter"},
+	{control.NoClockYet, "none that ftclock keeps yet; it runs for less than " + control.UnkeptAfter.String()},
+	{control.NoClock, "none that ftclock keeps"},
+	{control.ClockNotSeen, "not known before its next pause"},
+	{control.ClockNotKnown, "not known: the kernel doesn't say"},
+	{control.ClockOldModule, "not known: the module in QEMU is of a version that doesn't look; the next start has a new one"},
+}
+
+func GuestClock(clock control.GuestClock) string {
+	for _, c := range GuestClocks {
+		if c.Is == clock {
+			return c.Says
+		}
+	}
+	return "not known"
+}
+
+func sayHostClock(h control.HostClock) string {
+	switch {
+	case h.Samples == 0:
+		return "not known"
+	case !h.Synchronised:
+		return "not synchronised"
+	}
+	return fmt.Sprintf("synchronised, off by at most %s", ui.Duration(uint64(max(h.MaximumError, 0))))
+}
+
+func loadedBy(method string) string {
+	switch method {
+	case "":
+		return "not loaded"
+	case "ptrace":
+		return "loaded by ptrace"
+	case "preload":
+		return "loaded by LD_PRELOAD"
+	}
+	return ui.OneLine(method)
+}
+
+func PausesInAll(s control.Status) string {
+	text := strconv.FormatUint(s.Pauses, 10)
+	var parts []string
+	for _, p := range []struct {
+		n    uint64
+		what string
+	}{{s.Dropped, "dropped"}, {s.Anchored, "anchored"}, {s.Held, "held"}, {s.Passed, "passed"}} {
+		if p.n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", p.n, p.what))
+		}
+	}
+	if len(parts) > 0 {
+		text += ": " + strings.Join(parts, ", ")
+	}
+	return text
+}
+
+// unusual is a record's reason, unless its decision says it already.
+func unusual(r control.Record) string {
+	why := ui.OneLine(r.Reason)
+	switch r.Reason {
+	case "", clockpage.NoReason.String(), clockpage.InTolerance.String(), clockpage.OutOfTolerance.String(),
+		clockpage.ByThePolicy.String():
+		why = ""
+	}
+	if r.TSC == clockpage.TSCUnmoved.String() {
+		why += "; its TSC couldn't be moved with its clock"
+	}
+	return why
+}
+
+var statusColumns = []ui.Column{
+	{Title: "DOMAIN"}, {Title: "STATE"}, {Title: "METHOD"}, {Title: "PAUSES", Right: true}, {Title: "LOST IN ALL", Right: true},
+	{Title: "LAST RESIDUAL", Right: true}, {Title: "WORST", Right: true}, {Title: "SINCE"},
+}
+
+// PrintTable prints a line a domain, and below the table what is to be said about them.
+func PrintTable(u *ui.UI, entries []Entry) {
+	rows := make([][]string, len(entries))
+	for i, e := range entries {
+		rows[i] = statusRow(e, time.Now())
+	}
+	for i, line := range ui.Table(statusColumns, rows) {
+		if i > 0 {
+			line = PaintState(u, line, entries[i-1])
+		}
+		u.Printf("%s\n", line)
+	}
+	for _, e := range entries {
+		for _, remark := range Remarks(e) {
+			u.Printf("%s: %s\n", ui.OneLine(e.Name), remark)
+		}
+	}
+}
+
+// PaintState colours the state. Two spaces stand before it, and in no name: oneLine saw to that.
+func PaintState(u *ui.UI, line string, e Entry) string {
+	colour := StateColour(e)
+	at := strings.Index(line, "  "+string(e.State)) + len("  ")
+	if colour == "" || at < len("  ") {
+		return line
+	}
+	return line[:at] + u.Paint(colour, string(e.State)) + line[at+len(e.State):]
+}
+
+func StateColour(e Entry) string {
+	switch {
+	case e.Bad():
+		return ui.Red
+	case e.State == control.Correcting:
+		return ui.Green
+	case e.State == control.Starting:
+		return ui.Yellow
+	}
+	return ""
+}
+
+func statusRow(e Entry, now time.Time) []string {
+	name := ui.OneLine(e.Name)
+	if e.Mute {
+		return []string{name, string(e.State), "-", "-", "-", "-", "-", "-"}
+	}
+	last := "-"
+	if n := len(e.Records); n > 0 {
+		last = ui.Signed(e.Records[n-1].ResidualStop)
+	}
+	method := ui.OneLine(e.Method)
+	if method == "" {
+		method = "-"
+	}
+	return []string{
+		name, string(e.State), method, strconv.FormatUint(e.Pauses, 10), ui.Duration(e.CaughtUp + e.HeldTime), last, ui.Duration(e.WorstResidual),
+		since(e.Since, now),
+	}
+}
+
+// PrintDetails prints all that is known of one domain.
+func PrintDetails(u *ui.UI, e Entry) {
+	state := u.Paint(StateColour(e), string(e.State))
+	if e.Mute {
+		u.Printf("%-16s %s\n%-16s %s\n%-16s %s\n", "domain", ui.OneLine(e.Name), "uuid", ui.OneLine(e.UUID), "state", state)
+	} else {
+		for _, line := range Details(e, state) {
+			u.Printf("%-16s %s\n", line[0], line[1])
+		}
+	}
+	for _, remark := range Remarks(e) {
+		u.Printf("%s\n", remark)
+	}
+}
+
+var RecordColumns = []ui.Column{
+	{Title: "PAUSE", Right: true}, {Title: "WENT ON AT"}, {Title: "EVENT"}, {Title: "LOST", Right: true}, {Title: "DECISION"}, {Title: "BY"},
+	{Title: "RESIDUAL", Right: true}, {Title: "COST", Right: true},
+}
+
+// PrintRecords prints the records of one domain, those that aren't the everyday kind with their reason.
+func PrintRecords(u *ui.UI, e Entry) {
+	if len(e.Records) == 0 {
+		u.Printf("%s: no pause recorded yet\n", ui.OneLine(e.Name))
+		return
+	}
+	rows := make([][]string, len(e.Records))
+	for i, r := range e.Records {
+		rows[i] = RecordRow(r, time.Local)
+	}
+	u.Printf("%s:\n", ui.OneLine(e.Name))
+	for i, line := range ui.Table(RecordColumns, rows) {
+		u.Printf("%s\n", line)
+		if i > 0 {
+			if why := unusual(e.Records[i-1]); why != "" {
+				u.Printf("  %s\n", why)
+			}
+		}
+	}
+}
+
+func RecordRow(r control.Record, zone *time.Location) []string {
+	by := "policy"
+	if r.Ordered {
+		by = "order"
+	}
+	return []string{
+		strconv.FormatUint(r.Number, 10), wallClock(r.ContReal, zone), ui.OneLine(r.Event), ui.Signed(r.Lost), ui.OneLine(r.Decision), by,
+		ui.Signed(r.ResidualStop), ui.Duration(r.Cost),
+	}
+}
+
+func wallClock(realNS uint64, zone *time.Location) string {
+	if realNS == 0 || realNS > math.MaxInt64 {
+		return "-"
+	}
+	return time.Unix(0, int64(realNS)).In(zone).Format("2006-01-02 15:04:05.000")
+}
+
+// since is short for a moment: today's hour, or the day.
+func since(t, now time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	t = t.In(now.Location())
+	if t.Format(time.DateOnly) == now.Format(time.DateOnly) {
+		return t.Format(time.TimeOnly)
+	}
+	return t.Format(time.DateOnly)
+}
