@@ -21,15 +21,15 @@ import (
 	metadata "ftclock/xml-templates"
 )
 
-// anchorCmd hands a guest's clock on to the host or the process that goes on with the guest.
+// anchorCmd hands a guest's clock over to another host or process that continues the guest.
 type anchorCmd struct {
 	Show    anchorShowCmd    `cmd:"" help:"Show what a guest's clock reads, and how well that is known."`
-	Export  anchorExportCmd  `cmd:"" help:"Print the same for \"ftclock anchor import\" on another host."`
-	Import  anchorImportCmd  `cmd:"" help:"Have the state that a QEMU is about to load caught up."`
-	Publish anchorPublishCmd `cmd:"" help:"Write the anchors of running domains into their live metadata, with which libvirt carries them on."`
+	Export  anchorExportCmd  `cmd:"" help:"Print the same in the form that \"ftclock anchor import\" reads on another host."`
+	Import  anchorImportCmd  `cmd:"" help:"Catch up the state that a QEMU loads next."`
+	Publish anchorPublishCmd `cmd:"" help:"Write the anchors of running domains into their live metadata, which libvirt sends along with a migration."`
 }
 
-// exported is an anchor between two hosts.
+// exported is an anchor in the form that export prints and import reads.
 type exported struct {
 	Version int    `json:"ftclock_anchor"`
 	Domain  string `json:"domain"`
@@ -37,7 +37,7 @@ type exported struct {
 	metadata.Anchor
 }
 
-// exportVersion is raised when a reader that doesn't know better would go wrong.
+// exportVersion is raised when older readers would misunderstand the new form.
 const exportVersion = 1
 
 // maxExport bounds what is read, in bytes.
@@ -69,7 +69,7 @@ func isNumber(s string) bool {
 	return err == nil
 }
 
-// askAnchor asks the shim of a UUID. What the shim itself says against it is a *notNowError.
+// askAnchor asks the shim of a domain for its anchor. A refusal by the shim is a *notNowError.
 func askAnchor(at status.Dirs, uuid string) (metadata.Anchor, error) {
 	answer, err := at.Ask(uuid, control.Request{Do: "anchor"})
 	switch {
@@ -143,8 +143,8 @@ type anchorImportCmd struct {
 }
 
 func (anchorImportCmd) Help() string {
-	return "The next state that this QEMU loads is then caught up by the domain's rule for a migration. An anchor is used once; a " +
-		"fresh one replaces it."
+	return "The next state that this QEMU loads is then caught up by the domain's rule for a migration. An anchor is used once; " +
+		"importing another replaces it."
 }
 
 func (c *anchorImportCmd) Run(p *program) error {
@@ -197,11 +197,11 @@ func readExport(in io.Reader) (exported, error) {
 }
 
 type anchorPublishCmd struct {
-	Domains []string `arg:"" optional:"" name:"domain" help:"Names, UUIDs or ids; all running domains that are served without one."`
+	Domains []string `arg:"" optional:"" name:"domain" help:"Names, UUIDs or ids. Default: all running domains that are served."`
 }
 
 func (anchorPublishCmd) Help() string {
-	return "A migration or a restored image goes on from the last anchor that was published. ftclock-anchor.timer does it every minute."
+	return "A migrated domain or a restored image continues from the last anchor that was published. ftclock-anchor.timer publishes them every minute."
 }
 
 func (c *anchorPublishCmd) Run(p *program) error {
@@ -217,7 +217,7 @@ func (c *anchorPublishCmd) Run(p *program) error {
 			}
 		}
 		if len(names) == 0 {
-			return nil // a libvirtd that is started by its socket, and ended when nobody asks, isn't woken up each minute
+			return nil // don't start a socket-activated libvirtd each minute for nothing
 		}
 	}
 	h, err := hypervisor.Connect(p.uri)
@@ -231,7 +231,7 @@ func (c *anchorPublishCmd) Run(p *program) error {
 	bad := false
 	for _, err := range sideBySide(names, func(name string) error { return publish(p.dirs, h, name) }) {
 		if err != nil {
-			// Without a pause there is nothing to publish yet: no fault of a domain's that wasn't asked for.
+			// Before its first pause a domain has nothing to publish. That is an error only if the domain was named.
 			var later *notNowError
 			if len(c.Domains) == 0 && errors.As(err, &later) {
 				continue
@@ -246,8 +246,8 @@ func (c *anchorPublishCmd) Run(p *program) error {
 	return nil
 }
 
-// sideBySide calls f for each name, some at a time, and gives their errors in order: a domain that keeps libvirt waiting, which can be
-// 30 s, holds up none but itself. libvirtd takes five requests at a time of a client (max_client_requests of libvirtd.conf).
+// sideBySide calls f for each name, four at a time, and returns their errors in order. So a domain that blocks libvirt, for up to
+// 30 s, doesn't delay the others. libvirtd takes five requests of a client at a time (max_client_requests in libvirtd.conf).
 func sideBySide(names []string, f func(name string) error) []error {
 	const atOnce = 4
 	all := make([]error, len(names))
@@ -284,7 +284,7 @@ func publish(at status.Dirs, h *hypervisor.Host, name string) error {
 		published(at, d.UUID) // what was published before is good until it runs again
 		return &notNowError{fmt.Errorf("publishing the anchor of %s: it isn't running", d.Name)}
 	}
-	// With a job of minutes, as a migration or a live snapshot is, libvirt lets the metadata wait for 30 s, in vain.
+	// During a long job, such as a migration or a live snapshot, writing metadata blocks for 30 s and then fails.
 	if job, err := d.GetJobInfo(); err == nil && job.Type != libvirt.DOMAIN_JOB_NONE {
 		return &notNowError{fmt.Errorf("publishing the anchor of %s: a job of libvirt's is on (`virsh domjobinfo %s`), and it has to end first", d.Name, d.Name)}
 	}
@@ -300,5 +300,5 @@ func publish(at status.Dirs, h *hypervisor.Host, name string) error {
 	return nil
 }
 
-// published has the shim tell the exporter. An older shim doesn't know how.
+// published tells the shim, for the exporter. Older shims don't know the request.
 func published(at status.Dirs, uuid string) { _, _ = at.Ask(uuid, control.Request{Do: "published"}) }

@@ -16,7 +16,7 @@ type attachCmd struct {
 }
 
 func (attachCmd) Help() string {
-	return "For a domain of libvirt's there is `ftclock enable DOMAIN --live`. Without a monitor to watch, the standing policy serves every pause."
+	return "For a libvirt domain use `ftclock enable DOMAIN --live`. There is no monitor to watch, so one policy applies to every pause."
 }
 
 func (c *attachCmd) Run(p *program) error {

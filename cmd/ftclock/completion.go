@@ -11,8 +11,8 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// completing gives the line so far to a shell that asks what could come next: it is in COMP_LINE, up to the byte COMP_POINT
-// (bash(1), complete -C). The shells' own halves are in packaging/completions.
+// completing gives the command line that a shell wants completed: COMP_LINE, up to the byte COMP_POINT
+// (bash(1), complete -C). The scripts for the shells are in packaging/completions.
 func completing(getenv func(string) string) (line string, asked bool) {
 	line = getenv("COMP_LINE")
 	if point, err := strconv.Atoi(getenv("COMP_POINT")); err == nil && point >= 0 && point < len(line) {
@@ -21,7 +21,7 @@ func completing(getenv func(string) string) (line string, asked bool) {
 	return line, line != ""
 }
 
-// complete prints what can come next on the command line, a word a line.
+// complete prints the words that can come next on the command line, one a line.
 func complete(out io.Writer, app *kong.Node, line string) {
 	words := strings.Fields(line)
 	if strings.HasSuffix(line, " ") || len(words) < 2 {
@@ -55,11 +55,9 @@ func complete(out io.Writer, app *kong.Node, line string) {
 
 // valueOf gives the option that a word names, if it takes a value.
 func valueOf(node *kong.Node, word string) *kong.Flag {
-	for _, group := range node.AllFlags(true) {
-		for _, f := range group {
-			if !f.IsBool() && (word == "--"+f.Name || f.Short != 0 && word == "-"+string(f.Short)) {
-				return f
-			}
+	for _, f := range slices.Concat(node.AllFlags(true)...) {
+		if !f.IsBool() && (word == "--"+f.Name || f.Short != 0 && word == "-"+string(f.Short)) {
+			return f
 		}
 	}
 	return nil
@@ -73,10 +71,8 @@ func candidates(node *kong.Node, option *kong.Flag, position int, last string) (
 			words = option.EnumSlice()
 		}
 	case strings.HasPrefix(last, "-"):
-		for _, group := range node.AllFlags(true) {
-			for _, f := range group {
-				words = append(words, "--"+f.Name)
-			}
+		for _, f := range slices.Concat(node.AllFlags(true)...) {
+			words = append(words, "--"+f.Name)
 		}
 	case position < len(node.Positional) && node.Positional[position].Tag.Get("predictor") == "domain":
 		words = hypervisor.DomainNames()

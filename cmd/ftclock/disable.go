@@ -15,11 +15,11 @@ import (
 
 type disableCmd struct {
 	Domain string `arg:"" predictor:"domain" help:"Name, UUID or id."`
-	Live   bool   `help:"Leave the clock of the running domain alone from now on, too. On this host only."`
+	Live   bool   `help:"Stop correcting the running domain now, too. On this host only."`
 }
 
 func (disableCmd) Help() string {
-	return "The guest's clock isn't set back: it stays as it is, and the pauses to come are QEMU's own affair."
+	return "The guest's clock isn't set back: it stays as it is, and later pauses aren't corrected."
 }
 
 func (c *disableCmd) Run(p *program) error {
@@ -41,7 +41,7 @@ func (c *disableCmd) Run(p *program) error {
 		if changed {
 			p.Printf("%s: disabled in its definition\n", d.Name)
 		} else {
-			p.Printf("%s: nothing of ftclock in its definition\n", d.Name)
+			p.Printf("%s: no ftclock metadata in its definition\n", d.Name)
 		}
 	}
 	if d.Host.Local() {
@@ -54,19 +54,19 @@ func (c *disableCmd) Run(p *program) error {
 		return c.now(p, l)
 	}
 	if d.Active && d.Host.Local() && live.Served(p.dirs, d.UUID) {
-		p.Printf("%s: the running domain is served until it stops\n", d.Name)
-		p.Hint("`ftclock disable --live %s` ends that now", ui.ShellWord(d.Name))
+		p.Printf("%s: the running domain is corrected until it stops\n", d.Name)
+		p.Hint("`ftclock disable --live %s` stops that now", ui.ShellWord(d.Name))
 	}
 	return nil
 }
 
-// undefine takes all of ours out of the persistent definition.
+// undefine removes all of ftclock from the persistent definition.
 func undefine(d *hypervisor.Domain) (changed bool, err error) {
 	old, err := d.Definition(0)
 	if err != nil {
 		return false, err
 	}
-	// A definition with an element of ours that can't be understood is for the editor as well.
+	// The editor also removes an element that can't be parsed.
 	if m, err := metadata.Parse(old); err == nil && !m.Preload {
 		if m.Policy == nil {
 			return false, nil

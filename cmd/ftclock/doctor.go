@@ -7,14 +7,14 @@ import (
 )
 
 type doctorCmd struct {
-	NoProbe bool `help:"Only look: start no domain."`
+	NoProbe bool `help:"Start no probe domain."`
 }
 
 func (doctorCmd) Help() string {
-	return "A line for each thing that ftclock needs: ok, warn (something doesn't work, or not as well) or bad (ftclock " +
-		"doesn't work), with what fixes it below. Exit code 1 says that something is bad. " +
-		"As root on a host with KVM it proves the rest by doing: on each QEMU program that managed domains use, a domain named " + doctor.ProbeName + ", without disk " +
-		"and network, goes through libvirt, hook, shim and module, is paused three times, and is removed with all that it leaves."
+	return "Prints a line for each thing that ftclock needs: ok, warn (something doesn't work, or works less well) or bad (ftclock " +
+		"doesn't work), and below it how to fix it. Exit code 1: something is bad. " +
+		"As root on a host with KVM it also starts a probe domain on each QEMU program that managed domains use: " + doctor.ProbeName +
+		", without disk and network. It goes through libvirt, hook, shim and module, is paused three times, and is removed with its files."
 }
 
 func (c *doctorCmd) Run(p *program) error {

@@ -19,16 +19,16 @@ import (
 
 type enableCmd struct {
 	Domain          string  `arg:"" predictor:"domain" help:"Name, UUID or id."`
-	Live            bool    `help:"Serve the running domain from now on, too. On this host only."`
-	Preload         bool    `help:"Have QEMU's dynamic linker load the module (LD_PRELOAD), for hosts that forbid ptrace."`
+	Live            bool    `help:"Correct the running domain now, too. On this host only."`
+	Preload         bool    `help:"Load the module by QEMU's dynamic linker (LD_PRELOAD), for hosts that forbid ptrace."`
 	Reference       *string `enum:"raw,utc" placeholder:"raw|utc" help:"The host's clock that the guest follows: raw, as if it were never paused, or utc (raw)."`
 	CheckpointLimit string  `placeholder:"TIME" help:"A longer pause is a suspend: 1ms to 15m (10s)."`
-	Monitor         *string `enum:"relayed,direct" placeholder:"relayed|direct" help:"From its next start on, whether libvirt's monitor goes through a relay, or to QEMU directly (relayed)."`
+	Monitor         *string `enum:"relayed,direct" placeholder:"relayed|direct" help:"Whether libvirt's monitor connection goes through a relay or directly to QEMU, from the next start on (relayed)."`
 	Required        *string `enum:"yes,no" placeholder:"yes|no" help:"Whether the domain may start only when its clock can be corrected (yes)."`
 }
 
 func (enableCmd) Help() string {
-	return "Options that aren't given leave the policy of a domain that is enabled already as it is."
+	return "For a domain that is enabled already, options that aren't given leave its policy unchanged."
 }
 
 func (c *enableCmd) Run(p *program) error {
@@ -52,7 +52,7 @@ func (c *enableCmd) Run(p *program) error {
 	}
 	policy := c.apply(t.policy(), limit)
 
-	// The running QEMU first: if it can't be served nothing has been changed.
+	// The running QEMU comes first: if it can't be served, nothing has been changed.
 	if l != nil {
 		if err := l.Serve(p.ctx, policy); err != nil {
 			return err
@@ -80,7 +80,7 @@ func (c *enableCmd) Run(p *program) error {
 	return nil
 }
 
-// parseLimit reads a limit in the metadata's own language, so that there is one; 0: none was given.
+// parseLimit parses a limit by the metadata's own parser, so that both accept the same; 0: none was given.
 func parseLimit(text string) (metadata.Rule, error) {
 	if text == "" {
 		return metadata.Rule{}, nil
@@ -95,7 +95,7 @@ func parseLimit(text string) (metadata.Rule, error) {
 	return policy.Checkpoint, err
 }
 
-// apply changes what the options say.
+// apply changes the policy as the options say.
 func (c *enableCmd) apply(policy metadata.Policy, limit metadata.Rule) metadata.Policy {
 	if c.Reference != nil {
 		policy.Reference = metadata.Raw
@@ -118,7 +118,7 @@ func (c *enableCmd) apply(policy metadata.Policy, limit metadata.Rule) metadata.
 	return policy
 }
 
-// texts are a domain's definitions as far as they are there.
+// texts are a domain's definitions, as far as it has them.
 type texts struct {
 	defined metadata.Domain // the next start's; without a name if there is none
 	running metadata.Domain // of the domain that runs
@@ -146,7 +146,7 @@ func readTexts(d *hypervisor.Domain) (texts, error) {
 	return t, nil
 }
 
-// policy is the one to start from: what the operator has, or the default.
+// policy is the one that the options change: the domain's, or the default.
 func (t texts) policy() metadata.Policy {
 	switch {
 	case t.defined.Policy != nil:
@@ -180,7 +180,7 @@ func (c *enableCmd) define(d *hypervisor.Domain, m metadata.Domain, policy metad
 	return d.Redefine(old, edited)
 }
 
-// said tells what was done with the definition.
+// said words what was done with the definition.
 func (c *enableCmd) said(d *hypervisor.Domain, m metadata.Domain, changed bool) string {
 	switch {
 	case !changed:

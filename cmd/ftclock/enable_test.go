@@ -95,10 +95,10 @@ func TestEnableAndDisable(t *testing.T) {
 	}
 	wantRun(t, "DOMAIN  STATE    METHOD  PAUSES  LOST IN ALL  LAST RESIDUAL  WORST  SINCE\n"+
 		"test    pending  -            -            -              -      -  -\n"+
-		"test: enabled while it ran: its next start is corrected, `ftclock enable --live test` doesn't wait\n", "", 1, "status")
+		"test: enabled while it ran: its next start is corrected, `ftclock enable --live test` corrects it now\n", "", 1, "status")
 
 	wantRun(t, "test: disabled in its definition\n", "", 0, "disable", mockDomain)
-	wantRun(t, "test: nothing of ftclock in its definition\n", "", 0, "disable", mockDomain)
+	wantRun(t, "test: no ftclock metadata in its definition\n", "", 0, "disable", mockDomain)
 	after, err := d.Definition(0)
 	if err != nil {
 		t.Fatal(err)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -26,11 +27,11 @@ type exerciseCmd struct {
 }
 
 func (exerciseCmd) Help() string {
-	return "Suspends and resumes the domain through libvirt, like `virsh suspend` and `virsh resume`. However it ends, the " +
-		"domain is left running."
+	return "Suspends and resumes the domain through libvirt, like `virsh suspend` and `virsh resume`. The domain is left running, " +
+		"also after an error or an interruption."
 }
 
-// check refuses what no engine does.
+// check refuses values that no checkpoint engine uses.
 func (c *exerciseCmd) check() error {
 	// NaN is in none of these ranges.
 	switch {
@@ -102,19 +103,19 @@ func (c *exerciseCmd) report(p *program, name string, s engine.Sums) {
 	p.Printf("%s: %s in %s, the guest was paused %s to %s in all\n", name, ui.Count(uint64(s.Pauses), "pause"),
 		ui.Duration(uint64(s.Took)), ui.Duration(uint64(s.Shortest)), ui.Duration(uint64(s.Longest)))
 	if s.Late > 0 {
-		p.Warn("this host didn't keep up %g pauses a second: %d of the pauses came late; give a lower --rate, or see what else it is busy with", c.Rate, s.Late)
+		p.Warn("this host couldn't make %g pauses a second: %d of the pauses came late; use a lower --rate, or check what else keeps it busy", c.Rate, s.Late)
 	}
 }
 
 // keepUp is after how many pauses the records are fetched: the module keeps the newest 256.
 const keepUp = 128
 
-// watcher follows what the domain's shim says during the exercise.
+// watcher collects the shim's status and records during the exercise.
 type watcher struct {
 	dirs    status.Dirs
 	uuid    string
-	why     string // no shim says anything, and why
-	stock   bool   // because there is none: the clock is QEMU's own affair
+	why     string // why there is no answer from a shim; empty: there is
+	stock   bool   // there is no shim: the clock isn't corrected
 	before  control.Status
 	after   control.Status
 	records []control.Record
@@ -163,11 +164,11 @@ func (w *watcher) collect() {
 	w.after = now
 }
 
-// Report says how the clock was kept.
+// report says how the clock was kept.
 func (w *watcher) report(p *program, name string, s engine.Sums) {
 	w.collect()
 	if w.stock {
-		p.Printf("%s: %s; QEMU by itself takes the sum of all pauses from the guest's clock: %s to %s\n", name, w.why,
+		p.Printf("%s: %s, so the guest's clock lost the sum of all pauses: %s to %s\n", name, w.why,
 			ui.Duration(uint64(s.Shortest)), ui.Duration(uint64(s.Longest)))
 		return
 	}
@@ -180,7 +181,7 @@ func (w *watcher) report(p *program, name string, s engine.Sums) {
 	}
 }
 
-// compare tells the difference between two statuses, with the records of between.
+// compare words the difference between two statuses, with the records in between.
 func compare(before, after control.Status, records []control.Record) [][2]string {
 	difference := control.Status{
 		Pauses:   after.Pauses - before.Pauses,
@@ -188,10 +189,16 @@ func compare(before, after control.Status, records []control.Record) [][2]string
 		Anchored: after.Anchored - before.Anchored,
 		Held:     after.Held - before.Held,
 		Passed:   after.Passed - before.Passed,
+
+		OverLimit:     after.OverLimit - before.OverLimit,
+		Reanchored:    after.Reanchored - before.Reanchored,
+		StaleOrders:   after.StaleOrders - before.StaleOrders,
+		Busy:          after.Busy - before.Busy,
+		Disagreements: after.Disagreements - before.Disagreements,
 	}
 	lines := [][2]string{
 		{"state", ui.OneLine(string(after.State))},
-		{"pauses", status.PausesInAll(difference)},
+		{"pauses", status.PausesInAll(&difference)},
 		{"caught up", ui.Duration(after.CaughtUp - before.CaughtUp)},
 	}
 	add := func(name, value string) { lines = append(lines, [2]string{name, value}) }
@@ -206,7 +213,7 @@ func compare(before, after control.Status, records []control.Record) [][2]string
 	if missing := difference.Pauses - min(difference.Pauses, uint64(len(records))); missing > 0 {
 		add("not recorded", ui.Count(missing, "pause"))
 	}
-	add("errors", mishaps(before, after, difference.Passed))
+	add("errors", mishaps(&difference, after.LastDisagreement))
 	return lines
 }
 
@@ -242,28 +249,11 @@ func costs(records []control.Record) (median, worst uint64) {
 	return sorted[len(sorted)/2], sorted[len(sorted)-1]
 }
 
-func mishaps(before, after control.Status, passed uint64) string {
-	var found []string
-	for _, m := range []struct {
-		n    uint64
-		what string
-	}{
-		{passed, "passed in doubt"},
-		{after.OverLimit - before.OverLimit, "over limit"},
-		{after.Reanchored - before.Reanchored, "anchored anew"},
-		{after.StaleOrders - before.StaleOrders, "stale orders"},
-		{after.Busy - before.Busy, "concurrent calls"},
-		{after.Disagreements - before.Disagreements, "disagreements"},
-	} {
-		if m.n > 0 {
-			found = append(found, fmt.Sprintf("%d %s", m.n, m.what))
-		}
+func mishaps(s *control.Status, disagreement string) string {
+	all := append([]status.Counter{{Name: "passed in doubt", N: s.Passed}}, status.Doubts(s)...)
+	found := status.Counted(append(all, status.Counter{Name: "disagreements", N: s.Disagreements}))
+	if s.Disagreements > 0 && disagreement != "" {
+		found = append(found, ui.OneLine(disagreement))
 	}
-	if after.Disagreements > before.Disagreements && after.LastDisagreement != "" {
-		found = append(found, ui.OneLine(after.LastDisagreement))
-	}
-	if len(found) == 0 {
-		return "none"
-	}
-	return strings.Join(found, ", ")
+	return cmp.Or(strings.Join(found, ", "), "none")
 }

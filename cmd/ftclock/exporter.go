@@ -26,8 +26,8 @@ type exporterCmd struct {
 }
 
 func (exporterCmd) Help() string {
-	return "Serves /metrics for Prometheus: what each shim on this host knows of its domain's clock. record.md in share/doc/ftclock " +
-		"lists the metrics. It needs no libvirt, and must be root to ask the shims."
+	return "Serves /metrics for Prometheus, with the state of each domain's clock on this host. record.md in share/doc/ftclock " +
+		"lists the metrics. Run it as root. It doesn't need libvirt."
 }
 
 func (c *exporterCmd) Run(p *program) error {
@@ -36,7 +36,7 @@ func (c *exporterCmd) Run(p *program) error {
 		return ui.Hinted(fmt.Errorf("listening for Prometheus: %w", err), "give a free port with --listen ADDRESS:PORT")
 	}
 	if a, ok := listener.Addr().(*net.TCPAddr); ok && !a.IP.IsLoopback() {
-		p.Warn("%s can be reached from elsewhere, and there is no password: see to it that only Prometheus can", a)
+		p.Warn("%s can be reached from other hosts, and there is no password: make sure that only Prometheus can reach it", a)
 	}
 	if os.Geteuid() != 0 {
 		p.Warn("only root may ask the shims, so there will be no domain in the metrics; run it as root")
@@ -199,7 +199,7 @@ var (
 	statesShown = []control.State{control.Starting, control.Correcting, control.Unkept, control.Watching, control.Uncorrected, status.Forgotten, status.Gone, status.Unknown}
 )
 
-// Describe says what there can be.
+// Describe sends all descriptions, as prometheus.Collector wants it.
 func (c *collector) Describe(to chan<- *prometheus.Desc) {
 	for _, m := range metrics {
 		to <- m.desc
@@ -209,7 +209,7 @@ func (c *collector) Describe(to chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect asks all shims.
+// Collect asks all shims for their metrics.
 func (c *collector) Collect(to chan<- prometheus.Metric) {
 	to <- prometheus.MustNewConstMetric(descBuild, prometheus.GaugeValue, 1, programVersion())
 	host := func(d *prometheus.Desc, v float64) { to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v) }
@@ -246,7 +246,7 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	}
 }
 
-// askInTime is askShim for a scrape: who doesn't answer in time, or may not be asked, is an entry, too.
+// askInTime is Dirs.Entry with a time limit. A shim that doesn't answer in time, or that this user may not ask, is an entry, too.
 func (c *collector) askInTime(info control.Info) status.Entry {
 	answers := make(chan status.Entry, 1)
 	mute := status.Entry{Mute: true, Status: control.Status{Name: info.Name, UUID: info.UUID, State: status.Unknown}}
@@ -265,8 +265,7 @@ func (c *collector) askInTime(info control.Info) status.Entry {
 	}
 }
 
-// ofDomain are the metrics of one domain. What a shim says may come from a QEMU that somebody took over: labels
-// are made printable.
+// ofDomain are the metrics of one domain. Labels are made printable: their text may come from a QEMU that an attacker controls.
 func ofDomain(e status.Entry) (all []prometheus.Metric) {
 	name, uuid := ui.OneLine(e.Name), ui.OneLine(e.UUID)
 	add := func(d *prometheus.Desc, kind prometheus.ValueType, v float64, labels ...string) {
@@ -283,11 +282,8 @@ func ofDomain(e status.Entry) (all []prometheus.Metric) {
 	for _, clock := range status.GuestClocks {
 		add(descClock, prometheus.GaugeValue, truth(e.GuestClock == clock.Is), string(clock.Is))
 	}
-	for _, c := range []struct {
-		decision string
-		n        uint64
-	}{{"dropped", e.Dropped}, {"anchored", e.Anchored}, {"held", e.Held}, {"passed", e.Passed}} {
-		add(descCount, prometheus.CounterValue, float64(c.n), c.decision)
+	for _, c := range status.Decisions(&e.Status) {
+		add(descCount, prometheus.CounterValue, float64(c.N), c.Name)
 	}
 	for _, m := range metrics {
 		if v, known := m.value(&e.Status); known {

@@ -21,16 +21,16 @@ import (
 )
 
 type reportCmd struct {
-	Domain string `arg:"" predictor:"domain" help:"Name, UUID or id. It needn't run, nor be defined any more."`
-	Since  string `placeholder:"TIME" help:"From this time on: 2026-11-23, 2026-11-23T09:30 or with seconds, in UTC or with an offset (+01:00); or 36h, 7d ago. Default: as far as the record goes."`
+	Domain string `arg:"" predictor:"domain" help:"Name, UUID or id. The domain needn't run or be defined any more."`
+	Since  string `placeholder:"TIME" help:"From this time on: 2026-11-23, 2026-11-23T09:30 or with seconds, in UTC or with an offset (+01:00); or 36h, 7d for that long ago. Default: the record's beginning."`
 	Until  string `placeholder:"TIME" help:"Up to this time, in the same forms. Default: now."`
-	Format string `enum:"html,json,csv" default:"html" placeholder:"html|json|csv" help:"html, a page to read and print; json or csv for other programs."`
+	Format string `enum:"html,json,csv" default:"html" placeholder:"html|json|csv" help:"html: a page to read and print; json or csv: for other programs."`
 	Output string `short:"o" type:"path" placeholder:"FILE" help:"Write to this file. Default: standard output."`
 }
 
 func (reportCmd) Help() string {
-	return "Says from the record on disk how a domain's clock was kept: drift with and without ftclock, distance from the reference, pauses, gaps, and the " +
-		"statement that RTS 25 asks for. Exit code 1 says that a part of the record couldn't be read; the report says which."
+	return "Reports from the record on disk how a domain's clock was kept: drift with and without ftclock, distance from the reference, pauses, gaps, and the " +
+		"statement that RTS 25 requires. Exit code 1: part of the record couldn't be read; the report says which."
 }
 
 func (c *reportCmd) Run(p *program) error {
@@ -50,20 +50,22 @@ func (c *reportCmd) Run(p *program) error {
 		o.From = o.From.UTC().Truncate(time.Minute)
 	}
 	if up := o.To.UTC().Truncate(time.Minute); !up.Equal(o.To) && c.Until != "" {
-		o.To = minTime(up.Add(time.Minute), now)
+		if o.To = up.Add(time.Minute); o.To.After(now) {
+			o.To = now
+		}
 	}
 	if !o.From.IsZero() && !o.From.Before(o.To) {
 		return ui.Hinted(fmt.Errorf("there is no time between --since %s and %s", o.From.Format(time.RFC3339), o.To.UTC().Format(time.RFC3339)),
 			"times without an offset are UTC")
 	}
 	if c.Output == "" && c.Format == "html" && ui.IsTerminal(p.Stdout) {
-		return ui.Hinted(errors.New("a page in HTML is nothing for a terminal"), "--output FILE.html writes it to a file, --format csv is a table")
+		return ui.Hinted(errors.New("a page in HTML can't be shown on a terminal"), "--output FILE.html writes it to a file, --format csv prints a table")
 	}
 	uuid, err := c.find(p)
 	if err != nil {
 		return err
 	}
-	// The shim writes what it has when it is asked.
+	// A status request makes the shim write its record to disk.
 	_, asked := p.dirs.Status(uuid, 0)
 	o.Alive = asked == nil
 	if asked != nil && !status.NoShim(asked) && !errors.Is(asked, os.ErrPermission) {
@@ -95,14 +97,7 @@ func (c *reportCmd) Run(p *program) error {
 	return nil
 }
 
-func minTime(a, b time.Time) time.Time {
-	if a.Before(b) {
-		return a
-	}
-	return b
-}
-
-// moment understands a time; empty is zero.
+// moment parses a time, absolute or relative to now; empty is zero.
 func moment(text string, now time.Time, flag string) (time.Time, error) {
 	if text == "" {
 		return time.Time{}, nil
@@ -119,13 +114,12 @@ func moment(text string, now time.Time, flag string) (time.Time, error) {
 		ago = time.Duration(n) * 24 * time.Hour
 	}
 	if err != nil || ago < 0 {
-		return time.Time{}, ui.Hinted(fmt.Errorf("%s %q isn't a time", flag, text), "2026-11-23, 2026-11-23T09:30, 2026-11-23T09:30:00+01:00, or 36h, 7d for so long ago")
+		return time.Time{}, ui.Hinted(fmt.Errorf("%s %q isn't a time", flag, text), "2026-11-23, 2026-11-23T09:30, 2026-11-23T09:30:00+01:00, or 36h, 7d for that long ago")
 	}
 	return now.Add(-ago), nil
 }
 
-// Find gives the UUID of the domain's record. libvirt knows the domains that there are, shims those that run, and records those
-// that there were.
+// find gives the UUID of the domain's record: by libvirt for a domain that is defined, by the records for one that was.
 func (c *reportCmd) find(p *program) (string, error) {
 	records := p.dirs.Records
 	all, err := record.Domains(records)
@@ -168,7 +162,7 @@ func (c *reportCmd) find(p *program) (string, error) {
 	return "", ui.Hinted(fmt.Errorf("%d domains had the name %q: %s", len(named), c.Domain, strings.Join(named, ", ")), "give the UUID")
 }
 
-// explain adds what can be done.
+// explain adds a hint to an error of package record.
 func (c *reportCmd) explain(err error) error {
 	switch {
 	case errors.Is(err, fs.ErrPermission):
@@ -211,7 +205,7 @@ func (c *reportCmd) encode(w io.Writer, r *report.Report) error {
 	return r.WriteHTML(w)
 }
 
-// replaceFile writes a file as a whole or not at all. What isn't a plain file, /dev/stdout or a pipe, is written to.
+// replaceFile writes a file as a whole or not at all. A device or a pipe, such as /dev/stdout, is written to directly.
 func replaceFile(name string, write func(io.Writer) error) (err error) {
 	if info, err := os.Stat(name); err == nil && !info.Mode().IsRegular() {
 		f, err := os.OpenFile(name, os.O_WRONLY, 0)

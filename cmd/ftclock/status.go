@@ -11,18 +11,20 @@ import (
 	"ftclock/cmd/ftclock/internal/status"
 	"ftclock/cmd/ftclock/internal/ui"
 	"ftclock/control"
+
+	"libvirt.org/go/libvirt"
 )
 
 type statusCmd struct {
-	Domain  string `arg:"" predictor:"domain" optional:"" help:"Name, UUID or id; all domains of ftclock's without it."`
+	Domain  string `arg:"" predictor:"domain" optional:"" help:"Name, UUID or id. Default: all domains that are managed."`
 	Format  string `enum:"table,json" default:"table" placeholder:"table|json" help:"table, or json for other programs."`
 	Records int    `placeholder:"N" help:"Show the newest N pauses as well (at most 256)."`
 }
 
 func (statusCmd) Help() string {
-	return "Exit code 1 says that the clock of a running domain in the list isn't corrected now, whatever the reason (also one whose guest has switched on no clock that ftclock keeps, that was " +
-		"switched off with disable --live, enabled while it ran, or was managed until somebody wrote its definition anew), that a shim is gone, or that shim and module disagreed about " +
-		"a pause; 3, that it couldn't be asked."
+	return "Exit code 1: the clock of a running domain in the list isn't corrected now, a shim is gone, or shim and module disagreed about a " +
+		"pause. The reason doesn't matter: a domain also counts when its guest has switched on no clock that ftclock keeps, when it was disabled with " +
+		"--live or enabled while it ran, or when its definition was rewritten without ftclock's metadata. Exit code 3: the status couldn't be read."
 }
 
 func (c *statusCmd) Run(p *program) error {
@@ -74,16 +76,19 @@ func (c *statusCmd) print(p *program, entries []status.Entry) error {
 	return nil
 }
 
-// managed lists libvirt's domains with our metadata, by UUID, and with them the one that was asked for, whatever it
-// is. nil: libvirt can't be asked, which is no error, as the shims can.
+// managed lists libvirt's managed domains by UUID, and with them the one that the command line names. It is nil, without an error,
+// where libvirt doesn't answer: the shims still do.
 func (c *statusCmd) managed(p *program) (map[string]status.Known, error) {
-	known, err := p.dirs.Managed(p.uri, c.means, p.Warn)
-	var refused *status.Unreachable
-	if errors.As(err, &refused) {
-		p.Warn("%s; only domains with a shim are shown, `ftclock doctor` looks for the reason", ui.ErrorText(refused.Err))
+	h, err := hypervisor.Connect(p.uri)
+	if errors.As(err, new(libvirt.Error)) {
+		p.Warn("%s; only domains with a shim are shown, `ftclock doctor` finds the reason", ui.ErrorText(err))
 		return nil, nil
 	}
-	return known, err
+	if err != nil {
+		return nil, err
+	}
+	defer h.Close()
+	return p.dirs.Managed(h, c.means, p.Warn)
 }
 
 // means tells whether the command line names this domain.
@@ -91,7 +96,7 @@ func (c *statusCmd) means(f status.Known) bool {
 	return c.Domain != "" && (c.Domain == f.Name || c.Domain == f.ID || strings.EqualFold(c.Domain, f.UUID))
 }
 
-// pick leaves the one domain that was asked for.
+// pick selects the one domain that the command line names.
 func (c *statusCmd) pick(entries []status.Entry, known map[string]status.Known) ([]status.Entry, error) {
 	for _, e := range entries {
 		f, ok := known[e.UUID]
@@ -108,7 +113,7 @@ func (c *statusCmd) pick(entries []status.Entry, known map[string]status.Known) 
 	return nil, hypervisor.NoDomain(c.Domain)
 }
 
-// printJSON prints an array of control.Status; domains that no shim told of have name, uuid, state and why alone.
+// printJSON prints an array of control.Status; domains without an answer from a shim have only name, uuid, state and why.
 func printJSON(p *program, entries []status.Entry, records bool) error {
 	out := make([]any, 0, len(entries))
 	for _, e := range entries {

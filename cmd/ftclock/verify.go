@@ -15,13 +15,13 @@ import (
 
 type verifyCmd struct {
 	Domain string `arg:"" predictor:"domain" help:"Name, UUID or id."`
-	Pauses int    `default:"5" placeholder:"N" help:"So many pauses of 20 ms (2 to 200)."`
+	Pauses int    `default:"5" placeholder:"N" help:"Number of pauses, of 20 ms each (2 to 200)."`
 }
 
 func (verifyCmd) Help() string {
-	return "Pauses the domain a few times through libvirt, reads its kvmclock back from the kernel at each stop, and says in one " +
-		"line whether it went on like the host's while the guest was paused. Exit code 1 says that it didn't, or that the guest has switched on " +
-		"neither it nor Hyper-V's reference time, which follows it; 3, that the guest's clock isn't known. Which of its clocks a guest reads can't be seen."
+	return "Pauses the domain a few times through libvirt, reads its kvmclock from the kernel at each stop, and prints in one line " +
+		"whether that clock kept running during the pauses. Exit code 1: it didn't, or the guest has switched on neither kvmclock nor Hyper-V's reference " +
+		"time, which is derived from it. Exit code 3: the guest's clock isn't known. Which of its clocks a guest reads can't be seen from outside."
 }
 
 func (c *verifyCmd) Run(p *program) error {
@@ -70,7 +70,7 @@ func (c *verifyCmd) Run(p *program) error {
 		return ui.ErrProblem
 	case err != nil:
 		return ui.Hinted(fmt.Errorf("verifying the clock of %s: %w; kvmclock itself holds: %s", d.Name, err, measured),
-			"once the guest's system has booted, verify it again")
+			"verify it again once the guest has booted")
 	}
 	p.Printf("%s: %s: %s\n", name, p.Paint(ui.Green, kept+" holds"), measured)
 	return nil
@@ -92,7 +92,7 @@ func askToVerify(at status.Dirs, d *hypervisor.Domain) (*control.Status, error) 
 	s, err := at.Status(d.UUID, status.MaxRecords)
 	switch {
 	case status.NoShim(err):
-		return nil, ui.Hinted(fmt.Errorf("no shim serves %s: nobody can read its clock back, and QEMU takes each pause from it", d.Name),
+		return nil, ui.Hinted(fmt.Errorf("no shim serves %s: its clock can't be read, and it loses every pause", d.Name),
 			"`ftclock enable --live "+ui.ShellWord(d.Name)+"`")
 	case err != nil:
 		return nil, ui.Hinted(err, "run it as root")

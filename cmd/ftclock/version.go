@@ -11,7 +11,7 @@ import (
 // version is set by the linker: -X main.version=….
 var version string
 
-// programVersion is the linker's, or else what the module system knows.
+// programVersion is the version that the linker set, or else the module's.
 func programVersion() string {
 	if version != "" {
 		return version

@@ -12,8 +12,8 @@ import (
 type watchCmd struct{}
 
 func (watchCmd) Help() string {
-	return "Refreshed once a second; the keys are shown at the bottom. Each column of the residual is a second, the newest at the right, and its height the " +
-		"worst of that second's pauses. It needs no libvirt, only shows more with it, and must be root to ask the shims."
+	return "Refreshes once a second; the keys are shown at the bottom. Each column of the residual is one second, the newest at the right; its height is the " +
+		"worst residual of that second's pauses. Run it as root. Without libvirt it shows the domains that have a shim."
 }
 
 func (watchCmd) Run(p *program) error {

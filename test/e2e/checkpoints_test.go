@@ -160,7 +160,7 @@ func TestKVMCheckpointsOfAnAttachedQEMU(t *testing.T) {
 	if kept := all[0].Kept; kept == nil || kept.Missed != 0 || kept.Pauses < uint64(manyTimes) {
 		t.Errorf("the record: %+v", kept)
 	}
-	if out := ftclock(t, "detach", pid); !strings.Contains(out, "QEMU's again") {
+	if out := ftclock(t, "detach", pid); !strings.Contains(out, "no longer corrected") {
 		t.Errorf("detach:\n%s", out)
 	}
 	before := offset(t, clock)

@@ -19,7 +19,14 @@ import (
 	"ftclock/control"
 )
 
-// Examine checks this host for what ftclock needs, and where it may and can, proves it by a probe domain.
+// Fixes that several findings have.
+const (
+	seePage    = "share/doc/ftclock/troubleshooting.md explains the messages"
+	seeLog     = "the shim's log says more: /var/log/ftclock, or journalctl -t ftclock-shim"
+	seeDenials = "run as root; `ausearch -m avc -ts recent` shows what was denied"
+)
+
+// Examine checks this host for what ftclock needs, and tries it with a probe domain if it is told to and can.
 func Examine(ctx context.Context, at status.Dirs, uri string, probe bool) []Finding {
 	x := examined{root: "/", dirs: at}
 	kvm := x.checkKVM()
@@ -32,7 +39,7 @@ func Examine(ctx context.Context, at status.Dirs, uri string, probe bool) []Find
 	return append(findings, x.checkLibvirt(ctx, uri, os.Geteuid() == 0 && kvm.grade == good && probe)...)
 }
 
-// examined is the host under the doctor's eyes.
+// examined is the host that is checked.
 type examined struct {
 	root string // "/" but in tests
 	dirs status.Dirs
@@ -57,7 +64,7 @@ func (x examined) checkKVM() Finding {
 		return Finding{bad, "there is no " + path,
 			"switch virtualization on in the firmware (or in the hypervisor above), then modprobe kvm_intel or kvm_amd"}
 	case errors.Is(err, os.ErrPermission) && os.Geteuid() != 0:
-		return Finding{warn, path + " can't be opened by this user", "look again as root"}
+		return Finding{warn, path + " can't be opened by this user", "run it as root"}
 	}
 	return Finding{bad, ui.ErrorText(err), "let root and the group kvm open it: chgrp kvm /dev/kvm; chmod 660 /dev/kvm"}
 }
@@ -65,7 +72,7 @@ func (x examined) checkKVM() Finding {
 func (x examined) checkKernel() Finding {
 	release, err := x.read("/proc/sys/kernel/osrelease")
 	if err != nil {
-		return Finding{warn, ui.ErrorText(err), "see that /proc is mounted and may be read"}
+		return Finding{warn, ui.ErrorText(err), "check that /proc is mounted and readable"}
 	}
 	var major, minor int
 	if n, _ := fmt.Sscanf(release, "%d.%d", &major, &minor); n == 2 && (major < 5 || major == 5 && minor < 16) {
@@ -80,13 +87,13 @@ func (x examined) checkClocksource() Finding {
 	source, err := x.read(dir + "current_clocksource")
 	switch {
 	case err != nil:
-		return Finding{warn, ui.ErrorText(err), "see that /sys is mounted and may be read"}
+		return Finding{warn, ui.ErrorText(err), "check that /sys is mounted and readable"}
 	case source == "tsc", source == "hyperv_clocksource_tsc_page": // KVM's gtod_is_based_on_tsc, arch/x86/kvm/x86.c
 		return Finding{good, "clocksource is " + source, ""}
 	}
-	fix := "the kernel doesn't offer tsc here: `dmesg | grep -i tsc` tells why"
+	fix := "the kernel doesn't offer tsc here: `dmesg | grep -i tsc` shows why"
 	if available, _ := x.read(dir + "available_clocksource"); slices.Contains(strings.Fields(available), "tsc") {
-		fix = "echo tsc > " + dir + "current_clocksource; if the kernel left it by itself, `dmesg | grep -i tsc` tells why"
+		fix = "echo tsc > " + dir + "current_clocksource; if the kernel left it by itself, `dmesg | grep -i tsc` shows why"
 	}
 	return Finding{bad, "clocksource is " + source + ": KVM gives stable guest clocks with the TSC alone, and ftclock leaves others alone",
 		fix}
@@ -94,7 +101,7 @@ func (x examined) checkClocksource() Finding {
 
 // --- libvirt and QEMU ---
 
-// checkLibvirt looks at libvirt, and proves by a probe where that is wanted.
+// checkLibvirt checks libvirt and QEMU, with probe domains if it is told to.
 func (x examined) checkLibvirt(ctx context.Context, uri string, probe bool) []Finding {
 	h, err := hypervisor.Connect(uri)
 	if err == nil {
@@ -117,7 +124,7 @@ func (x examined) checkLibvirt(ctx context.Context, uri string, probe bool) []Fi
 	}
 	emulators, err := emulators(h)
 	if err != nil {
-		findings = append(findings, Finding{bad, ui.ErrorText(err), "`virt-host-validate qemu` looks further: it isn't ftclock's"})
+		findings = append(findings, Finding{bad, ui.ErrorText(err), "libvirt or QEMU needs fixing, not ftclock: `virt-host-validate qemu` checks them"})
 	}
 	if probe {
 		findings = append(findings, prober{x.dirs, h}.probe(ctx, emulators)...)
@@ -161,7 +168,7 @@ func checkRoot(euid int) Finding {
 	if euid == 0 {
 		return Finding{good, "running as root", ""}
 	}
-	return Finding{warn, "not running as root: some of what follows can't be seen, and nothing is proven by a probe domain", "sudo ftclock doctor"}
+	return Finding{warn, "not running as root: some checks are incomplete, and no probe domain is started", "sudo ftclock doctor"}
 }
 
 // --- the installation ---
@@ -177,7 +184,7 @@ func checkStateDir(dir string) []Finding {
 	case errors.Is(err, os.ErrNotExist):
 		return []Finding{{good, dir + " isn't there yet: the first shim makes it", ""}}
 	case err != nil:
-		return []Finding{{warn, ui.ErrorText(err), "see that it can be looked into by root"}}
+		return []Finding{{warn, ui.ErrorText(err), "check why root can't read it"}}
 	case !info.IsDir():
 		return []Finding{{bad, dir + " isn't a directory", "remove it: the first shim makes it"}}
 	}
@@ -188,7 +195,7 @@ func checkStateDir(dir string) []Finding {
 		return []Finding{{bad, fmt.Sprintf("others than root can write to %s, mode %v", dir, info.Mode()), "chmod 755 " + dir}}
 	}
 	if err := unix.Access(dir, unix.W_OK); err != nil && os.Geteuid() == 0 {
-		return []Finding{{bad, dir + " can't be written to: " + err.Error(), "is it on a file system that is read-only?"}}
+		return []Finding{{bad, dir + " can't be written to: " + err.Error(), "check whether its file system is mounted read-only"}}
 	}
 	return append([]Finding{{good, fmt.Sprintf("%s is there, mode %v", dir, info.Mode().Perm()), ""}}, staleShims(dir)...)
 }
@@ -228,7 +235,7 @@ func judgeLibvirt(v uint32) Finding {
 	return Finding{good, "libvirt " + hypervisor.Dotted(v) + " is reached", ""}
 }
 
-// emulators lists the QEMU program that libvirt takes by itself, and those of the domains that are ours.
+// emulators lists libvirt's default QEMU program and those of the managed domains.
 func emulators(h *hypervisor.Host) (paths []string, err error) {
 	var caps libvirtxml.DomainCaps
 	text, err := h.GetDomainCapabilities("", "x86_64", "", "kvm", 0)
@@ -240,22 +247,15 @@ func emulators(h *hypervisor.Host) (paths []string, err error) {
 	} else {
 		paths = []string{caps.Path}
 	}
-	all, listed := h.ListAllDomains(0)
-	if listed != nil {
-		return paths, errors.Join(err, fmt.Errorf("listing domains: %w", listed))
-	}
-	for i := range all {
-		if d, err := h.Describe(&all[i]); err == nil {
-			if path := emulator(d); path != "" && !slices.Contains(paths, path) {
-				paths = append(paths, path)
-			}
-			d.Close()
+	listed := h.Each(func(d *hypervisor.Domain) {
+		if path := emulator(d); path != "" && !slices.Contains(paths, path) {
+			paths = append(paths, path)
 		}
-	}
-	return paths, err
+	})
+	return paths, errors.Join(err, listed)
 }
 
-// emulator is the program of a domain of ours, "" of any other.
+// emulator is the QEMU program of a managed domain; "" for any other domain.
 func emulator(d *hypervisor.Domain) string {
 	if f := status.Look(d); !f.Defined && !f.Running {
 		return ""
@@ -271,11 +271,11 @@ func emulator(d *hypervisor.Domain) string {
 	return x.Devices.Emulator
 }
 
-// checkForgotten is the doctor's look at them.
+// checkForgotten has a finding for each domain that was managed and runs without its metadata.
 func checkForgotten(at status.Dirs) []Finding {
 	all, err := at.Forgotten()
 	if err != nil {
-		return []Finding{{bad, "no records are kept: " + ui.ErrorText(err), "see to the file system (df, mount); clocks are kept meanwhile"}}
+		return []Finding{{bad, "no records are kept: " + ui.ErrorText(err), "check the file system (df, mount); clocks are corrected meanwhile"}}
 	}
 	slices.SortFunc(all, func(a, b status.Entry) int { return strings.Compare(a.Name, b.Name) })
 	var findings []Finding
@@ -286,7 +286,7 @@ func checkForgotten(at status.Dirs) []Finding {
 	return findings
 }
 
-// grade is how a finding is.
+// grade is how bad a finding is.
 type grade string
 
 const (
@@ -295,14 +295,14 @@ const (
 	bad  grade = "bad"
 )
 
-// Finding is a line of the doctor's.
+// Finding is the result of one check.
 type Finding struct {
 	grade grade
 	what  string
 	fix   string
 }
 
-// Print tells whether one of them is bad.
+// Print prints the findings, and returns whether one of them is bad.
 func Print(u *ui.UI, findings []Finding) (anyBad bool) {
 	colours := map[grade]string{good: ui.Green, warn: ui.Yellow, bad: ui.Red}
 	for _, f := range findings {

@@ -25,9 +25,9 @@ import (
 	metadata "ftclock/xml-templates"
 )
 
-// The probe is a managed domain of a second's life, without disk and network: what it sees on its way through libvirt, hook, shim,
-// module and some pauses is the doctor's proof. Its firmware is guest enough, as SeaBIOS uses kvmclock. Name and UUID are always the
-// same, so that what a doctor leaves behind that was killed goes with the next one.
+// The probe is a managed domain that lives for a second, without disk and network. It goes through libvirt, hook, shim and module,
+// and is paused a few times. Its firmware is guest enough: SeaBIOS uses kvmclock. Name and UUID are always the same, so that the next
+// probe removes what a killed doctor left.
 const (
 	ProbeName = "ftclock-probe"
 	probeUUID = "3d848589-802b-42bb-b249-496b2808830a"
@@ -44,21 +44,21 @@ type prober struct {
 	host *hypervisor.Host
 }
 
-// probe has a proof for each of the host's QEMU programs that matter.
+// probe starts a probe domain on each of these QEMU programs.
 func (p prober) probe(ctx context.Context, emulators []string) []Finding {
-	// Whoever runs a second doctor at the same time must not take the first one's domain away.
+	// A second doctor at the same time must not remove the first one's domain.
 	lock, err := os.Open("/proc/self/exe")
 	if err == nil {
 		defer lock.Close()
 		if unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
-			err = errors.New("another doctor has one")
+			err = errors.New("another `ftclock doctor` is running")
 		}
 	}
 	if err == nil {
 		err = p.noProbe()
 	}
 	if err != nil {
-		return []Finding{{warn, "no probe domain was tried: " + ui.ErrorText(err), "run the doctor again when no other one runs"}}
+		return []Finding{{warn, "no probe domain was tried: " + ui.ErrorText(err), "run it again when no other `ftclock doctor` runs"}}
 	}
 	var findings []Finding
 	for _, emulator := range emulators {
@@ -69,7 +69,7 @@ func (p prober) probe(ctx context.Context, emulators []string) []Finding {
 	return findings
 }
 
-// noProbe refuses a domain that is there already and is no leftover: a probe goes with the connection that started it.
+// noProbe refuses a domain with the name or UUID of the probe. It is no leftover: libvirt destroys a probe with its connection.
 func (p prober) noProbe() error {
 	found, err := p.host.LookupDomainByName(ProbeName)
 	if err != nil {
@@ -103,11 +103,11 @@ func (p prober) probeOne(ctx context.Context, emulator string) (findings []Findi
 	return append(findings, p.pause(ctx, d, before)...)
 }
 
-// probeXML is the least that libvirt starts.
+// probeXML is the smallest definition that libvirt starts.
 func probeXML(emulator string) *libvirtxml.Domain {
 	return &libvirtxml.Domain{
 		Type: "kvm", Name: ProbeName, UUID: probeUUID,
-		Title:    "a probe of ftclock doctor's, gone in a moment",
+		Title:    "a probe of ftclock doctor, removed in a moment",
 		Memory:   &libvirtxml.DomainMemory{Value: 16, Unit: "MiB"},
 		Metadata: &libvirtxml.DomainMetadata{XML: metadata.Default().XML()},
 		OS:       &libvirtxml.DomainOS{Type: &libvirtxml.DomainOSType{Arch: "x86_64", Type: "hvm"}},
@@ -119,20 +119,20 @@ func probeXML(emulator string) *libvirtxml.Domain {
 	}
 }
 
-// judgeProbeStart tells a start that ftclock refused from one that libvirt or QEMU can't make by themselves.
+// judgeProbeStart tells whether ftclock refused the start, or libvirt or QEMU failed by themselves.
 func judgeProbeStart(emulator string, err error) Finding {
 	message := ui.ErrorText(err)
 	if i := strings.LastIndex(message, " ftclock: "); i >= 0 {
 		return Finding{bad, "a probe domain on " + emulator + " can't be served: " + message[i+len(" ftclock: "):],
-			"share/doc/ftclock/troubleshooting.md has the messages, and what to do"}
+			seePage}
 	}
 	if strings.Contains(message, filepath.Base(hookLink)) {
 		return Finding{bad, "libvirt can't run the hook: " + message, "ls -lL " + hookLink + ", and look for denials in the kernel's log"}
 	}
-	return Finding{bad, "libvirt can't start a domain with KVM on " + emulator + ": " + message, "`virt-host-validate qemu` looks further: it isn't ftclock's"}
+	return Finding{bad, "libvirt can't start a domain with KVM on " + emulator + ": " + message, "libvirt or QEMU needs fixing, not ftclock: `virt-host-validate qemu` checks them"}
 }
 
-// Ask asks the shim when the domain has been started.
+// ask asks the probe's shim for its status.
 func (p prober) ask() (*control.Status, error) {
 	return p.dirs.Status(probeUUID, status.MaxRecords)
 }
@@ -140,41 +140,41 @@ func (p prober) ask() (*control.Status, error) {
 func judgeProbe(emulator string, status *control.Status, err error) Finding {
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return Finding{bad, "libvirt doesn't call the hook: a probe domain on " + emulator + " ran without a shim, and so would each managed one",
+		return Finding{bad, "libvirt doesn't call the hook: a probe domain on " + emulator + " ran without a shim, and so would every managed domain",
 			"systemctl restart libvirtd (or virtqemud; domains keep running): it looks for hooks when it starts. If that doesn't help, it was built to " +
 				"look elsewhere than " + filepath.Dir(hookLink) + ": link ftclock-hook there"}
 	case err != nil:
-		return Finding{bad, "a probe domain on " + emulator + ": " + ui.ErrorText(err), "the shim's log says more: /var/log/ftclock, or journalctl -t ftclock-shim"}
+		return Finding{bad, "a probe domain on " + emulator + ": " + ui.ErrorText(err), seeLog}
 	}
 	return Finding{bad, fmt.Sprintf("a probe domain on %s isn't corrected (%s): %s", emulator, status.State, cmp.Or(status.Why, "no reason is given")),
-		"share/doc/ftclock/troubleshooting.md has the messages, and what to do"}
+		seePage}
 }
 
-// Pause lets it pause, and reads its clock back from the kernel at each stop.
+// pause pauses the probe a few times, and judges its clock by the readings at the stops.
 func (p prober) pause(ctx context.Context, d *libvirt.Domain, before *control.Status) []Finding {
 	e := &engine.Engine{Domain: d, Resumer: d.Resume}
 	switch err := e.Sample(ctx, probePauses); {
 	case errors.Is(err, context.Canceled):
 		return nil
 	case err != nil:
-		return []Finding{{bad, "pausing a probe domain: " + ui.ErrorText(err), "share/doc/ftclock/troubleshooting.md has the messages, and what to do"}}
+		return []Finding{{bad, "pausing a probe domain: " + ui.ErrorText(err), seePage}}
 	}
 	after, err := p.ask()
 	if err != nil {
-		return []Finding{{bad, "a probe domain's shim went: " + ui.ErrorText(err), "the shim's log says more: /var/log/ftclock, or journalctl -t ftclock-shim"}}
+		return []Finding{{bad, "a probe domain's shim went: " + ui.ErrorText(err), seeLog}}
 	}
 	return []Finding{judgePauses(engine.Judge(before, after))}
 }
 
 func judgePauses(v engine.Verdict) Finding {
 	if v.Why != "" {
-		return Finding{bad, "a probe domain's clock doesn't hold: " + v.Why, "see the clocksource above; `dmesg | grep -i tsc` tells what the kernel thinks of the TSC"}
+		return Finding{bad, "a probe domain's clock doesn't hold: " + v.Why, "see the clocksource above; `dmesg | grep -i tsc` shows what the kernel says about the TSC"}
 	}
 	return Finding{good, "its clock held: " + v.Measured(), ""}
 }
 
-// removeProbe ends the probe, whatever became of it, and removes what its life left on disk. It looks the domain up: a start that libvirt
-// reports as failed may leave one.
+// removeProbe ends the probe if it runs, and removes its files. It looks the domain up, as a start that libvirt reports as failed
+// may leave one.
 func (p prober) removeProbe() []Finding {
 	if d, err := p.host.LookupDomainByUUIDString(probeUUID); err == nil {
 		defer d.Free()
@@ -194,7 +194,7 @@ func (p prober) removeProbe() []Finding {
 	return nil
 }
 
-// removeFiles removes logs, records, readings and AppArmor's profile, which libvirt leaves where it was.
+// removeFiles removes the probe's logs, records, readings and AppArmor profile. libvirt leaves the profile behind.
 func (p prober) removeFiles() error {
 	err := os.RemoveAll(record.Path(p.dirs.Records, probeUUID))
 	for _, file := range []string{

@@ -109,7 +109,7 @@ func (s selinux) check(shimFile string) Finding {
 	}
 	shim, err := s.transition(context("/proc/1/attr/current"), shimFile)
 	if err != nil {
-		return Finding{warn, "asking SELinux what the shim may do: " + ui.ErrorText(err), "run as root; `ausearch -m avc -ts recent` shows what was denied"}
+		return Finding{warn, "asking SELinux what the shim may do: " + ui.ErrorText(err), seeDenials}
 	}
 	type question struct {
 		source, target, class string
@@ -128,7 +128,7 @@ func (s selinux) check(shimFile string) Finding {
 	for _, q := range questions {
 		lacks, err := s.denied(q.source, q.target, q.class, q.permissions...)
 		if err != nil {
-			return Finding{warn, "asking SELinux what the shim may do: " + ui.ErrorText(err), "run as root; `ausearch -m avc -ts recent` shows what was denied"}
+			return Finding{warn, "asking SELinux what the shim may do: " + ui.ErrorText(err), seeDenials}
 		}
 		if len(lacks) > 0 {
 			all = append(all, fmt.Sprintf("%s may not %s %s:%s", typeOf(q.source), strings.Join(lacks, ", "), typeOf(q.target), q.class))

@@ -37,7 +37,7 @@ type Sums struct {
 	Late              int // pauses that came too late for the rate
 }
 
-// New makes an engine of a domain that open gave.
+// New makes an engine for a domain.
 func New(d *hypervisor.Domain) *Engine { return &Engine{Domain: d.Domain, Resumer: d.ResumeAnew} }
 
 // Drive makes count pauses of that length, one every period, and calls done after each. An interruption ends it early and is
@@ -100,11 +100,11 @@ func (e *Engine) resume() error {
 		return nil
 	}
 	if state, _, asked := e.Domain.GetState(); asked == nil && state != libvirt.DOMAIN_PAUSED {
-		return fmt.Errorf("resuming: somebody else has, or the domain has ended: %w", err)
+		return fmt.Errorf("resuming: somebody else resumed it, or the domain has ended: %w", err)
 	}
 	for range 5 {
 		if again := e.Resumer(); again == nil {
-			return fmt.Errorf("resuming took a second connection: %w", err)
+			return fmt.Errorf("resuming needed a second connection: %w", err)
 		}
 		time.Sleep(time.Second)
 	}
@@ -120,7 +120,7 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-// Sample makes count pauses that judge can measure. The error is the context's when that ends it early; the domain runs then.
+// Sample makes count pauses that Judge can measure. Its error is the context's if that ends it early; the domain runs then.
 func (e *Engine) Sample(ctx context.Context, count int) error {
 	for range count {
 		sleep(ctx, verifyRest)
@@ -163,7 +163,7 @@ func Judge(before, after *control.Status) Verdict {
 		}
 	}
 	if len(fresh) < 2 {
-		v.Why = fmt.Sprintf("the module recorded %s: are they made by another engine than libvirt, or doesn't this QEMU stop its clock?",
+		v.Why = fmt.Sprintf("the module recorded %s: were they made by something other than libvirt, or doesn't this QEMU stop its clock?",
 			ui.Count(uint64(len(fresh)), "pause"))
 		return v
 	}
@@ -181,7 +181,7 @@ func Judge(before, after *control.Status) Verdict {
 	}
 	v.Fails, v.Why = true, "the reason isn't known, `ftclock status --records "+fmt.Sprint(len(fresh))+"` shows each pause"
 	if after.State == control.Watching {
-		v.Why = "it is only watched, `ftclock enable --live` has it corrected"
+		v.Why = "it is only watched, `ftclock enable --live` corrects it"
 		return v
 	}
 	for _, r := range fresh[:v.Pauses] {

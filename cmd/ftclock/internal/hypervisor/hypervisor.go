@@ -24,8 +24,8 @@ type Host struct {
 	driver string // "QEMU", or "Test" for libvirt's mock
 }
 
-// Connect opens the connection that the operator wants. Its own error handler is silent already: libvirt's binding
-// for Go installs one that keeps libvirt from printing.
+// Connect opens the connection that the operator wants; "" is libvirt's default, or else qemu:///system. libvirt prints no errors of its
+// own: its binding for Go installs a handler that is silent.
 func Connect(uri string) (*Host, error) {
 	if uri == "" && os.Getenv("LIBVIRT_DEFAULT_URI") == "" {
 		uri = defaultURI
@@ -61,7 +61,7 @@ func Connect(uri string) (*Host, error) {
 
 func (h *Host) Close() { _, _ = h.Connect.Close() }
 
-// IsTest tells libvirt's mock from a hypervisor: its domains are never run.
+// IsTest tells whether this is libvirt's mock, which runs no domain.
 func (h *Host) IsTest() bool { return strings.EqualFold(h.driver, "test") }
 
 // checkURI refuses QEMU's libvirt drivers that ftclock doesn't serve.
@@ -84,7 +84,7 @@ func checkURI(uri string) error {
 // Local tells whether this is the host's own QEMU driver.
 func (h *Host) Local() bool { return isLocal(h.URI) }
 
-// CheckLocal refuses what isn't this host's QEMU driver; what says for what it has to be.
+// CheckLocal refuses what isn't this host's QEMU driver; what names the action that needs it.
 func (h *Host) CheckLocal(what string) error {
 	if h.Local() {
 		return nil
@@ -93,8 +93,8 @@ func (h *Host) CheckLocal(what string) error {
 		return ui.Hinted(fmt.Errorf("%s needs a running QEMU, and %s is libvirt's mock", what, h.URI),
 			"-c "+defaultURI+" is this host's QEMU")
 	}
-	return ui.Hinted(fmt.Errorf("%s works on the host that the domain runs on, and %s is another one's", what, h.URI),
-		"log in on that host and use -c "+defaultURI)
+	return ui.Hinted(fmt.Errorf("%s works on the host that the domain runs on, and %s is another host", what, h.URI),
+		"log in to that host and use -c "+defaultURI)
 }
 
 // isLocal tells whether a URI is this host's QEMU driver.
@@ -117,7 +117,7 @@ func explainConnect(uri string, err error) error {
 	return ui.Hinted(wrapped, "`virsh -c "+uri+" uri` tries the same")
 }
 
-// Domain is a domain with what is always needed of it.
+// Domain is a domain with its host, names and what libvirt has of it: a running one, a definition, or both.
 type Domain struct {
 	*libvirt.Domain
 	Host               *Host
@@ -126,7 +126,7 @@ type Domain struct {
 	Active, Persistent bool
 }
 
-// Open connects to the hypervisor and finds a domain there; free ends both.
+// Open connects to the hypervisor and finds a domain there, as Find does. Close ends both.
 func Open(uri, name string) (*Domain, error) {
 	h, err := Connect(uri)
 	if err != nil {
@@ -141,7 +141,7 @@ func Open(uri, name string) (*Domain, error) {
 	return d, nil
 }
 
-// OpenRunning is open for a domain that must be running.
+// OpenRunning is Open for a domain that must be running.
 func OpenRunning(uri, name string) (*Domain, error) {
 	d, err := Open(uri, name)
 	if err != nil {
@@ -159,7 +159,7 @@ func OpenRunning(uri, name string) (*Domain, error) {
 	return d, nil
 }
 
-// Close gives the domain back to libvirt, and ends a connection that open made for it.
+// Close frees the domain, and ends the connection if Open made it.
 func (d *Domain) Close() {
 	_ = d.Free()
 	if d.opened {
@@ -202,7 +202,7 @@ func NoDomain(name string) error {
 	return ui.Hinted(fmt.Errorf("no domain %q", name), "`virsh list --all` shows the domains")
 }
 
-// Describe asks for the rest of a domain, and frees it when that can't be had.
+// Describe makes a Domain of libvirt's, or frees that in case of an error.
 func (h *Host) Describe(found *libvirt.Domain) (*Domain, error) {
 	d := &Domain{Domain: found, Host: h}
 	var err error
@@ -220,6 +220,24 @@ func (h *Host) Describe(found *libvirt.Domain) (*Domain, error) {
 		return nil, fmt.Errorf("asking about a domain: %w", err)
 	}
 	return d, nil
+}
+
+// Each calls f with each domain, running or not, for as long as the call lasts. One that vanishes meanwhile is left out.
+func (h *Host) Each(f func(*Domain)) error {
+	all, err := h.ListAllDomains(0)
+	if err != nil {
+		return fmt.Errorf("listing domains: %w", err)
+	}
+	for i := range all {
+		switch d, failed := h.Describe(&all[i]); {
+		case failed == nil:
+			f(d)
+			d.Close()
+		case !errors.Is(failed, libvirt.ERR_NO_DOMAIN):
+			err = failed
+		}
+	}
+	return err
 }
 
 // Definition reads the XML that the next start uses.
@@ -260,8 +278,8 @@ func (d *Domain) SetElement(policy *metadata.Policy, impact libvirt.DomainModifi
 	return nil
 }
 
-// bare takes prefix and namespace from a clock element of ours: virDomainSetMetadata adds them, and refuses an
-// element that declares the prefix already.
+// bare removes prefix and namespace from a clock element: virDomainSetMetadata adds them, and refuses an element that declares the
+// prefix already.
 func bare(element string) string {
 	return strings.NewReplacer(
 		" xmlns:"+metadata.Prefix+`="`+metadata.Namespace+`"`, "",
@@ -274,7 +292,7 @@ func IsUUID(s string) bool {
 	return len(hex) == 32 && strings.Trim(strings.ToLower(hex), "0123456789abcdef") == ""
 }
 
-// Parse reads one of a domain's definitions.
+// Parse reads one of a domain's definitions, and of ftclock's metadata in it.
 func (d *Domain) Parse(flags libvirt.DomainXMLFlags) (metadata.Domain, error) {
 	xml, err := d.XML(flags)
 	if err != nil {
@@ -301,7 +319,7 @@ func (d *Domain) Redefine(old, edited []byte) (changed bool, err error) {
 	return true, nil
 }
 
-// ResumeAnew resumes the domain by a connection of its own, for where that of d is lost. One that isn't paused is left alone.
+// ResumeAnew resumes the domain by a new connection, in case that of d is lost. It does nothing if the domain isn't paused.
 func (d *Domain) ResumeAnew() error {
 	again, err := Open(d.Host.URI, d.UUID)
 	if err != nil {
@@ -314,29 +332,16 @@ func (d *Domain) ResumeAnew() error {
 	return again.Resume()
 }
 
-// DomainNames are all domains of the hypervisor that a command without --connect would reach. Where it can't be
-// reached there are none: a shell has no place for an error here.
-func DomainNames() []string {
-	h, err := Connect("")
-	if err != nil {
-		return nil
-	}
-	defer h.Close()
-	domains, err := h.ListAllDomains(0)
-	if err != nil {
-		return nil
-	}
-	var names []string
-	for i := range domains {
-		if name, err := domains[i].GetName(); err == nil {
-			names = append(names, name)
-		}
-		_ = domains[i].Free()
+// DomainNames are all domains of the hypervisor that a command without --connect would reach; none where it can't be reached.
+func DomainNames() (names []string) {
+	if h, err := Connect(""); err == nil {
+		defer h.Close()
+		_ = h.Each(func(d *Domain) { names = append(names, d.Name) })
 	}
 	return names
 }
 
-// Dotted spells out a version as libvirt gives it: 1,000,000 * major + 1,000 * minor + release.
+// Dotted words a version of libvirt's form, 1,000,000 * major + 1,000 * minor + release.
 func Dotted(v uint32) string {
 	return fmt.Sprintf("%d.%d.%d", v/1_000_000, v/1_000%1_000, v%1_000)
 }

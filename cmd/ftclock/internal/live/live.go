@@ -2,6 +2,7 @@ package live
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,7 +25,7 @@ import (
 	metadata "ftclock/xml-templates"
 )
 
-// QEMU is a running domain that can be served.
+// QEMU is a running QEMU that can be served: a domain of libvirt's, or a process that libvirt didn't start.
 type QEMU struct {
 	dirs   status.Dirs
 	Domain *hypervisor.Domain
@@ -34,49 +35,45 @@ type QEMU struct {
 	fresh  bool // the module came in only now
 }
 
-// findLive finds the QEMU of a running domain of this host and looks whether it can be served.
-func findLive(at status.Dirs, d *hypervisor.Domain, verb string) (*QEMU, error) {
+// Find finds the QEMU of a domain that runs on this host. A command that changes only the definition gets nil, and an error
+// where there is none. verb is the command's name, for hints.
+func Find(at status.Dirs, d *hypervisor.Domain, running bool, verb string) (*QEMU, error) {
+	if !running {
+		if d.Persistent {
+			return nil, nil
+		}
+		return nil, ui.Hinted(fmt.Errorf("%s is transient: it has no definition that a next start would use", d.Name),
+			fmt.Sprintf("`ftclock %s --live %s` works on the running domain", verb, ui.ShellWord(d.Name)))
+	}
 	if err := d.Host.CheckLocal("--live"); err != nil {
 		return nil, err
 	}
-	if os.Geteuid() != 0 {
-		return nil, ui.Hinted(errors.New("--live reaches into QEMU's process, which only root may do"), "run it as root")
-	}
-	if err := checkActive(d, verb); err != nil {
-		return nil, err
-	}
-	module, err := spawn.ModulePath()
+	l, err := reach(at, d)
 	if err != nil {
 		return nil, err
 	}
-	pid, err := spawn.FindQEMU("/", at.Libvirt, d.Name, d.UUID)
-	if err != nil {
+	if !d.Active {
+		return nil, ui.Hinted(fmt.Errorf("%s isn't running, so there is nothing to do --live", d.Name),
+			fmt.Sprintf("`ftclock %s %s` changes its definition, for the next start", verb, ui.ShellWord(d.Name)))
+	}
+	if l.pid, err = spawn.FindQEMU("/", at.Libvirt, d.Name, d.UUID); err != nil {
 		return nil, err
 	}
 	state, err := d.State()
-	if err != nil {
-		return nil, err
-	}
-	return &QEMU{dirs: at, Domain: d, pid: pid, module: module, paused: state == libvirt.DOMAIN_PAUSED}, nil
+	l.paused = state == libvirt.DOMAIN_PAUSED
+	return l, err
 }
 
-// Find finds what a command works on: the running domain, or only its definition (nil).
-func Find(at status.Dirs, d *hypervisor.Domain, running bool, verb string) (*QEMU, error) {
-	if running {
-		return findLive(at, d, verb)
+// reach checks that this user may reach into QEMU's process, and finds the module.
+func reach(at status.Dirs, d *hypervisor.Domain) (*QEMU, error) {
+	if os.Geteuid() != 0 {
+		return nil, ui.Hinted(errors.New("reaching into QEMU's process is for root only"), "run it as root")
 	}
-	return nil, needsDefinition(d, verb)
+	module, err := spawn.ModulePath()
+	return &QEMU{dirs: at, Domain: d, module: module}, err
 }
 
-func checkActive(d *hypervisor.Domain, verb string) error {
-	if d.Active {
-		return nil
-	}
-	return ui.Hinted(fmt.Errorf("%s isn't running, so there is nothing to do --live", d.Name),
-		fmt.Sprintf("`ftclock %s %s` changes its definition, for the next start", verb, ui.ShellWord(d.Name)))
-}
-
-// Serve has the domain's shim follow policy: the one that is there, or a new one.
+// Serve gives the domain's shim a policy. Without a shim it starts one.
 func (l *QEMU) Serve(ctx context.Context, policy metadata.Policy) error {
 	clock := policy.XML()
 	_, err := l.dirs.Ask(l.Domain.UUID, control.Request{Do: "policy", Clock: clock})
@@ -96,7 +93,7 @@ func (l *QEMU) Serve(ctx context.Context, policy metadata.Policy) error {
 	return l.start(ctx, clock)
 }
 
-// startTime is what a shim has to load the module and answer: QEMU's main thread is waited for.
+// startTime bounds the start of a shim, which waits for QEMU's main thread to load the module.
 const startTime = time.Minute
 
 // start starts a shim beside libvirt and QEMU.
@@ -112,7 +109,7 @@ func (l *QEMU) start(ctx context.Context, clock string) error {
 	return nil
 }
 
-// Report shows how the domain is served now.
+// Report prints how the domain is served now. It returns ui.ErrProblem if its clock isn't corrected.
 func (l *QEMU) Report(u *ui.UI) error {
 	s, err := l.dirs.Status(l.Domain.UUID, 1)
 	if err != nil {
@@ -139,7 +136,7 @@ func Served(at status.Dirs, uuid string) bool {
 	return err == nil
 }
 
-// Leave gives the domain's clock back to QEMU, and says what was there to be done.
+// Leave stops correcting the domain's clock, and words what it did.
 func (l *QEMU) Leave(ctx context.Context) (said string, err error) {
 	s, err := l.dirs.Status(l.Domain.UUID, 0)
 	mode := control.Watch
@@ -152,9 +149,9 @@ func (l *QEMU) Leave(ctx context.Context) (said string, err error) {
 		if _, loaded, err := attach.Loaded(l.pid); err != nil {
 			return "", err
 		} else if !loaded {
-			return "its clock was QEMU's already", nil
+			return "its clock wasn't corrected", nil
 		}
-		// The standing policy in the page serves on without a shim: a new one has to take it back.
+		// Without a shim the module follows the last policy: a new shim has to take that back.
 		if err := l.start(ctx, ""); err != nil {
 			return "", err
 		}
@@ -163,31 +160,23 @@ func (l *QEMU) Leave(ctx context.Context) (said string, err error) {
 		return "", err
 	}
 	if mode == control.Relay {
-		return "its clock is QEMU's again; the shim relays the monitor until the domain stops", nil
+		return "its clock is no longer corrected; the shim relays the monitor until the domain stops", nil
 	}
 	if _, err = l.dirs.Ask(l.Domain.UUID, control.Request{Do: "quit"}); err != nil {
 		return "", err
 	}
-	return "its clock is QEMU's again, and the shim is gone", nil
+	return "its clock is no longer corrected, and the shim has ended", nil
 }
 
-// needsDefinition refuses a transient domain where only a definition can be changed.
-func needsDefinition(d *hypervisor.Domain, verb string) error {
-	if d.Persistent {
-		return nil
-	}
-	return ui.Hinted(fmt.Errorf("%s is transient: it has no definition that a next start would use", d.Name),
-		fmt.Sprintf("`ftclock %s --live %s` works on the running domain", verb, ui.ShellWord(d.Name)))
-}
-
-// FindProcess names a process as libvirt would name a domain: by its start time, too, so that the state of one that had
-// the pid before isn't taken for its. root is "/" but in tests.
+// FindProcess finds a QEMU by its pid. It is named as libvirt would name a domain: by its start time, too, so that the state of
+// one that had the pid before isn't taken for its. root is "/" but in tests.
 func FindProcess(at status.Dirs, root string, pid int) (*QEMU, error) {
-	if os.Geteuid() != 0 {
-		return nil, ui.Hinted(errors.New("reaching into QEMU's process is for root only"), "run it as root")
+	l, err := reach(at, &hypervisor.Domain{})
+	if err != nil {
+		return nil, err
 	}
 	if pid <= 1 {
-		return nil, fmt.Errorf("%d is no process of QEMU's", pid)
+		return nil, fmt.Errorf("%d isn't a QEMU process", pid)
 	}
 	proc := filepath.Join(root, "proc", strconv.Itoa(pid))
 	stat, err := os.ReadFile(filepath.Join(proc, "stat"))
@@ -206,20 +195,10 @@ func FindProcess(at status.Dirs, root string, pid int) (*QEMU, error) {
 	if err != nil {
 		return nil, err
 	}
-	module, err := spawn.ModulePath()
-	if err != nil {
-		return nil, err
-	}
-	name := guestName(cmdline)
-	if name == "" {
-		name = "qemu-" + strconv.Itoa(pid)
-	}
-	return &QEMU{
-		Domain: &hypervisor.Domain{Name: name, UUID: fmt.Sprintf("pid-%d-%s", pid, fields[19])},
-		dirs:   at,
-		pid:    pid,
-		module: module,
-	}, nil
+	l.pid = pid
+	l.Domain.Name = cmp.Or(guestName(cmdline), "qemu-"+strconv.Itoa(pid))
+	l.Domain.UUID = fmt.Sprintf("pid-%d-%s", pid, fields[19])
+	return l, nil
 }
 
 // guestName is the name that QEMU's command line gives the guest; "" without one.

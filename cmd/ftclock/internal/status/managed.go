@@ -25,63 +25,36 @@ import (
 type Known struct {
 	Name, UUID string
 	ID         string // empty: it isn't running
-	Defined    bool   // our metadata is in the definition of the next start
-	Running    bool   // our metadata is in what runs
+	Defined    bool   // ftclock's metadata is in the definition, for the next start
+	Running    bool   // ftclock's metadata is in the running domain
 	why        string // what is wrong with it
 	forgotten  *Entry // it was managed, and isn't any more
 }
 
-// Unreachable is libvirt's own error at connecting.
-type Unreachable struct{ Err error }
-
-func (u *Unreachable) Error() string { return u.Err.Error() }
-
-func (u *Unreachable) Unwrap() error { return u.Err }
-
-// Managed is managed for those who say themselves what it means that libvirt is unreachable.
-func (at Dirs) Managed(uri string, also func(Known) bool, warn func(string, ...any)) (map[string]Known, error) {
-	h, err := hypervisor.Connect(uri)
-	if err != nil {
-		var lv libvirt.Error
-		if errors.As(err, &lv) {
-			return nil, &Unreachable{err}
-		}
-		return nil, err
-	}
-	defer h.Close()
+// Managed lists libvirt's managed domains by UUID. With them come those that were managed and run without the metadata now, those
+// that have a shim, and those for which also is true.
+func (at Dirs) Managed(h *hypervisor.Host, also func(Known) bool, warn func(string, ...any)) (map[string]Known, error) {
 	if err := h.CheckLocal("status"); err != nil && !h.IsTest() {
 		return nil, err
 	}
-	all, err := h.ListAllDomains(0)
-	if err != nil {
-		return nil, fmt.Errorf("listing domains: %w", err)
-	}
-	known := make(map[string]Known)
 	lost, err := at.Forgotten()
 	if err != nil {
-		warn("%s; domains whose definitions were written anew aren't shown", ui.ErrorText(err))
+		warn("%s; domains whose definitions were rewritten aren't shown", ui.ErrorText(err))
 	}
-	for i := range all {
-		d, err := h.Describe(&all[i])
-		if errors.Is(err, libvirt.ERR_NO_DOMAIN) {
-			continue // it went in the meantime
-		}
-		if err != nil {
-			return nil, err
-		}
+	known := make(map[string]Known)
+	return known, h.Each(func(d *hypervisor.Domain) {
 		f := Look(d)
-		if i := slices.IndexFunc(lost, isForgotten(f.UUID)); i >= 0 && !f.Defined && !f.Running {
+		isIt := func(e Entry) bool { return strings.EqualFold(e.UUID, f.UUID) }
+		if i := slices.IndexFunc(lost, isIt); i >= 0 && !f.Defined && !f.Running {
 			f.forgotten = &lost[i]
 		}
 		if f.Defined || f.Running || f.forgotten != nil || also(f) || f.ID != "" && at.HasShim(f.UUID) {
 			known[f.UUID] = f
 		}
-		d.Close()
-	}
-	return known, nil
+	})
 }
 
-// Look asks for our metadata. A domain that vanishes meanwhile has none.
+// Look asks libvirt for a domain's metadata. A domain that vanishes meanwhile has none.
 func Look(d *hypervisor.Domain) Known {
 	f := Known{Name: d.Name, UUID: d.UUID}
 	if d.Active {
@@ -101,14 +74,14 @@ func Look(d *hypervisor.Domain) Known {
 	return f
 }
 
-// Forgotten is the state of a domain that runs without our metadata, and that was managed before.
+// Forgotten is the state of a domain that was managed before and runs without ftclock's metadata.
 const Forgotten control.State = "forgotten"
 
-// maxStatus bounds such a file, bytes.
+// maxStatus bounds a status file of libvirt's, in bytes.
 const maxStatus = 16 << 20
 
-// Forgotten finds the running domains that were managed at an earlier start, have nothing of ours now, and that nobody has
-// disabled: a manager wrote their definitions anew. It asks libvirt's files, not libvirt: the exporter can't. The error says that
+// Forgotten finds the running domains that were managed at an earlier start, don't have the metadata now, and weren't disabled: a
+// management tool rewrote their definitions. It reads libvirt's files, as the exporter doesn't talk to libvirt. An error means that
 // the disk of the records hangs.
 func (at Dirs) Forgotten() (all []Entry, err error) {
 	files, _ := filepath.Glob(filepath.Join(at.Libvirt, "*.xml"))
@@ -118,8 +91,8 @@ func (at Dirs) Forgotten() (all []Entry, err error) {
 			continue
 		}
 		all = append(all, Entry{Mute: true, Status: control.Status{Name: name, UUID: uuid, State: Forgotten,
-			Why: "it was managed, and its definition has nothing of ftclock any more: a manager wrote it anew? `ftclock enable --live " +
-				ui.ShellWord(name) + "` serves it again, `ftclock disable " + ui.ShellWord(name) + "` says that it is meant"}})
+			Why: "it was managed, and its definition no longer has ftclock's metadata: did a management tool rewrite it? `ftclock enable --live " +
+				ui.ShellWord(name) + "` corrects it again, `ftclock disable " + ui.ShellWord(name) + "` confirms that this is intended"}})
 	}
 	if len(all) == 0 {
 		return nil, nil
@@ -127,10 +100,10 @@ func (at Dirs) Forgotten() (all []Entry, err error) {
 	return at.managedBefore(all)
 }
 
-// looking has the one who looks into the records: on a disk that hangs he holds a thread, and an exporter is asked for years.
+// looking admits one reader of the records at a time. On a disk that hangs it blocks a thread, and an exporter is scraped for years.
 var looking = make(chan struct{}, 1)
 
-// managedBefore leaves those of which a record says that they were managed.
+// managedBefore keeps the entries whose record says that they were managed.
 func (at Dirs) managedBefore(all []Entry) ([]Entry, error) {
 	select {
 	case looking <- struct{}{}:
@@ -149,11 +122,8 @@ func (at Dirs) managedBefore(all []Entry) ([]Entry, error) {
 	return <-left, nil
 }
 
-func isForgotten(uuid string) func(Entry) bool {
-	return func(e Entry) bool { return strings.EqualFold(e.UUID, uuid) }
-}
-
-// readDomainStatus reads a status file of libvirt's: <domstatus> with a <domain> in it. A managed domain's isn't parsed, as most are.
+// readDomainStatus reads a status file of libvirt's, a <domstatus> with a <domain> in it. It parses only those of domains that aren't
+// managed, which are few.
 func readDomainStatus(file string) (name, uuid string, managed bool, err error) {
 	f, err := os.Open(file)
 	if err != nil {

@@ -14,24 +14,24 @@ import (
 	"ftclock/spawn"
 )
 
-// States that no shim tells of.
+// States that don't come from a shim.
 const (
 	Off       control.State = "off"       // not running
-	Disabled  control.State = "disabled"  // nothing of ours in it, and it was asked for by name
+	Disabled  control.State = "disabled"  // not managed, and named on the command line
 	Pending   control.State = "pending"   // enabled while it ran: the next start is corrected
-	Unmanaged control.State = "unmanaged" // it runs with our metadata and without a shim
-	Gone      control.State = "gone"      // its shim doesn't live any more
-	Unknown   control.State = "unknown"   // its shim answers, but not with a status
+	Unmanaged control.State = "unmanaged" // it runs with ftclock's metadata and without a shim
+	Gone      control.State = "gone"      // its shim was killed or crashed
+	Unknown   control.State = "unknown"   // its shim doesn't answer, or not with a status
 )
 
-// Entry is a domain as status shows it. Where there is no shim to tell the rest, only name, UUID, State and Why count.
+// Entry is a domain as status shows it. Without a shim's answer only Name, UUID, State and Why are set.
 type Entry struct {
 	control.Status
-	Mute bool // no shim said any of this
+	Mute bool // without a shim's answer
 }
 
-// Bad tells whether the domain is what exit code 1 is for. Why it isn't corrected doesn't count, so that report, verify and
-// exporter say the same.
+// Bad tells whether the domain's clock isn't corrected, whatever the reason, or shim and module disagreed. Exit code 1, the report
+// and the exporter mean the same.
 func (e Entry) Bad() bool {
 	switch e.State {
 	case control.Uncorrected, control.Unkept, control.Watching, Pending, Gone, Unmanaged, Forgotten, Unknown:
@@ -40,10 +40,10 @@ func (e Entry) Bad() bool {
 	return e.Disagreements > 0
 }
 
-// NoState is what is to be done where a directory has no state of a shim.
+// NoState is the hint for a shim's directory that has no readable state.
 const NoState = "if no shim is starting at this moment, remove that directory"
 
-// Entries asks all shims and adds the domains that have none.
+// Entries asks all shims, and adds the known domains that have none. The error is a hinted one if this user may not ask.
 func (at Dirs) Entries(known map[string]Known, records int, warn func(string, ...any)) ([]Entry, error) {
 	infos, err := control.List(at.Shims)
 	if errors.Is(err, os.ErrPermission) {
@@ -73,7 +73,7 @@ func (at Dirs) Entries(known map[string]Known, records int, warn func(string, ..
 	return entries, nil
 }
 
-// Entry asks the shim that left info. One that doesn't answer is an entry as well.
+// Entry asks the shim of info for its status. A shim that doesn't answer gives an entry, too.
 func (at Dirs) Entry(info control.Info, known map[string]Known, records int) (Entry, error) {
 	answer, err := at.Status(info.UUID, records)
 	if errors.Is(err, os.ErrPermission) {
@@ -97,7 +97,7 @@ func (at Dirs) Entry(info control.Info, known map[string]Known, records int) (En
 	return e, nil
 }
 
-// WithoutShim is a domain that no shim was started for, or that has ended with its shim.
+// WithoutShim is the entry of a known domain that has no shim.
 func (at Dirs) WithoutShim(f Known) Entry {
 	if f.forgotten != nil {
 		return *f.forgotten
@@ -114,13 +114,13 @@ func (at Dirs) WithoutShim(f Known) Entry {
 	default:
 		e.State = Pending
 		if f.why == "" {
-			e.Why = "enabled while it ran: its next start is corrected, `ftclock enable --live " + ui.ShellWord(f.Name) + "` doesn't wait"
+			e.Why = "enabled while it ran: its next start is corrected, `ftclock enable --live " + ui.ShellWord(f.Name) + "` corrects it now"
 		}
 	}
 	return e
 }
 
-// andModule tells whether the module is there to follow the standing policy without a shim.
+// andModule words whether the module is in QEMU, where it follows the last policy also without a shim.
 func (at Dirs) andModule(name, uuid string) string {
 	fix := "; `ftclock enable --live " + ui.ShellWord(name) + "` gives it one"
 	pid, err := spawn.FindQEMU("/", at.Libvirt, name, uuid)
@@ -137,19 +137,19 @@ func (at Dirs) andModule(name, uuid string) string {
 	return ", QEMU has no module and the clock isn't corrected" + fix
 }
 
-// NoShim tells whether an error of control.Ask means that nobody is there to ask.
+// NoShim tells whether an error of Ask or Status means that the domain has no shim that lives.
 func NoShim(err error) bool {
 	return errors.Is(err, control.ErrGone) || errors.Is(err, os.ErrNotExist)
 }
 
-// Dirs are the directories of this host that tell how clocks are kept. Tests have their own.
+// Dirs are the directories from which the state of clocks is read. Tests have their own.
 type Dirs struct {
 	Shims   string // a directory for each shim
 	Records string // the records of all domains
 	Libvirt string // a pid file and a status file for each running domain, of libvirt's QEMU driver (virDomainObjSave)
 }
 
-// HostDirs are where the programs of this host put them.
+// HostDirs are those of this host. Only tests of the whole program change them.
 var HostDirs = Dirs{Shims: control.Dir, Records: record.Dir, Libvirt: "/run/libvirt/qemu"}
 
 // Ask sends a request to the shim of a domain; errors are control.Ask's.

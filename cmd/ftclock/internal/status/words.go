@@ -13,7 +13,7 @@ import (
 	metadata "ftclock/xml-templates"
 )
 
-// Remarks are what isn't as it should be with a domain, and why.
+// Remarks are the problems of a domain, with their reasons, each one line.
 func Remarks(e Entry) []string {
 	var lines []string
 	if e.Why != "" {
@@ -32,7 +32,7 @@ func Remarks(e Entry) []string {
 		lines = append(lines, line)
 	}
 	if e.Kept != nil && e.Kept.Problem != "" {
-		lines = append(lines, "its record isn't kept: "+ui.OneLine(e.Kept.Problem)+"; fix the disk, and it goes on by itself")
+		lines = append(lines, "its record isn't kept: "+ui.OneLine(e.Kept.Problem)+"; once the disk works, it goes on by itself")
 	}
 	for _, w := range e.Warnings {
 		lines = append(lines, "warning: "+ui.OneLine(w))
@@ -62,7 +62,7 @@ func Details(e Entry, state string) [][2]string {
 		{"guest's clock", GuestClock(e.GuestClock)},
 		{"since", e.Since.Local().Format("2006-01-02 15:04:05 MST")},
 		{"processes", fmt.Sprintf("QEMU %d, shim %d (%s)", e.QEMU, e.Shim, ui.OneLine(e.Version))},
-		{"pauses", PausesInAll(e.Status)},
+		{"pauses", PausesInAll(&e.Status)},
 		{"lost in all", ui.Duration(e.CaughtUp + e.HeldTime)},
 		{"caught up", ui.Duration(e.CaughtUp)},
 		{"held in all", ui.Duration(e.HeldTime)},
@@ -74,20 +74,15 @@ func Details(e Entry, state string) [][2]string {
 		lines = append(lines, [2]string{"record", fmt.Sprintf("%s in %s, %s missed", ui.Count(k.Pauses, "pause"), ui.OneLine(k.Path), strconv.FormatUint(k.Missed, 10))},
 			[2]string{"host's clock", sayHostClock(k.Host)})
 	}
-	for _, doubt := range []struct {
-		name string
-		n    uint64
-	}{
-		{"over limit", e.OverLimit}, {"anchored anew", e.Reanchored}, {"stale orders", e.StaleOrders}, {"concurrent calls", e.Busy},
-	} {
-		if doubt.n > 0 {
-			lines = append(lines, [2]string{doubt.name, strconv.FormatUint(doubt.n, 10)})
+	for _, c := range Doubts(&e.Status) {
+		if c.N > 0 {
+			lines = append(lines, [2]string{c.Name, strconv.FormatUint(c.N, 10)})
 		}
 	}
 	return lines
 }
 
-// Direct says that the running domain's metadata wants its monitor left alone, at its next start if not at its last one.
+// Direct tells whether the running domain's metadata asks for a direct monitor, which takes effect at a start.
 func Direct(s *control.Status) bool {
 	policy, err := metadata.ParseElement([]byte(s.Clock))
 	return err == nil && policy.Monitor == metadata.Direct
@@ -109,7 +104,7 @@ func sayMode(s *control.Status) string {
 	return watch
 }
 
-// UnkeptText is what is wrong with a guest on another clock.
+// UnkeptText is the remark about a guest on a clock that ftclock can't correct.
 const UnkeptText = "not kept: the guest has switched on no clock that ftclock keeps (kvmclock, Hyper-V's reference time); any other but the TSC loses every pause"
 
 type ClockWords struct {
@@ -117,7 +112,7 @@ type ClockWords struct {
 	Says string
 }
 
-// GuestClocks are what a shim says of the guest's clock, in words.
+// GuestClocks are the values of control.GuestClock in words.
 var GuestClocks = []ClockWords{
 	{control.KVMClock, "kvmclock is on"},
 	{control.HyperVPage, "Hyper-V's reference time is on, by its page"},
@@ -160,21 +155,39 @@ func loadedBy(method string) string {
 	return ui.OneLine(method)
 }
 
-func PausesInAll(s control.Status) string {
+// PausesInAll words how many pauses there were, and what was done at them.
+func PausesInAll(s *control.Status) string {
 	text := strconv.FormatUint(s.Pauses, 10)
-	var parts []string
-	for _, p := range []struct {
-		n    uint64
-		what string
-	}{{s.Dropped, "dropped"}, {s.Anchored, "anchored"}, {s.Held, "held"}, {s.Passed, "passed"}} {
-		if p.n > 0 {
-			parts = append(parts, fmt.Sprintf("%d %s", p.n, p.what))
-		}
-	}
-	if len(parts) > 0 {
+	if parts := Counted(Decisions(s)); len(parts) > 0 {
 		text += ": " + strings.Join(parts, ", ")
 	}
 	return text
+}
+
+// Counter is one of a status' counts, with its name.
+type Counter struct {
+	Name string
+	N    uint64
+}
+
+// Decisions are the pauses by what the module did with QEMU's write of the clock.
+func Decisions(s *control.Status) []Counter {
+	return []Counter{{"dropped", s.Dropped}, {"anchored", s.Anchored}, {"held", s.Held}, {"passed", s.Passed}}
+}
+
+// Doubts are the counts that stay zero while nothing unusual happens.
+func Doubts(s *control.Status) []Counter {
+	return []Counter{{"over limit", s.OverLimit}, {"anchored anew", s.Reanchored}, {"stale orders", s.StaleOrders}, {"concurrent calls", s.Busy}}
+}
+
+// Counted words the counts that aren't zero.
+func Counted(all []Counter) (parts []string) {
+	for _, c := range all {
+		if c.N > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", c.N, c.Name))
+		}
+	}
+	return parts
 }
 
 // unusual is a record's reason, unless its decision says it already.
@@ -196,7 +209,7 @@ var statusColumns = []ui.Column{
 	{Title: "LAST RESIDUAL", Right: true}, {Title: "WORST", Right: true}, {Title: "SINCE"},
 }
 
-// PrintTable prints a line a domain, and below the table what is to be said about them.
+// PrintTable prints a line for each domain, and the remarks below.
 func PrintTable(u *ui.UI, entries []Entry) {
 	rows := make([][]string, len(entries))
 	for i, e := range entries {
@@ -215,7 +228,7 @@ func PrintTable(u *ui.UI, entries []Entry) {
 	}
 }
 
-// PaintState colours the state. Two spaces stand before it, and in no name: oneLine saw to that.
+// PaintState colours the state. It follows two spaces, which no name has: see ui.OneLine.
 func PaintState(u *ui.UI, line string, e Entry) string {
 	colour := StateColour(e)
 	at := strings.Index(line, "  "+string(e.State)) + len("  ")
@@ -276,7 +289,7 @@ var RecordColumns = []ui.Column{
 	{Title: "RESIDUAL", Right: true}, {Title: "COST", Right: true},
 }
 
-// PrintRecords prints the records of one domain, those that aren't the everyday kind with their reason.
+// PrintRecords prints the records of one domain, unusual ones with their reason.
 func PrintRecords(u *ui.UI, e Entry) {
 	if len(e.Records) == 0 {
 		u.Printf("%s: no pause recorded yet\n", ui.OneLine(e.Name))
@@ -315,7 +328,7 @@ func wallClock(realNS uint64, zone *time.Location) string {
 	return time.Unix(0, int64(realNS)).In(zone).Format("2006-01-02 15:04:05.000")
 }
 
-// since is short for a moment: today's hour, or the day.
+// since is a short form of a time: the time of day if it is today, else the date.
 func since(t, now time.Time) string {
 	if t.IsZero() {
 		return "-"

@@ -28,7 +28,7 @@ func TestSince(t *testing.T) {
 	}
 }
 
-// Longest is a domain whose every cell is as wide as it gets.
+// longest is a domain whose every cell is as wide as it gets.
 func longest() Entry {
 	return Entry{Status: control.Status{
 		Name: strings.Repeat("long-", 30), State: control.Uncorrected, Method: "preload", Pauses: 1e12, CaughtUp: 599_123_456,

@@ -15,6 +15,7 @@ import (
 	tea "charm.land/bubbletea/v2"
 	"golang.org/x/sys/unix"
 
+	"ftclock/cmd/ftclock/internal/hypervisor"
 	"ftclock/cmd/ftclock/internal/status"
 	"ftclock/cmd/ftclock/internal/ui"
 	"ftclock/control"
@@ -161,7 +162,7 @@ func (m *watchModel) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	return m, nil
 }
 
-// Ask looks for shims, and asks libvirt now and then. Neither is waited for.
+// ask looks for shims, and asks libvirt now and then. Neither is waited for.
 func (m *watchModel) ask() tea.Cmd {
 	list := func() tea.Msg {
 		infos, err := control.List(m.dirs.Shims)
@@ -173,7 +174,12 @@ func (m *watchModel) ask() tea.Cmd {
 	m.asking = true
 	uri := m.uri
 	return tea.Batch(list, func() tea.Msg {
-		known, err := m.dirs.Managed(uri, func(status.Known) bool { return false }, func(string, ...any) {})
+		h, err := hypervisor.Connect(uri)
+		if err != nil {
+			return libvirtAnswered{nil, err}
+		}
+		defer h.Close()
+		known, err := m.dirs.Managed(h, func(status.Known) bool { return false }, func(string, ...any) {})
 		return libvirtAnswered{known, err}
 	})
 }

@@ -16,7 +16,7 @@ import (
 	"ftclock/control"
 )
 
-// View draws all.
+// View draws the screen.
 func (m *watchModel) View() tea.View {
 	lines := m.lines()
 	for i, line := range lines {
@@ -31,7 +31,7 @@ func (m *watchModel) View() tea.View {
 	return v
 }
 
-// lines are the screen's, from the top.
+// lines are the lines of the screen, from the top.
 func (m *watchModel) lines() []string {
 	order := m.order()
 	if m.inDetails && m.domains[m.selected] == nil {
@@ -70,7 +70,7 @@ func (m *watchModel) lines() []string {
 	return append(all, foot...)
 }
 
-// heading says the worst of all in the first line.
+// heading is the first line: how many domains there are, and how many with a problem.
 func (m *watchModel) heading(order []string) string {
 	bad := 0
 	for _, uuid := range order {
@@ -92,7 +92,7 @@ func (m *watchModel) heading(order []string) string {
 	return left + strings.Repeat(" ", max(m.width-ansi.StringWidth(left)-len(right), 3)) + right
 }
 
-// remark is about the selected domain, or else about what couldn't be asked.
+// remark is the first one of the selected domain, or else about what couldn't be read.
 func (m *watchModel) remark(order []string) string {
 	if len(order) > 0 {
 		e := m.domains[order[m.at(order)]].shown(m.now)
@@ -138,7 +138,7 @@ func (m *watchModel) table(order []string, room int) []string {
 		}
 		line := d.sparkline(m.now, seconds)
 		if e.Mute && e.State != status.Unknown && e.State != status.Gone {
-			line = "" // there is nothing to be known
+			line = "" // no shim, so no pauses
 		}
 		text := row(mark, ui.OneLine(e.Name), string(e.State), rate, last, worst, line)
 		lines = append(lines, status.PaintState(m.ui, text, e))
@@ -146,7 +146,7 @@ func (m *watchModel) table(order []string, room int) []string {
 	return lines
 }
 
-// Details is all that is known of a domain, as status has it, and its last pauses, newest first.
+// details is all that is known of a domain, as status has it, and its last pauses, newest first.
 func (m *watchModel) details(d *watched) []string {
 	e := d.shown(m.now)
 	state := m.ui.Paint(status.StateColour(e), string(e.State))
@@ -181,7 +181,7 @@ func (m *watchModel) wrapped(texts []string) (lines []string) {
 	return lines
 }
 
-// asciiOnly is for terminals that have no more.
+// asciiOnly replaces what a terminal without UTF-8 can't show.
 var asciiOnly = strings.NewReplacer("▁", "_", "▂", ".", "▃", "-", "▄", "=", "▅", "+", "▆", "*", "▇", "%", "█", "#", "·", "?", "▸", ">",
 	"µ", "u", "±", "+-", "…", "~", "↑↓", "up/down")
 
@@ -193,7 +193,7 @@ const (
 	wideRest  = 2 + 2 + wideState + 2 + wideRate + 2 + wideTime + 2 + wideTime + 2
 )
 
-// fit makes text as wide as that.
+// fit truncates or pads text to a width in columns.
 func fit(text string, width int) string {
 	text = ansi.Truncate(text, width, "…")
 	return text + strings.Repeat(" ", width-ansi.StringWidth(text))
@@ -204,7 +204,7 @@ func fitRight(text string, width int) string {
 	return strings.Repeat(" ", width-ansi.StringWidth(text)) + text
 }
 
-// watched is a domain, and what was seen of it since watch began.
+// watched is a domain, with its history since watch began.
 type watched struct {
 	info    control.Info
 	entry   status.Entry
@@ -224,13 +224,13 @@ type pauseCount struct {
 	pauses uint64
 }
 
-// Forget begins anew: the next answer is of another QEMU, or of another shim.
+// forget clears the history: the next answer is of another QEMU or another shim.
 func (d *watched) forget() {
 	d.seen, d.heard, d.counts = 0, time.Time{}, nil
 	d.columns, d.knownTo = map[int64]uint64{}, map[int64]bool{}
 }
 
-// answered takes what a shim said.
+// answered takes a shim's answer into the history.
 func (d *watched) answered(a shimAnswered) {
 	d.asking = false
 	if !d.left.IsZero() {
@@ -294,7 +294,7 @@ func (d *watched) shown(now time.Time) status.Entry {
 	return d.entry
 }
 
-// sparkline shows so many seconds up to now.
+// sparkline draws the last seconds, one column each.
 func (d *watched) sparkline(now time.Time, seconds int) string {
 	line := make([]rune, 0, seconds)
 	for second := now.Unix() - int64(seconds) + 1; second <= now.Unix(); second++ {
