@@ -9,9 +9,9 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"libvirt.org/go/libvirt"
 
 	"ftclock/cmd/ftclock/internal/hypervisor"
@@ -249,18 +249,16 @@ func (c *anchorPublishCmd) Run(p *program) error {
 // sideBySide calls f for each name, four at a time, and returns their errors in order. So a domain that blocks libvirt, for up to
 // 30 s, doesn't delay the others. libvirtd takes five requests of a client at a time (max_client_requests in libvirtd.conf).
 func sideBySide(names []string, f func(name string) error) []error {
-	const atOnce = 4
 	all := make([]error, len(names))
-	var group sync.WaitGroup
-	turn := make(chan struct{}, atOnce)
+	var group errgroup.Group
+	group.SetLimit(4)
 	for i, name := range names {
-		turn <- struct{}{}
-		group.Go(func() {
+		group.Go(func() error {
 			all[i] = f(name)
-			<-turn
+			return nil
 		})
 	}
-	group.Wait()
+	_ = group.Wait()
 	return all
 }
 

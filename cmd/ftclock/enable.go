@@ -98,19 +98,13 @@ func parseLimit(text string) (metadata.Rule, error) {
 // apply changes the policy as the options say.
 func (c *enableCmd) apply(policy metadata.Policy, limit metadata.Rule) metadata.Policy {
 	if c.Reference != nil {
-		policy.Reference = metadata.Raw
-		if *c.Reference == metadata.UTC.String() {
-			policy.Reference = metadata.UTC
-		}
+		policy.Reference = map[string]metadata.Reference{"raw": metadata.Raw, "utc": metadata.UTC}[*c.Reference]
 	}
 	if limit.Limit != 0 {
 		policy.Checkpoint.Limit = limit.Limit
 	}
 	if c.Monitor != nil {
-		policy.Monitor = metadata.Relayed
-		if *c.Monitor == metadata.Direct.String() {
-			policy.Monitor = metadata.Direct
-		}
+		policy.Monitor = map[string]metadata.Monitor{"relayed": metadata.Relayed, "direct": metadata.Direct}[*c.Monitor]
 	}
 	if c.Required != nil {
 		policy.Required = *c.Required == "yes"

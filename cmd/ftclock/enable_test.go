@@ -60,39 +60,29 @@ func TestEnableAndDisable(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	wantRun(t, "test: enabled in its definition\n"+next, "", 0, "enable", mockDomain)
 	want := metadata.Default()
-	if got := policy(); got == nil || *got != want {
-		t.Fatalf("got %+v, want the default", got)
+	step := func(said string, args ...string) {
+		t.Helper()
+		wantRun(t, "test: "+said+"\n"+next, "", 0, append([]string{"enable", mockDomain}, args...)...)
+		if got := policy(); got == nil || *got != want {
+			t.Fatalf("got %+v, want %+v", got, want)
+		}
 	}
-	wantRun(t, "test: enabled already, with this policy\n"+next, "", 0, "enable", mockDomain)
-
-	wantRun(t, "test: changed in its definition\n"+next, "", 0,
-		"enable", mockDomain, "--reference", "utc", "--checkpoint-limit", "250ms")
+	step("enabled in its definition")
+	step("enabled already, with this policy")
 	want.Reference, want.Checkpoint.Limit = metadata.UTC, 250*time.Millisecond
-	if got := policy(); got == nil || *got != want {
-		t.Fatalf("got %+v, want %+v", got, want)
-	}
+	step("changed in its definition", "--reference", "utc", "--checkpoint-limit", "250ms")
 	// What isn't given stays, also what only a person with an editor writes.
 	want.Suspend = metadata.Rule{Do: metadata.CatchUp, Limit: time.Minute}
 	if err := d.SetElement(&want, libvirt.DOMAIN_AFFECT_CONFIG); err != nil {
 		t.Fatal(err)
 	}
-	wantRun(t, "test: changed in its definition\n"+next, "", 0, "enable", mockDomain, "--required", "no")
 	want.Required = false
-	if got := policy(); got == nil || *got != want {
-		t.Fatalf("got %+v, want %+v", got, want)
-	}
-	wantRun(t, "test: changed in its definition\n"+next, "", 0, "enable", mockDomain, "--monitor", "direct")
+	step("changed in its definition", "--required", "no")
 	want.Monitor = metadata.Direct
-	if got := policy(); got == nil || *got != want {
-		t.Fatalf("got %+v, want %+v", got, want)
-	}
-	wantRun(t, "test: changed in its definition\n"+next, "", 0, "enable", mockDomain, "--monitor", "relayed")
+	step("changed in its definition", "--monitor", "direct")
 	want.Monitor = metadata.Relayed
-	if got := policy(); got == nil || *got != want {
-		t.Fatalf("got %+v, want %+v", got, want)
-	}
+	step("changed in its definition", "--monitor", "relayed")
 	wantRun(t, "DOMAIN  STATE    METHOD  PAUSES  LOST IN ALL  LAST RESIDUAL  WORST  SINCE\n"+
 		"test    pending  -            -            -              -      -  -\n"+
 		"test: enabled while it ran: its next start is corrected, `ftclock enable --live test` corrects it now\n", "", 1, "status")

@@ -15,6 +15,7 @@ import (
 	metadata "ftclock/xml-templates"
 )
 
+// MakeDir leaves the directory of a shim below dir, and returns its path. Nobody listens in it.
 func MakeDir(dir string, info control.Info) (string, error) {
 	path := filepath.Join(dir, info.UUID)
 	text, err := json.Marshal(info)
@@ -35,6 +36,7 @@ type Shim struct {
 	asked  []control.Request
 }
 
+// Start starts a fake shim below dir. Its version must have the word fake in it.
 func Start(dir string, status control.Status) (*Shim, error) {
 	if !strings.Contains(status.Version, "fake") {
 		return nil, fmt.Errorf("the version %q doesn't say that the shim is a fake", status.Version)

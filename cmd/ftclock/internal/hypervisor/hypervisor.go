@@ -59,6 +59,7 @@ func Connect(uri string) (*Host, error) {
 	return h, nil
 }
 
+// Close ends the connection.
 func (h *Host) Close() { _, _ = h.Connect.Close() }
 
 // IsTest tells whether this is libvirt's mock, which runs no domain.
@@ -198,6 +199,7 @@ func (h *Host) Find(name string) (*Domain, error) {
 	return h.Describe(found)
 }
 
+// NoDomain is the error for a name that no domain has.
 func NoDomain(name string) error {
 	return ui.Hinted(fmt.Errorf("no domain %q", name), "`virsh list --all` shows the domains")
 }
@@ -245,6 +247,7 @@ func (d *Domain) Definition(flags libvirt.DomainXMLFlags) ([]byte, error) {
 	return d.XML(libvirt.DOMAIN_XML_INACTIVE | flags)
 }
 
+// XML reads one of the definitions of a domain, as flags say.
 func (d *Domain) XML(flags libvirt.DomainXMLFlags) ([]byte, error) {
 	xml, err := d.GetXMLDesc(flags)
 	if err != nil {
@@ -287,6 +290,7 @@ func bare(element string) string {
 	).Replace(element)
 }
 
+// IsUUID tells whether s is a UUID, with or without hyphens.
 func IsUUID(s string) bool {
 	hex := strings.ReplaceAll(s, "-", "")
 	return len(hex) == 32 && strings.Trim(strings.ToLower(hex), "0123456789abcdef") == ""

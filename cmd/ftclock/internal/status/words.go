@@ -1,6 +1,7 @@
 package status
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"strconv"
@@ -40,11 +41,13 @@ func Remarks(e Entry) []string {
 	return lines
 }
 
+// Details are all that is known of one domain, names and values; state may be coloured.
 func Details(e Entry, state string) [][2]string {
-	policy := ui.OneLine(e.Clock)
-	if policy == "" {
-		policy = "watch only: the clock is QEMU's"
+	lines := [][2]string{{"domain", ui.OneLine(e.Name)}, {"uuid", ui.OneLine(e.UUID)}, {"state", state}}
+	if e.Mute {
+		return lines
 	}
+	policy := cmp.Or(ui.OneLine(e.Clock), "watch only: the clock isn't corrected")
 	anchor := "none yet"
 	if e.Anchor.Valid {
 		anchor = fmt.Sprintf("number %d, known to ±%s", e.Anchor.Epoch, ui.Duration(e.Anchor.Error))
@@ -52,10 +55,7 @@ func Details(e Entry, state string) [][2]string {
 			anchor += ", steered " + ui.Signed(e.Anchor.Steer)
 		}
 	}
-	lines := [][2]string{
-		{"domain", ui.OneLine(e.Name)},
-		{"uuid", ui.OneLine(e.UUID)},
-		{"state", state},
+	lines = append(lines, [][2]string{
 		{"mode", sayMode(&e.Status)},
 		{"module", loadedBy(e.Method)},
 		{"policy", policy},
@@ -69,7 +69,7 @@ func Details(e Entry, state string) [][2]string {
 		{"worst residual", ui.Duration(e.WorstResidual)},
 		{"worst cost", ui.Duration(e.WorstCost)},
 		{"anchor", anchor},
-	}
+	}...)
 	if k := e.Kept; k != nil {
 		lines = append(lines, [2]string{"record", fmt.Sprintf("%s in %s, %s missed", ui.Count(k.Pauses, "pause"), ui.OneLine(k.Path), strconv.FormatUint(k.Missed, 10))},
 			[2]string{"host's clock", sayHostClock(k.Host)})
@@ -107,6 +107,7 @@ func sayMode(s *control.Status) string {
 // UnkeptText is the remark about a guest on a clock that ftclock can't correct.
 const UnkeptText = "not kept: the guest has switched on no clock that ftclock keeps (kvmclock, Hyper-V's reference time); any other but the TSC loses every pause"
 
+// ClockWords are a guest's clock and what is said of it.
 type ClockWords struct {
 	Is   control.GuestClock
 	Says string
@@ -124,6 +125,7 @@ var GuestClocks = []ClockWords{
 	{control.ClockOldModule, "not known: the module in QEMU is of a version that doesn't look; the next start has a new one"},
 }
 
+// GuestClock words a guest's clock.
 func GuestClock(clock control.GuestClock) string {
 	for _, c := range GuestClocks {
 		if c.Is == clock {
@@ -238,6 +240,7 @@ func PaintState(u *ui.UI, line string, e Entry) string {
 	return line[:at] + u.Paint(colour, string(e.State)) + line[at+len(e.State):]
 }
 
+// StateColour is the colour of a state; "" is none.
 func StateColour(e Entry) string {
 	switch {
 	case e.Bad():
@@ -259,12 +262,8 @@ func statusRow(e Entry, now time.Time) []string {
 	if n := len(e.Records); n > 0 {
 		last = ui.Signed(e.Records[n-1].ResidualStop)
 	}
-	method := ui.OneLine(e.Method)
-	if method == "" {
-		method = "-"
-	}
 	return []string{
-		name, string(e.State), method, strconv.FormatUint(e.Pauses, 10), ui.Duration(e.CaughtUp + e.HeldTime), last, ui.Duration(e.WorstResidual),
+		name, string(e.State), cmp.Or(ui.OneLine(e.Method), "-"), strconv.FormatUint(e.Pauses, 10), ui.Duration(e.CaughtUp + e.HeldTime), last, ui.Duration(e.WorstResidual),
 		since(e.Since, now),
 	}
 }
@@ -272,18 +271,15 @@ func statusRow(e Entry, now time.Time) []string {
 // PrintDetails prints all that is known of one domain.
 func PrintDetails(u *ui.UI, e Entry) {
 	state := u.Paint(StateColour(e), string(e.State))
-	if e.Mute {
-		u.Printf("%-16s %s\n%-16s %s\n%-16s %s\n", "domain", ui.OneLine(e.Name), "uuid", ui.OneLine(e.UUID), "state", state)
-	} else {
-		for _, line := range Details(e, state) {
-			u.Printf("%-16s %s\n", line[0], line[1])
-		}
+	for _, line := range Details(e, state) {
+		u.Printf("%-16s %s\n", line[0], line[1])
 	}
 	for _, remark := range Remarks(e) {
 		u.Printf("%s\n", remark)
 	}
 }
 
+// RecordColumns are the columns of RecordRow.
 var RecordColumns = []ui.Column{
 	{Title: "PAUSE", Right: true}, {Title: "WENT ON AT"}, {Title: "EVENT"}, {Title: "LOST", Right: true}, {Title: "DECISION"}, {Title: "BY"},
 	{Title: "RESIDUAL", Right: true}, {Title: "COST", Right: true},
@@ -310,6 +306,7 @@ func PrintRecords(u *ui.UI, e Entry) {
 	}
 }
 
+// RecordRow words a record, with its time in zone.
 func RecordRow(r control.Record, zone *time.Location) []string {
 	by := "policy"
 	if r.Ordered {

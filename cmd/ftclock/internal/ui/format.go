@@ -50,6 +50,7 @@ func Signed(ns int64) string {
 	return "+" + Duration(uint64(ns))
 }
 
+// Count words a number of things: "1 pause", "2 pauses".
 func Count(n uint64, noun string) string {
 	if n == 1 {
 		return "1 " + noun
@@ -123,6 +124,7 @@ func Table(columns []Column, rows [][]string) []string {
 	return lines
 }
 
+// Shorten cuts s to a width in runes, the last of which is then an ellipsis.
 func Shorten(s string, width int) string {
 	r := []rune(s)
 	if len(r) <= width {

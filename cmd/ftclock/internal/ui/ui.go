@@ -18,6 +18,7 @@ type UI struct {
 	Progress       bool // stderr is a terminal
 }
 
+// New makes a UI of two streams. What it may do with them depends on whether they are terminals.
 func New(stdout, stderr io.Writer) *UI {
 	noColour := os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb"
 	return &UI{
@@ -28,19 +29,23 @@ func New(stdout, stderr io.Writer) *UI {
 	}
 }
 
+// IsTerminal tells whether w is a terminal.
 func IsTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
+// Printf prints what was asked for to stdout.
 func (u *UI) Printf(format string, args ...any) {
 	fmt.Fprintf(u.Stdout, format, args...)
 }
 
+// Warn prints a warning as one line to stderr.
 func (u *UI) Warn(format string, args ...any) {
 	fmt.Fprintf(u.Stderr, "ftclock: warning: %s\n", OneLine(fmt.Sprintf(format, args...)))
 }
 
+// Hint prints what can be tried as one line to stderr.
 func (u *UI) Hint(format string, args ...any) {
 	fmt.Fprintf(u.Stderr, "ftclock: hint: %s\n", OneLine(fmt.Sprintf(format, args...)))
 }

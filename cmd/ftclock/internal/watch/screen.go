@@ -128,10 +128,12 @@ type (
 	}
 )
 
+// Init starts the first tick, as tea.Model wants it.
 func (m *watchModel) Init() tea.Cmd {
 	return func() tea.Msg { return watchTick(time.Now()) }
 }
 
+// Update takes a message into the model.
 func (m *watchModel) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	switch msg := msg.(type) {
 	case tea.WindowSizeMsg:

@@ -151,17 +151,17 @@ func (m *watchModel) details(d *watched) []string {
 	e := d.shown(m.now)
 	state := m.ui.Paint(status.StateColour(e), string(e.State))
 	lines := []string{""}
-	if e.Mute {
-		lines = append(lines, fmt.Sprintf("%-16s %s", "domain", ui.OneLine(e.Name)), fmt.Sprintf("%-16s %s", "uuid", ui.OneLine(e.UUID)),
-			fmt.Sprintf("%-16s %s", "state", state))
-		return append(lines, m.wrapped(status.Remarks(e))...)
+	if !e.Mute {
+		lines = append(lines, fmt.Sprintf("%-16s %s", "residual", d.sparkline(m.now, min(max(m.width-17, 1), int(watchHistory/time.Second)))),
+			fmt.Sprintf("%-16s %s", "pauses a second", d.rate()))
 	}
-	lines = append(lines, fmt.Sprintf("%-16s %s", "residual", d.sparkline(m.now, min(max(m.width-17, 1), int(watchHistory/time.Second)))),
-		fmt.Sprintf("%-16s %s", "pauses a second", d.rate()))
 	for _, line := range status.Details(e, state) {
 		lines = append(lines, fmt.Sprintf("%-16s %s", line[0], line[1]))
 	}
 	lines = append(lines, m.wrapped(status.Remarks(e))...)
+	if e.Mute {
+		return lines
+	}
 	rows := make([][]string, 0, len(e.Records))
 	for _, r := range slices.Backward(e.Records) {
 		row := status.RecordRow(r, time.Local)
