@@ -34,29 +34,9 @@ func (reportCmd) Help() string {
 }
 
 func (c *reportCmd) Run(p *program) error {
-	now := time.Now()
-	o := report.Options{Made: now, Version: programVersion()}
-	var err error
-	if o.From, err = moment(c.Since, now, "--since"); err != nil {
+	o, err := c.options(time.Now())
+	if err != nil {
 		return err
-	}
-	if o.To, err = moment(c.Until, now, "--until"); err != nil {
-		return err
-	}
-	if o.To.IsZero() || o.To.After(now) {
-		o.To = now
-	}
-	if !o.From.IsZero() {
-		o.From = o.From.UTC().Truncate(time.Minute)
-	}
-	if up := o.To.UTC().Truncate(time.Minute); !up.Equal(o.To) && c.Until != "" {
-		if o.To = up.Add(time.Minute); o.To.After(now) {
-			o.To = now
-		}
-	}
-	if !o.From.IsZero() && !o.From.Before(o.To) {
-		return ui.Hinted(fmt.Errorf("there is no time between --since %s and %s", o.From.Format(time.RFC3339), o.To.UTC().Format(time.RFC3339)),
-			"times without an offset are UTC")
 	}
 	if c.Output == "" && c.Format == "html" && ui.IsTerminal(p.Stdout) {
 		return ui.Hinted(errors.New("a page in HTML can't be shown on a terminal"), "--output FILE.html writes it to a file, --format csv prints a table")
@@ -83,8 +63,7 @@ func (c *reportCmd) Run(p *program) error {
 		return ui.Hinted(fmt.Errorf("the record of %s begins at %s, after that time", c.Domain, r.Begin.UTC().Format(time.RFC3339)), "give a later --until")
 	}
 	o.Host, _ = os.Hostname()
-	made := report.New(r, o)
-	if err := c.write(p, made); err != nil {
+	if err := c.write(p, report.New(r, o)); err != nil {
 		return err
 	}
 	for _, problem := range r.Problems {
@@ -95,6 +74,31 @@ func (c *reportCmd) Run(p *program) error {
 		return ui.ErrProblem
 	}
 	return nil
+}
+
+// options are those of the report, with the span of time in whole minutes.
+func (c *reportCmd) options(now time.Time) (o report.Options, err error) {
+	o.Made, o.Version = now, programVersion()
+	if o.From, err = moment(c.Since, now, "--since"); err != nil {
+		return o, err
+	}
+	if o.To, err = moment(c.Until, now, "--until"); err != nil {
+		return o, err
+	}
+	if !o.From.IsZero() {
+		o.From = o.From.UTC().Truncate(time.Minute)
+	}
+	if down := o.To.UTC().Truncate(time.Minute); !down.Equal(o.To) {
+		o.To = down.Add(time.Minute)
+	}
+	if o.To.IsZero() || o.To.After(now) {
+		o.To = now
+	}
+	if !o.From.IsZero() && !o.From.Before(o.To) {
+		return o, ui.Hinted(fmt.Errorf("there is no time between --since %s and %s", o.From.Format(time.RFC3339), o.To.UTC().Format(time.RFC3339)),
+			"times without an offset are UTC")
+	}
+	return o, nil
 }
 
 // moment parses a time, absolute or relative to now; empty is zero.

@@ -140,33 +140,43 @@ func TestWatch(t *testing.T) {
 	term.keys("Escape")
 	term.until(`^▸ web1`)
 
+	endAndStart(term, dir, lost)
+
+	resize(term)
+	term.keys("q")
+	term.until(`^ended with 0$`)
+}
+
+// resize makes the terminal smaller and larger.
+func resize(term *terminal) {
+	term.Helper()
+	term.tmux("resize-window", "-x", "60", "-y", "10")
+	term.until(`^q quit +↑↓ select +enter details$`, `^▸ web1 +correcting`)
+	if screen := term.screen(); strings.Count(strings.TrimRight(screen, "\n"), "\n") > 9 {
+		term.Errorf("it doesn't fit 60x10:\n%s", screen)
+	}
+	term.tmux("resize-window", "-x", "140", "-y", "30")
+	term.until(`^▸ web1 +correcting .*▁{70,}`)
+}
+
+// endAndStart shows a shim that is killed, one that ends, and the domain's next start.
+func endAndStart(term *terminal, dir string, lost *fakeshim.Shim) {
+	term.Helper()
 	// A shim that is killed leaves its directory; the others go on.
 	lost.Kill()
 	term.until(`^  lost +gone `, `2 with a problem`, `^▸ web1 +correcting`)
 	// One that ends takes it along.
 	if err := os.RemoveAll(lost.Path); err != nil {
-		t.Fatal(err)
+		term.Fatal(err)
 	}
 	term.until(`^  lost +ended `, `1 with a problem`)
 	// And the domain's next start.
 	again, err := fakeshim.Start(dir, pausedStatus("lost", "22222222-2222-4222-8222-222222222222", time.Now()))
 	if err != nil {
-		t.Fatal(err)
+		term.Fatal(err)
 	}
-	defer again.Stop()
+	term.Cleanup(again.Stop)
 	term.until(`^  lost +correcting .*▁`)
-
-	// Smaller and larger.
-	term.tmux("resize-window", "-x", "60", "-y", "10")
-	term.until(`^q quit +↑↓ select +enter details$`, `^▸ web1 +correcting`)
-	if screen := term.screen(); strings.Count(strings.TrimRight(screen, "\n"), "\n") > 9 {
-		t.Errorf("it doesn't fit 60x10:\n%s", screen)
-	}
-	term.tmux("resize-window", "-x", "140", "-y", "30")
-	term.until(`^▸ web1 +correcting .*▁{70,}`)
-
-	term.keys("q")
-	term.until(`^ended with 0$`)
 }
 
 // Without colour, in a terminal that has no more than ASCII.
