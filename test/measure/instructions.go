@@ -21,8 +21,8 @@ type Counted struct {
 	Ioctls, Readings float64 // of the kernel's clock, and of clocks by the vDSO
 }
 
-// ofTheRule is a line of callgrind_annotate: instructions of a function in rule.c, callees not included.
-var ofTheRule = regexp.MustCompile(`(?m)^\s*([0-9,]+) \([ 0-9.]+%\)\s+\S*rule\.c:`)
+// ofTheRule is a line of callgrind_annotate: instructions of a function of the rule, callees not included.
+var ofTheRule = regexp.MustCompile(`(?m)^\s*([0-9,]+) \([ 0-9.]+%\)\s+\S*/rule\w*\.[ch]:`)
 
 // Instructions counts those of the module, in a simulated host (qemu-plugin/testdata/cont.c). It needs neither QEMU nor KVM.
 func Instructions() (all []Counted, err error) {
