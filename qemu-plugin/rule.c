@@ -83,10 +83,11 @@ static void judge_run(struct rule *r, const struct reading *now) {
 int rule_get_clock(struct rule *r, int fd, struct kvm_clock_data *data) {
     struct reading now;
     notice_sleep(r);
-    int rc = read_clock(r, fd, data, &now);
+    int rc = read_clock(r, fd, &now);
     if (rc < 0)
         return rc;
     int error = errno;
+    *data = now.data;
     notice_steps(r);
 
     /* QEMU may read more than once in a pause (before it migrates, say): the last value is the one that it writes back,
@@ -276,11 +277,10 @@ bool judge_pause(struct rule *r, const struct reading *now) {
 
 static int catch_up(struct rule *r, int fd, struct kvm_clock_data *data, struct ftclock_record *rec,
                     const struct ftclock_policy *p) {
-    struct kvm_clock_data got = {0};
     struct reading now;
-    if (read_clock(r, fd, &got, &now) < 0)
+    if (read_clock(r, fd, &now) < 0)
         return pass(r, fd, data, rec, FTCLOCK_REASON_READ_FAILED);
-    if (!(got.flags & KVM_CLOCK_TSC_STABLE))
+    if (!(now.data.flags & KVM_CLOCK_TSC_STABLE))
         return pass(r, fd, data, rec, FTCLOCK_REASON_UNSTABLE);
     if (now.error > FTCLOCK_TOLERANCE)
         read_better(r, fd, &now);
@@ -342,6 +342,33 @@ static void count(struct rule *r, const struct ftclock_record *rec) {
         r->counts.worst_cost = rec->cost;
 }
 
+/* Ends a pause that began with the kernel's own reading. */
+static int end_pause(struct rule *r, int fd, struct kvm_clock_data *data, struct ftclock_record *rec) {
+    struct ftclock_policy policy;
+    rec->stop_raw = r->stop.raw;
+    rec->stop_real = r->stop.real;
+    rec->residual_stop = r->stop_residual;
+    rec->lost = (int64_t)(rec->cont_raw - r->stop.raw);
+    rec->slept = r->slept - r->stop.slept;
+    if (data->clock != r->saved)
+        return restore(r, fd, data, rec);
+    if (!r->stop_stable || !r->anchor.valid) {
+        /* QEMU reads the clock while it builds the machine, too: a first write without a run before it. */
+        rec->event = r->counts.pauses ? FTCLOCK_EVENT_NONE : FTCLOCK_EVENT_START;
+        return pass(r, fd, data, rec, FTCLOCK_REASON_UNSTABLE);
+    }
+    if (rec->lost < 0)
+        return pass(r, fd, data, rec, FTCLOCK_REASON_BOUNDS);
+    if (!consult(&policy, &r->page->policy, sizeof(policy)))
+        return pass(r, fd, data, rec, FTCLOCK_REASON_TORN);
+    struct verdict v = judge(r, &policy, rec);
+    if (v.torn)
+        return pass(r, fd, data, rec, FTCLOCK_REASON_TORN);
+    rec->event = v.event;
+    rec->ordered = v.ordered;
+    return v.what == FTCLOCK_DO_CATCH_UP ? catch_up(r, fd, data, rec, &policy) : hold(r, fd, data, rec, v.reason);
+}
+
 int rule_set_clock(struct rule *r, int fd, struct kvm_clock_data *data) {
     uint64_t begin = r->host->raw();
     struct ftclock_record rec = {
@@ -355,38 +382,7 @@ int rule_set_clock(struct rule *r, int fd, struct kvm_clock_data *data) {
     rec.error = host_error(r, begin);
     notice_sleep(r);
     notice_steps(r);
-    int rc;
-
-    if (!r->stopped) {
-        rc = restore(r, fd, data, &rec);
-    } else {
-        rec.stop_raw = r->stop.raw;
-        rec.stop_real = r->stop.real;
-        rec.residual_stop = r->stop_residual;
-        rec.lost = (int64_t)(begin - r->stop.raw);
-        rec.slept = r->slept - r->stop.slept;
-
-        struct ftclock_policy policy;
-        struct verdict v;
-        if (data->clock != r->saved) {
-            rc = restore(r, fd, data, &rec);
-        } else if (!r->stop_stable || !r->anchor.valid) {
-            /* QEMU reads the clock while it builds the machine, too: a first write without a run before it. */
-            rec.event = r->counts.pauses ? FTCLOCK_EVENT_NONE : FTCLOCK_EVENT_START;
-            rc = pass(r, fd, data, &rec, FTCLOCK_REASON_UNSTABLE);
-        } else if (rec.lost < 0) {
-            rc = pass(r, fd, data, &rec, FTCLOCK_REASON_BOUNDS);
-        } else if (!consult(&policy, &r->page->policy, sizeof(policy))) {
-            rc = pass(r, fd, data, &rec, FTCLOCK_REASON_TORN);
-        } else if (v = judge(r, &policy, &rec), v.torn) {
-            rc = pass(r, fd, data, &rec, FTCLOCK_REASON_TORN);
-        } else {
-            rec.event = v.event;
-            rec.ordered = v.ordered;
-            rc = v.what == FTCLOCK_DO_CATCH_UP ? catch_up(r, fd, data, &rec, &policy)
-                                               : hold(r, fd, data, &rec, v.reason);
-        }
-    }
+    int rc = r->stopped ? end_pause(r, fd, data, &rec) : restore(r, fd, data, &rec);
     int error = errno;
     if (rec.event >= FTCLOCK_EVENT_RESTORE && rec.decision != FTCLOCK_ANCHORED)
         begin_following(r, fd);
@@ -399,7 +395,7 @@ int rule_set_clock(struct rule *r, int fd, struct kvm_clock_data *data) {
     count(r, &rec);
     publish(&r->page->ring[(rec.number - 1) % FTCLOCK_RING_LEN], &rec, sizeof(rec));
     publish_counts(r);
-    publish_now(r);
+    publish_cont(r);
     errno = error;
     return rc;
 }

@@ -5,24 +5,10 @@
 /* The rule's readings of the kernel's clock and the host's, and how well their instants are known. */
 #include "rule_parts.h"
 
-#include <errno.h>
-
 /* Ticks of the TSC, 1 us or more, in which CLOCK_MONOTONIC_RAW is read unless we are preempted. */
 #define PAIR_SLOW 5000
-/* What kvmclock may leave CLOCK_MONOTONIC_RAW by itself, ppb: both are the TSC, scaled by two factors that differ by up
- * to 230 (the resolution of the kernel's). */
-#define OWN_RATE UINT64_C(300)
-/* The kernel may tell how long the host slept by a clock of whole seconds. */
-#define SLEEP_ERROR UINT64_C(2000000000)
 /* A shorter sleep of the host isn't told from the time between two readings; it is corrected as any residual. */
 #define SLEEP_LEAST INT64_C(100000)
-
-/* What the kernel's clock may have left the host's other clocks by itself from one moment to another, at most. */
-uint64_t own_drift(const struct moment *from, const struct moment *to) {
-    uint64_t slept = to->slept - from->slept;
-    uint64_t passed = to->raw - from->raw + slept;
-    return passed / SECOND * OWN_RATE + passed % SECOND * OWN_RATE / SECOND + (slept ? SLEEP_ERROR : 0);
-}
 
 /*
  * What it did leave them by, where it was seen to leave them by so much. Where its rate is known, what is seen beyond
@@ -89,12 +75,11 @@ uint64_t read_moment(const struct rule *r, struct moment *now) {
  * (KVM_CLOCK_HOST_TSC, Linux 5.16 and later), and CLOCK_MONOTONIC_RAW is the TSC scaled, whose rate we know from a pair
  * of long ago. So the instant is found to some ns, preempted or not.
  */
-static int read_once(struct rule *r, int fd, struct kvm_clock_data *data, struct reading *out) {
+static WHERE_IT_IS_CALLED int read_once(struct rule *r, int fd, struct reading *out) {
     const struct host *h = r->host;
     uint64_t raw0 = h->raw();
     uint64_t tsc0 = h->tsc();
-    int rc = h->clock_ioctl(fd, KVM_GET_CLOCK, data);
-    int error = errno;
+    int rc = h->clock_ioctl(fd, KVM_GET_CLOCK, &out->data);
     if (rc < 0)
         return rc;
     uint64_t tsc1, raw1, tsc2;
@@ -105,25 +90,25 @@ static int read_once(struct rule *r, int fd, struct kvm_clock_data *data, struct
         tsc2 = h->tsc();
     } while (++tries < READ_TRIES && tsc2 - tsc1 > PAIR_SLOW);
 
-    out->data = *data;
     out->at.raw = raw0 + (raw1 - raw0) / 2;
     out->error = (raw1 - raw0 + 1) / 2;
     int64_t span_raw = (int64_t)(raw1 - r->first_raw);
     int64_t span_tsc = (int64_t)(tsc1 - r->first_tsc);
-    uint64_t then = data->host_tsc;
-    if ((data->flags & KVM_CLOCK_HOST_TSC) && then >= tsc0 && then <= tsc1 && span_raw > RATE_SPAN && span_tsc > 0) {
+    uint64_t then = out->data.host_tsc;
+    if ((out->data.flags & KVM_CLOCK_HOST_TSC) && then >= tsc0 && then <= tsc1 && span_raw > RATE_SPAN &&
+        span_tsc > 0) {
         double rate = (double)span_raw / (double)span_tsc;
-        /* raw1 was read between tsc1 and tsc2. */
-        double since = ((double)(tsc1 - then) + (double)(tsc2 - tsc1) / 2) * rate;
-        uint64_t at = raw1 - (uint64_t)since;
-        uint64_t bound = (uint64_t)((double)(tsc2 - tsc1) / 2 * rate) + 1;
+        /* raw1 was read between tsc1 and tsc2. Signed numbers, which become floating-point ones by one instruction. */
+        double half = (double)(int64_t)(tsc2 - tsc1) / 2;
+        uint64_t at = raw1 - (uint64_t)(int64_t)(((double)(int64_t)(tsc1 - then) + half) * rate);
+        uint64_t bound = (uint64_t)(int64_t)(half * rate) + 1;
         if (at >= raw0 && at <= raw1 && bound < out->error) {
             out->at.raw = at;
             out->error = bound;
         }
     }
-    out->at.real = data->realtime;
-    if (!(data->flags & KVM_CLOCK_REALTIME)) {
+    out->at.real = out->data.realtime;
+    if (!(out->data.flags & KVM_CLOCK_REALTIME)) {
         struct moment now;
         read_moment(r, &now);
         out->at.real = now.real - (now.raw - out->at.raw);
@@ -136,20 +121,17 @@ static int read_once(struct rule *r, int fd, struct kvm_clock_data *data, struct
     } while (h->raw() - asked > READ_SLOW && ++tries < READ_TRIES);
     out->at.boot -= asked - out->at.raw;
     out->at.slept = r->slept;
-    errno = error;
     return rc;
 }
 
 /* A reading that the host slept in is of no one instant, and made again. The caller has just noticed any sleep before
- * it. */
-int read_clock(struct rule *r, int fd, struct kvm_clock_data *data, struct reading *out) {
+ * it. errno is the kernel's where that fails: nothing else in here sets it. */
+int read_clock(struct rule *r, int fd, struct reading *out) {
     for (int i = 0;; i++) {
-        int rc = read_once(r, fd, data, out);
+        int rc = read_once(r, fd, out);
         if (rc < 0)
             return rc;
-        int error = errno;
         notice_sleep(r);
-        errno = error;
         if (out->at.slept == r->slept || i == 1)
             return rc;
     }
@@ -158,9 +140,8 @@ int read_clock(struct rule *r, int fd, struct kvm_clock_data *data, struct readi
 /* Reads again while a reading is blurred, and keeps the best. A reading whose error is UINT64_MAX is none yet. */
 void read_better(struct rule *r, int fd, struct reading *best) {
     for (int i = 0; i < READ_TRIES && best->error > FTCLOCK_TOLERANCE; i++) {
-        struct kvm_clock_data data = {0};
         struct reading other;
-        if (read_clock(r, fd, &data, &other) == 0 && other.error < best->error &&
+        if (read_clock(r, fd, &other) == 0 && other.error < best->error &&
             (best->error == UINT64_MAX || other.data.flags == best->data.flags))
             *best = other;
     }
@@ -168,8 +149,7 @@ void read_better(struct rule *r, int fd, struct reading *best) {
 
 /* False: the kernel doesn't say, or its clock isn't stable. */
 bool read_stable(struct rule *r, int fd, struct reading *now) {
-    struct kvm_clock_data data = {0};
-    if (read_clock(r, fd, &data, now) < 0 || !(data.flags & KVM_CLOCK_TSC_STABLE))
+    if (read_clock(r, fd, now) < 0 || !(now->data.flags & KVM_CLOCK_TSC_STABLE))
         return false;
     read_better(r, fd, now);
     return true;

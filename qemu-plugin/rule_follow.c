@@ -44,6 +44,7 @@ void notice_steps(struct rule *r) {
     int64_t tai_moved = (int64_t)(tai - boot - r->tai_boot);
     bool set = magnitude(real_moved) < magnitude(tai_moved);
     int64_t step = set ? real_moved : tai_moved;
+    bool seen = r->tai_known && (ahead != r->tai || magnitude(step) > STEP_LEAST);
     if (r->tai_known && ahead != r->tai) {
         if (set)
             r->follow.base += (uint64_t)((ahead - r->tai) * SECOND);
@@ -62,6 +63,8 @@ void notice_steps(struct rule *r) {
     r->real_boot = real - boot;
     r->tai_boot = tai - boot;
     r->tai_known = true;
+    if (seen)
+        publish_follow(r);
 }
 
 /* From now on the guest's clock is right as it reads. */
@@ -86,6 +89,8 @@ void begin_following(struct rule *r, int fd) {
     r->follow.known = 0;
     if (now.error != UINT64_MAX)
         take_base(r, now.data.clock, now.at.real);
+    else
+        publish_follow(r);
 }
 
 /*
@@ -116,6 +121,9 @@ int64_t steer(struct rule *r, const struct ftclock_policy *p, const struct momen
         publish_anchor(r);
     }
     r->follow.debt = owed - by;
-    publish_follow(r);
+    if (p->reference == 1)
+        publish_follow(r);
+    else
+        publish_debt(r);
     return by;
 }

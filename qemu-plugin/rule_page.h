@@ -21,12 +21,18 @@ typedef uint64_t __attribute__((may_alias)) word;
 #define NO_LOOP            _Pragma("GCC unroll 64")
 #define WHERE_IT_IS_CALLED inline __attribute__((always_inline))
 
-/* Writes a section of which we are the only writer; its first word is the sequence. */
-static WHERE_IT_IS_CALLED void publish(void *section, const void *from, size_t size) {
-    half *seq = section;
+/* Begins to write a section, which its sequence, one more than the result, ends. */
+static inline uint32_t begin_writing(uint32_t *seq) {
     uint32_t odd = __atomic_load_n(seq, __ATOMIC_RELAXED) | 1;
     __atomic_store_n(seq, odd, __ATOMIC_RELAXED);
     __atomic_thread_fence(__ATOMIC_RELEASE);
+    return odd;
+}
+
+/* Writes a section of which we are the only writer; its first word is the sequence. */
+static WHERE_IT_IS_CALLED void publish(void *section, const void *from, size_t size) {
+    half *seq = section;
+    uint32_t odd = begin_writing(seq);
     STORE(seq[1], ((const half *)from)[1]);
     NO_LOOP
     for (size_t i = 1; i < size / 8; i++)
@@ -79,7 +85,25 @@ static inline void publish_now(struct rule *r) {
     publish(&r->page->now, &now, sizeof(now));
 }
 
+/* A cont changes no more of it than that. */
+static inline void publish_cont(struct rule *r) {
+    struct ftclock_now *now = &r->page->now;
+    uint32_t odd = begin_writing(&now->seq);
+    STORE(now->paused, r->stopped);
+    STORE(now->pause, r->counts.pauses + 1);
+    STORE(now->khz, r->khz);
+    __atomic_store_n(&now->seq, odd + 1, __ATOMIC_RELEASE);
+}
+
 static inline void publish_follow(struct rule *r) { publish(&r->page->follow, &r->follow, sizeof(r->follow)); }
+
+/* A cont that doesn't steer changes no more of it than that, unless the host's clock did something. */
+static inline void publish_debt(struct rule *r) {
+    struct ftclock_follow *follow = &r->page->follow;
+    uint32_t odd = begin_writing(&follow->seq);
+    STORE(follow->debt, r->follow.debt);
+    __atomic_store_n(&follow->seq, odd + 1, __ATOMIC_RELEASE);
+}
 
 static inline void publish_anchor(struct rule *r) { publish(&r->page->anchor, &r->anchor, sizeof(r->anchor)); }
 

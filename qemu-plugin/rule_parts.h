@@ -14,6 +14,11 @@
 #define READ_TRIES 3
 /* Shortest span over which the TSC's rate is measured: 1 ms. */
 #define RATE_SPAN INT64_C(1000000)
+/* What kvmclock may leave CLOCK_MONOTONIC_RAW by itself, ppb: both are the TSC, scaled by two factors that differ by up
+ * to 230 (the resolution of the kernel's). */
+#define OWN_RATE UINT64_C(300)
+/* The kernel may tell how long the host slept by a clock of whole seconds. */
+#define SLEEP_ERROR UINT64_C(2000000000)
 
 static inline uint64_t magnitude(int64_t v) { return v < 0 ? -(uint64_t)v : (uint64_t)v; }
 
@@ -28,13 +33,18 @@ struct reading {
     uint64_t error;
 };
 
-/* What the kernel's clock may have left the host's other clocks by itself from one moment to another, at most, and
- * what it did leave them by, where it was seen to leave them by so much. */
-uint64_t own_drift(const struct moment *from, const struct moment *to);
+/* What the kernel's clock may have left the host's other clocks by itself from one moment to another, at most. */
+static inline uint64_t own_drift(const struct moment *from, const struct moment *to) {
+    uint64_t slept = to->slept - from->slept;
+    uint64_t passed = to->raw - from->raw + slept;
+    return passed / SECOND * OWN_RATE + passed % SECOND * OWN_RATE / SECOND + (slept ? SLEEP_ERROR : 0);
+}
+
+/* What it did leave them by, where it was seen to leave them by so much. */
 int64_t own(const struct rule *r, const struct moment *from, const struct moment *to, int64_t seen);
 void notice_sleep(struct rule *r);
 uint64_t read_moment(const struct rule *r, struct moment *now);
-int read_clock(struct rule *r, int fd, struct kvm_clock_data *data, struct reading *out);
+int read_clock(struct rule *r, int fd, struct reading *out);
 void read_better(struct rule *r, int fd, struct reading *best);
 bool read_stable(struct rule *r, int fd, struct reading *now);
 

@@ -17,14 +17,64 @@ static bool away_since(const struct ftclock_import *i, uint64_t clock, const str
     return true;
 }
 
-/* The same, of an imported state or of this process's own, now. */
-static bool state_away(const struct rule *r, const struct ftclock_import *i, bool imported, uint64_t clock,
-                       struct moment *now, int64_t *away, uint64_t *error) {
-    *error = read_moment(r, now);
-    if (!imported || i->leg == FTCLOCK_LEG_RAW)
-        *error = 0; /* only one of the clocks counts */
-    *away = (int64_t)(expected(r, now->raw) - clock);
-    return !imported || away_since(i, clock, now, away);
+/* A state that is loaded. */
+struct state {
+    const struct ftclock_import *import; /* NULL: it is of this process's own guest */
+    struct moment now;
+    int64_t away;  /* how long its guest hasn't run, ns */
+    uint64_t blur; /* what is not known of now */
+};
+
+/* Finds out the rest of a state whose import is known. False: what it says can't be. */
+static bool state_away(const struct rule *r, struct state *s, uint64_t clock) {
+    s->blur = read_moment(r, &s->now);
+    if (!s->import || s->import->leg == FTCLOCK_LEG_RAW)
+        s->blur = 0; /* only one of the clocks counts */
+    s->away = (int64_t)(expected(r, s->now.raw) - clock);
+    return !s->import || away_since(s->import, clock, &s->now, &s->away);
+}
+
+/* Writes the clock of a state that is caught up, and moves the TSC with it. */
+static int write_state(struct rule *r, int fd, struct kvm_clock_data *data, struct ftclock_record *rec,
+                       const struct state *s) {
+    /* The TSC that belongs to the guest's clock: as it came with the reading, or as it was at this process's last stop.
+     */
+    const struct ftclock_import *i = s->import;
+    uint64_t from_clock = i ? i->clock : r->saved, from_tsc = i ? i->tsc : r->stop_tsc;
+    uint32_t from_khz = i ? i->khz : r->stop_tsc ? r->khz : 0;
+    struct ftclock_anchor before = r->anchor;
+    r->anchor = (struct ftclock_anchor){
+        .valid = 1,
+        .epoch = r->anchor.epoch + 1,
+        .clock = data->clock + (uint64_t)rec->lost,
+        .raw = s->now.raw,
+        .real = s->now.real,
+        .boot = s->now.boot,
+        .slept = r->slept,
+        .error = i ? i->error : r->anchor.error,
+    };
+    r->drifted_raw = s->now.raw;
+    r->left = 0;
+    uint64_t error = r->anchor.error > UINT64_MAX - s->blur ? UINT64_MAX : r->anchor.error + s->blur;
+    if (!write_expected(r, fd, data->clock, rec)) {
+        r->anchor = before;
+        return pass(r, fd, data, rec, FTCLOCK_REASON_WRITE_FAILED);
+    }
+    rec->reason = i ? FTCLOCK_REASON_FROM_IMPORT : FTCLOCK_REASON_FROM_ANCHOR;
+    if (s->away < 0)
+        rec->reason = FTCLOCK_REASON_NEVER_BACK;
+    rec->tsc = move_tsc(r, fd, from_clock, from_tsc, from_khz, data, rec);
+    /* The guest is off by what the write missed. Where that can't be read, it is no more than all of this took. */
+    uint64_t missed = r->anchor.valid ? magnitude(r->left) : r->host->raw() - s->now.raw;
+    r->anchor.error = error > UINT64_MAX - missed ? UINT64_MAX : error + missed;
+    if (i && r->anchor.error > rec->error)
+        rec->error = r->anchor.error < INT64_MAX ? r->anchor.error : INT64_MAX;
+    publish_anchor(r);
+    /* A guest that is ahead owes it to its reference. An older state of the same guest goes on with its old base. */
+    if (i)
+        take_base(r, data->clock + (uint64_t)s->away, s->now.real);
+    rec->decision = FTCLOCK_ANCHORED;
+    return 0;
 }
 
 /*
@@ -55,63 +105,23 @@ int restore(struct rule *r, int fd, struct kvm_clock_data *data, struct ftclock_
     struct reading here;
     if (!imported && r->stopped && read_stable(r, fd, &here))
         judge_pause(r, &here);
-    struct moment now;
-    int64_t away;
-    uint64_t blur;
-    if (!state_away(r, &import, imported, data->clock, &now, &away, &blur))
+    struct state s = {.import = imported ? &import : NULL};
+    if (!state_away(r, &s, data->clock))
         return pass(r, fd, data, rec, FTCLOCK_REASON_BOUNDS);
     if (imported) {
         r->import_used = import.seq;
         if (import.error > rec->error) /* to what the guest goes on by, not this host alone */
             rec->error = import.error < INT64_MAX ? import.error : INT64_MAX;
     }
-    rec->lost = away > 0 ? away : 0;
-    uint16_t reason = imported ? FTCLOCK_REASON_FROM_IMPORT : FTCLOCK_REASON_FROM_ANCHOR;
+    rec->lost = s.away > 0 ? s.away : 0;
     bool over = (uint64_t)rec->lost > limit;
     if ((migrate ? p.migrate_do : p.restore_do) != FTCLOCK_DO_CATCH_UP || over) {
         int rc = pass(r, fd, data, rec, over ? FTCLOCK_REASON_OVER_LIMIT : FTCLOCK_REASON_POLICY);
         rec->decision = rc < 0 ? FTCLOCK_PASSED : FTCLOCK_HELD;
         return rc;
     }
-    if (away < 0) {
-        /* By a clock of another host the guest is ahead. A little is that clock's error. */
-        if (magnitude(away) > limit)
-            return pass(r, fd, data, rec, FTCLOCK_REASON_BOUNDS);
-        reason = FTCLOCK_REASON_NEVER_BACK;
-    }
-    /* The TSC that belongs to the guest's clock: as it came with the reading, or as it was at this process's last stop.
-     */
-    uint64_t from_clock = imported ? import.clock : r->saved, from_tsc = imported ? import.tsc : r->stop_tsc;
-    uint32_t from_khz = imported ? import.khz : r->stop_tsc ? r->khz : 0;
-    struct ftclock_anchor before = r->anchor;
-    r->anchor = (struct ftclock_anchor){
-        .valid = 1,
-        .epoch = r->anchor.epoch + 1,
-        .clock = data->clock + (uint64_t)rec->lost,
-        .raw = now.raw,
-        .real = now.real,
-        .boot = now.boot,
-        .slept = r->slept,
-        .error = imported ? import.error : r->anchor.error,
-    };
-    r->drifted_raw = now.raw;
-    r->left = 0;
-    uint64_t error = r->anchor.error > UINT64_MAX - blur ? UINT64_MAX : r->anchor.error + blur;
-    if (!write_expected(r, fd, data->clock, rec)) {
-        r->anchor = before;
-        return pass(r, fd, data, rec, FTCLOCK_REASON_WRITE_FAILED);
-    }
-    rec->reason = reason;
-    rec->tsc = move_tsc(r, fd, from_clock, from_tsc, from_khz, data, rec);
-    /* The guest is off by what the write missed. Where that can't be read, it is no more than all of this took. */
-    uint64_t missed = r->anchor.valid ? magnitude(r->left) : r->host->raw() - now.raw;
-    r->anchor.error = error > UINT64_MAX - missed ? UINT64_MAX : error + missed;
-    if (imported && r->anchor.error > rec->error)
-        rec->error = r->anchor.error < INT64_MAX ? r->anchor.error : INT64_MAX;
-    publish_anchor(r);
-    /* A guest that is ahead owes it to its reference. An older state of the same guest goes on with its old base. */
-    if (imported)
-        take_base(r, data->clock + (uint64_t)away, now.real);
-    rec->decision = FTCLOCK_ANCHORED;
-    return 0;
+    /* By a clock of another host the guest is ahead. A little is that clock's error. */
+    if (s.away < 0 && magnitude(s.away) > limit)
+        return pass(r, fd, data, rec, FTCLOCK_REASON_BOUNDS);
+    return write_state(r, fd, data, rec, &s);
 }

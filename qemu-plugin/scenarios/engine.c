@@ -311,9 +311,13 @@ int try_cont(void) {
     CHECK(!page->now.paused && page->now.pause == pauses + 2);
     CHECK(record()->number == pauses + 1 && !(record()->seq & 1));
     CHECK((record()->decision == FTCLOCK_DROPPED) == (sim.sets == 0));
+    /* Readers find all of it in the page. */
+    size_t base = offsetof(struct ftclock_follow, base);
+    CHECK(memcmp(&page->follow.base, &rule.follow.base, sizeof(rule.follow) - base) == 0);
+    CHECK(page->now.saved == rule.saved && page->now.khz == rule.khz && page->now.stop_raw == rule.stop.raw);
     int64_t now = guest();
     digest(record(), sizeof(*record()));
-    digest(&page->follow, sizeof(page->follow));
+    digest(&rule.follow.base, sizeof(rule.follow) - base);
     digest(&now, sizeof(now));
     return rc;
 }

@@ -117,6 +117,20 @@ SCENARIO(utc_does_not_steer_by_held_pauses) {
     }
 }
 
+/* The guest stood until the kernel took the value, however late that was, and however late it was read back. */
+SCENARIO(utc_does_not_steer_by_a_held_pause_that_is_preempted) {
+    for (int place = 1; place <= 40; place++) {
+        in_case("at place %d", place);
+        following(0);
+        stop_after(SEC);
+        order(HOLD);
+        stand(30 * MS);
+        cont_preempted(place, 7 * MS);
+        mark_twin();
+        settles(20, 3 * US);
+    }
+}
+
 SCENARIO(utc_with_a_slew_of_any_size_in_the_page) {
     following(0);
     page->policy.slew_ppm = UINT32_MAX;
