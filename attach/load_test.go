@@ -16,6 +16,7 @@ import (
 	"time"
 
 	testbuilt "ftclock/test/built"
+	"ftclock/test/check"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,9 +29,7 @@ func libraries(t *testing.T, n int) (good []string, bad string) {
 		good = append(good, copied(t, module(t), filepath.Join(dir, fmt.Sprintf("module%d.so", i))))
 	}
 	bad = filepath.Join(dir, "bad.so")
-	if err := os.WriteFile(bad, []byte(strings.Repeat("no ELF file\n", 20)), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.WriteFile(bad, []byte(strings.Repeat("no ELF file\n", 20)), 0o644))
 	return good, bad
 }
 
@@ -104,9 +103,7 @@ func TestBusy(t *testing.T) {
 	g := start(t, targetProgram(t), "busy")
 	s := g.survey(module(t))
 	defer s.close()
-	if err := s.warm(); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, s.warm())
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer cancel()
 	result, err := s.inject(ctx)
@@ -212,20 +209,13 @@ func TestTracerDies(t *testing.T) {
 			midway := 0
 			for range deaths {
 				cmd := inRole("loader", append([]string{fmt.Sprint(g.pid), bad}, good...)...)
-				stdout, err := cmd.StdoutPipe()
-				if err != nil {
-					t.Fatal(err)
-				}
-				if err := cmd.Start(); err != nil {
-					t.Fatal(err)
-				}
+				stdout := check.Value(cmd.StdoutPipe())(t)
+				check.NoError(t, cmd.Start())
 				if line, err := bufio.NewReader(stdout).ReadString('\n'); line != "ready\n" {
 					t.Fatalf("the tracer says %q, %v", line, err)
 				}
 				time.Sleep(time.Duration(rand.IntN(10000)) * time.Microsecond)
-				if err := cmd.Process.Kill(); err != nil {
-					t.Fatal(err)
-				}
+				check.NoError(t, cmd.Process.Kill())
 				rest, _ := io.ReadAll(stdout)
 				_ = cmd.Wait()
 				if len(rest) > 0 {
@@ -241,9 +231,7 @@ func TestTracerDies(t *testing.T) {
 				t.Error("no tracer died midway: this test has tested nothing")
 			}
 			last := copied(t, module(t), filepath.Join(t.TempDir(), "last.so"))
-			if _, err := load(patience(t), g.pid, last, anyProgram); err != nil {
-				t.Fatal(err)
-			}
+			check.Value(load(patience(t), g.pid, last, anyProgram))(t)
 			g.fine()
 			if !g.startIsClean() {
 				t.Error("_start isn't as in the file")
@@ -319,9 +307,7 @@ func TestForeignStartCode(t *testing.T) {
 	g := start(t, targetProgram(t))
 	s := g.survey(module(t))
 	defer s.close()
-	if _, err := s.mem.WriteAt([]byte{0xcc}, int64(s.entry)+3); err != nil {
-		t.Fatal(err)
-	}
+	check.Value(s.mem.WriteAt([]byte{0xcc}, int64(s.entry)+3))(t)
 	if _, err := s.inject(patience(t)); !errors.Is(err, ErrNoSlot) {
 		t.Fatal(err)
 	}
@@ -363,24 +349,16 @@ func TestRefusals(t *testing.T) {
 		s := g.survey(mod)
 		defer s.close()
 		cmd := inRole("holder", fmt.Sprint(g.pid))
-		stdin, err := cmd.StdinPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
+		stdin := check.Value(cmd.StdinPipe())(t)
 		h := &target{t: t, cmd: cmd, stdin: stdin}
-		stdout, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
+		stdout := check.Value(cmd.StdoutPipe())(t)
+		check.NoError(t, cmd.Start())
 		defer h.kill()
 		if line, err := bufio.NewReader(stdout).ReadString('\n'); line != "ready\n" {
 			t.Fatalf("the tracer says %q, %v", line, err)
 		}
 		// Once before, once at the seizing.
-		_, err = load(patience(t), g.pid, mod, anyProgram)
+		_, err := load(patience(t), g.pid, mod, anyProgram)
 		says(t, err, ErrTraced, fmt.Sprintf("by process %d (", cmd.Process.Pid))
 		_, err = s.inject(patience(t))
 		says(t, err, ErrTraced, fmt.Sprintf("by process %d (", cmd.Process.Pid))
@@ -390,9 +368,7 @@ func TestRefusals(t *testing.T) {
 		g := start(t, targetProgram(t), "forever")
 		s := g.survey(mod)
 		defer s.close()
-		if err := unix.Kill(g.pid, unix.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, unix.Kill(g.pid, unix.SIGSTOP))
 		for !strings.HasPrefix(statusField(t, g.pid, "State"), "T") {
 			time.Sleep(time.Millisecond)
 		}
@@ -403,18 +379,14 @@ func TestRefusals(t *testing.T) {
 		if state := statusField(t, g.pid, "State"); !strings.HasPrefix(state, "T") {
 			t.Errorf("the target isn't stopped any more: %s", state)
 		}
-		if err := unix.Kill(g.pid, unix.SIGCONT); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, unix.Kill(g.pid, unix.SIGCONT))
 		g.ask()
 	})
 	t.Run("zombie", func(t *testing.T) {
 		g := start(t, targetProgram(t))
 		s := g.survey(mod)
 		defer s.close()
-		if err := unix.Kill(g.pid, unix.SIGKILL); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, unix.Kill(g.pid, unix.SIGKILL))
 		for !strings.HasPrefix(statusField(t, g.pid, "State"), "Z") {
 			time.Sleep(time.Millisecond)
 		}
@@ -432,12 +404,8 @@ func TestRefusals(t *testing.T) {
 	t.Run("library", func(t *testing.T) {
 		g := start(t, targetProgram(t))
 		dir := t.TempDir()
-		if err := os.Symlink("loop", dir+"/loop"); err != nil {
-			t.Fatal(err)
-		}
-		if err := unix.Mkfifo(dir+"/fifo", 0o644); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, os.Symlink("loop", dir+"/loop"))
+		check.NoError(t, unix.Mkfifo(dir+"/fifo", 0o644))
 		for path, why := range map[string]string{
 			"module.so":                     "not an absolute path",
 			"/" + strings.Repeat("a", 5000): "not an absolute path of less",
@@ -486,20 +454,12 @@ func TestKVMUpgraded(t *testing.T) {
 	cmd.Env = append(os.Environ(), "LD_LIBRARY_PATH="+dir)
 	g := startCommand(t, cmd)
 	for _, name := range []string{"/qemu-system-test", "/libc.so.6"} {
-		if err := os.Remove(dir + name); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(dir+name, []byte("a newer version"), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, os.Remove(dir+name))
+		check.NoError(t, os.WriteFile(dir+name, []byte("a newer version"), 0o755))
 	}
 	link := dir + "/module.so"
-	if err := os.Symlink(module(t), link); err != nil {
-		t.Fatal(err)
-	}
-	if err := Check(g.pid, link); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.Symlink(module(t), link))
+	check.NoError(t, Check(g.pid, link))
 	if result, err := Load(patience(t), g.pid, link); err != nil || result.Already || result.Attempts < 1 || result.Stopped <= 0 {
 		t.Fatalf("%+v, %v", result, err)
 	}
@@ -514,9 +474,6 @@ func TestKVMUpgraded(t *testing.T) {
 
 func mapsOf(t *testing.T, pid int) []mapping {
 	t.Helper()
-	maps, err := readMaps(pid)
-	if err != nil {
-		t.Fatal(err)
-	}
+	maps := check.Value(readMaps(pid))(t)
 	return maps
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	testbuilt "ftclock/test/built"
+	"ftclock/test/check"
 
 	"golang.org/x/sys/unix"
 )
@@ -76,10 +77,7 @@ func openFiles() []string {
 // built is the path of what the Makefile builds for these tests.
 func built(t *testing.T, name string) string {
 	t.Helper()
-	path, err := testbuilt.Path(name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	path := check.Value(testbuilt.Path(name))(t)
 	return path
 }
 
@@ -90,13 +88,8 @@ func module(t *testing.T) string { return built(t, testbuilt.TargetModule) }
 // copied gives a file another name and inode: dlopen takes it for another library.
 func copied(t *testing.T, from, to string) string {
 	t.Helper()
-	content, err := os.ReadFile(from)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(to, content, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	content := check.Value(os.ReadFile(from))(t)
+	check.NoError(t, os.WriteFile(to, content, 0o755))
 	return to
 }
 
@@ -117,18 +110,10 @@ func start(t *testing.T, program string, words ...string) *target {
 
 func startCommand(t *testing.T, cmd *exec.Cmd) *target {
 	t.Helper()
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	stdin := check.Value(cmd.StdinPipe())(t)
+	stdout := check.Value(cmd.StdoutPipe())(t)
 	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, cmd.Start())
 	g := &target{t: t, cmd: cmd, pid: cmd.Process.Pid, stdin: stdin, lines: bufio.NewReader(stdout)}
 	t.Cleanup(g.kill)
 	if line, err := g.lines.ReadString('\n'); line != "ready\n" {
@@ -168,10 +153,7 @@ func (g *target) fine() {
 	g.t.Helper()
 	g.ask()
 	g.ask()
-	mask, err := strconv.ParseUint(statusField(g.t, g.pid, "SigBlk"), 16, 64)
-	if err != nil {
-		g.t.Fatal(err)
-	}
+	mask := check.Value(strconv.ParseUint(statusField(g.t, g.pid, "SigBlk"), 16, 64))(g.t)
 	mask &^= 1 << (unix.SIGALRM - 1) // blocked while its handler runs, 2000 times a second
 	if mask := fmt.Sprintf("%016x", mask); !slices.Contains(ownMasks, mask) {
 		g.t.Fatalf("the target's signal mask is %s", mask)
@@ -191,18 +173,13 @@ func (g *target) startIsClean() bool {
 
 func (g *target) start(s *subject) (code [stubRoom]byte) {
 	g.t.Helper()
-	if _, err := s.mem.ReadAt(code[:], int64(s.entry)); err != nil {
-		g.t.Fatal(err)
-	}
+	check.Value(s.mem.ReadAt(code[:], int64(s.entry)))(g.t)
 	return code
 }
 
 func (g *target) survey(library string) *subject {
 	g.t.Helper()
-	s, err := survey(g.pid, library, anyProgram)
-	if err != nil {
-		g.t.Fatal(err)
-	}
+	s := check.Value(survey(g.pid, library, anyProgram))(g.t)
 	return s
 }
 
@@ -210,10 +187,7 @@ func anyProgram(*subject) error { return nil }
 
 func statusField(t *testing.T, pid int, name string) string {
 	t.Helper()
-	content, err := os.ReadFile(procPath(pid, "status"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	content := check.Value(os.ReadFile(procPath(pid, "status")))(t)
 	for line := range strings.Lines(string(content)) {
 		if value, ok := strings.CutPrefix(line, name+":"); ok {
 			return strings.TrimSpace(value)

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"ftclock/test/check"
 )
 
 // vm is a QEMU with a monitor.
@@ -30,9 +32,7 @@ func startQEMU(t *testing.T, accel string, more ...string) *vm {
 	cmd := exec.Command("qemu-system-x86_64", append(args, more...)...)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, cmd.Start())
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
@@ -66,17 +66,13 @@ func (v *vm) read() map[string]json.RawMessage {
 		v.t.Fatalf("reading from the monitor: %v", err)
 	}
 	var message map[string]json.RawMessage
-	if err := json.Unmarshal(line, &message); err != nil {
-		v.t.Fatal(err)
-	}
+	check.NoError(v.t, json.Unmarshal(line, &message))
 	return message
 }
 
 func (v *vm) execute(command string) string {
 	v.t.Helper()
-	if _, err := v.monitor.Write([]byte(`{"execute":"` + command + `"}`)); err != nil {
-		v.t.Fatal(err)
-	}
+	check.Value(v.monitor.Write([]byte(`{"execute":"` + command + `"}`)))(v.t)
 	for {
 		if answer, ok := v.read()["return"]; ok {
 			return string(answer)
@@ -91,9 +87,7 @@ func TestKVMLoadsIntoQEMU(t *testing.T) {
 	for range 5 {
 		v := startQEMU(t, "kvm")
 		mask := statusField(t, v.pid, "SigBlk")
-		if err := Check(v.pid, mod); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, Check(v.pid, mod))
 		if _, ok, err := Loaded(v.pid); ok || err != nil {
 			t.Fatal(ok, err)
 		}
@@ -141,17 +135,13 @@ func TestKVMLoadsIntoAConfinedQEMU(t *testing.T) {
 	v := startQEMU(t, "kvm", "-runas", "nobody",
 		"-sandbox", "on,obsolete=deny,spawn=deny,resourcecontrol=deny")
 	hidden := t.TempDir()
-	if err := os.Chmod(hidden, 0o700); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.Chmod(hidden, 0o700))
 	refuses(t, v.pid, copied(t, module(t), hidden+"/module.so"), nil, "can't be reached by the process (uid 65534")
 	dir := t.TempDir()
 	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil { // which t.TempDir makes for us alone
 		t.Fatal(err)
 	}
-	if _, err := Load(patience(t), v.pid, copied(t, module(t), dir+"/module.so")); err != nil {
-		t.Fatal(err)
-	}
+	check.Value(Load(patience(t), v.pid, copied(t, module(t), dir+"/module.so")))(t)
 	if _, ok, err := Loaded(v.pid); !ok || err != nil {
 		t.Fatal(ok, err)
 	}

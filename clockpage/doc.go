@@ -1,10 +1,12 @@
-// Package clockpage is the Go side of the page of memory that ftclock's module inside QEMU shares with ftclock's shim
-// outside it. clockpage.h is the page's definition; this package mirrors it, and a test compares the two.
+// Package clockpage is the Go side of the memory page that ftclock's module inside QEMU shares with
+// ftclock's shim outside it. clockpage.h defines the page; this package mirrors it, and a test
+// compares the two.
 //
-// It is for the shim, which writes the policy and the orders, and for the tools that read the records. It is not a
-// general shared-memory library, and it decides nothing: the rule of the clock lives in the module.
+// It is for the shim, which writes the policy and the orders, and for tools that read the pauses'
+// records. It isn't a general shared-memory library, and it decides nothing: the module alone
+// decides about the clock.
 //
-// Whatever is read from a page comes from a process that a guest may have taken over. Readers bound their retries,
-// never panic, and tell apart a page that isn't ready (ErrNotYet), one that changed under them (ErrTorn), and a
-// record that the ring no longer holds (ErrStale).
+// A page belongs to a process that a guest may have taken over. So readers bound their retries,
+// never panic, and tell three cases apart: a page that isn't ready (ErrNotYet), one that changed
+// during the read (ErrTorn), and a record that the ring no longer holds (ErrStale).
 package clockpage

@@ -117,7 +117,7 @@ func (p *peerProgram) build() error {
 	}
 	p.path = filepath.Join(p.dir, "peer")
 	// The go command runs a test again if a file changed that the test looked at: gcc's don't count.
-	for _, f := range []string{"testdata/peer.c", "../qemu-plugin/rule.c", "../qemu-plugin/rule.h"} {
+	for _, f := range []string{"testdata/peer.c", "../qemu-plugin/rule_page.h", "../qemu-plugin/rule.h"} {
 		if _, err := os.Stat(f); err != nil {
 			return err
 		}

@@ -1,8 +1,8 @@
-// Package control is what ftclock's command line and a domain's shim say to each other: one JSON request and one JSON
-// answer, each a line, over a unix socket that only root can open. It also has the names by which hook, shim and command line know
-// libvirt's files and their own.
+// Package control has the requests that ftclock's command line sends to a domain's shim, and the
+// replies: one JSON value each, on one line, over a unix socket that only root can open. It also
+// has the names of the files of libvirt and ftclock that hook, shim and command line use.
 //
-// A shim keeps its socket in a directory of its domain's UUID below Dir; the directory's being there means that a shim
-// was started, the socket's answering that it lives. The package holds the messages, the paths and the client; the
-// server is the shim's.
+// A shim keeps its socket in a directory named for its domain's UUID, below Dir. If the directory
+// exists, a shim was started; if the socket answers, the shim lives. This package has the messages,
+// the paths and the client. The server is in qmp-shim.
 package control

@@ -10,6 +10,7 @@ import (
 
 	"ftclock/control"
 	"ftclock/spawn"
+	"ftclock/test/check"
 )
 
 // FuzzHookInput calls the hook with anything on its stdin. Whatever that is, the hook says at most one line, touches
@@ -30,20 +31,14 @@ func FuzzHookInput(f *testing.F) {
 	root := f.TempDir()
 	lib := filepath.Join(root, "l")
 	dir := filepath.Join(lib, "domain-7-a name longer than t")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		f.Fatal(err)
-	}
+	check.NoError(f, os.MkdirAll(dir, 0o755))
 	outside := filepath.Join(root, "outside")
-	if err := os.WriteFile(outside, nil, 0o600); err != nil {
-		f.Fatal(err)
-	}
+	check.NoError(f, os.WriteFile(outside, nil, 0o600))
 	running(f, Host{Root: root, Run: "run"})
 	f.Fuzz(func(t *testing.T, xml []byte, op string, works bool) {
 		monitor, renamed := filepath.Join(dir, control.MonitorSocket), filepath.Join(dir, control.QEMUSocket)
 		_ = os.Remove(renamed)
-		if err := os.WriteFile(monitor, nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, os.WriteFile(monitor, nil, 0o600))
 		started, noted := 0, 0
 		h := Host{Root: root, Lib: lib, Run: "run", State: filepath.Join(root, "s"),
 			Start: func(_ context.Context, o spawn.Spec) error {

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ftclock/test/check"
 	"ftclock/test/endings"
 )
 
@@ -32,38 +33,23 @@ type kept struct {
 func startKept(t *testing.T) *kept {
 	t.Helper()
 	dir := t.TempDir()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
+	self := check.Value(os.Executable())(t)
 	k := &kept{t: t, program: filepath.Join(dir, "program"), log: filepath.Join(dir, "log")}
-	if err := os.Symlink(self, k.program); err != nil {
-		t.Fatal(err)
-	}
-	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.Symlink(self, k.program))
+	ends := check.Value(unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0))(t)
 	k.orders = ends[0]
 	timeout := unix.NsecToTimeval(patience.Nanoseconds())
-	if err := unix.SetsockoptTimeval(k.orders, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, unix.SetsockoptTimeval(k.orders, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout))
 	theirs := os.NewFile(uintptr(ends[1]), "orders")
-	log, err := os.Create(k.log)
-	if err != nil {
-		t.Fatal(err)
-	}
+	log := check.Value(os.Create(k.log))(t)
 	k.first = exec.Command(k.program, Flag, "-worker")
 	k.first.Env = append(os.Environ(), Passed([]string{"orders"})...)
 	k.first.ExtraFiles = []*os.File{theirs}
 	k.first.Stdout, k.first.Stderr = log, log
-	err = k.first.Start()
+	err := k.first.Start()
 	theirs.Close()
 	log.Close()
-	if err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, err)
 	t.Cleanup(func() {
 		_ = unix.Close(k.orders)
 		if left := endings.Kill(k.processes, patience); len(left) > 0 {
@@ -97,9 +83,7 @@ func (k *kept) hear() string {
 
 func (k *kept) ask(order string) string {
 	k.t.Helper()
-	if _, err := unix.Write(k.orders, []byte(order)); err != nil {
-		k.t.Fatal(err)
-	}
+	check.Value(unix.Write(k.orders, []byte(order)))(k.t)
 	return k.hear()
 }
 
@@ -112,9 +96,7 @@ func (k *kept) want(order, answer string) {
 
 func (k *kept) pids() (worker, keeper int) {
 	k.t.Helper()
-	if _, err := fmt.Sscan(k.ask("pids"), &worker, &keeper); err != nil {
-		k.t.Fatal(err)
-	}
+	check.Value(fmt.Sscan(k.ask("pids"), &worker, &keeper))(k.t)
 	return worker, keeper
 }
 
@@ -179,23 +161,23 @@ func TestDescriptorsOutliveBoth(t *testing.T) {
 	k.want("put a'", "ok") // in the place of a
 	k.want("drop b", "ok")
 	k.want("put c", "ok")
-	check := func() {
+	held := func() {
 		t.Helper()
 		k.want("get a", "/memfd:a' (deleted)")
 		k.want("get b", "none")
 		k.want("get c", "/memfd:c (deleted)")
 	}
-	check()
+	held()
 	k.killWorker()
-	check()
+	held()
 	k.killKeeper()
-	check()
+	held()
 	k.killWorker() // by a keeper that a worker started
-	check()
+	held()
 	k.want("put late", "ok") // a worker that a later keeper started reaches it
 	k.killWorker()
 	k.want("get late", "/memfd:late (deleted)")
-	check()
+	held()
 }
 
 func TestAPutJustBeforeDeathIsKept(t *testing.T) {
@@ -266,9 +248,7 @@ func TestDoneEndsBoth(t *testing.T) {
 func TestTermReachesTheWorker(t *testing.T) {
 	k := startKept(t)
 	_, keeper := k.pids()
-	if err := unix.Kill(keeper, unix.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, unix.Kill(keeper, unix.SIGTERM))
 	if got := k.hear(); got != "term" {
 		t.Fatal(got)
 	}
@@ -282,24 +262,13 @@ func TestUpgradeExecutesInPlace(t *testing.T) {
 	k.want("put a", "ok")
 	self, _ := os.Executable()
 	copied := filepath.Join(t.TempDir(), "newer")
-	program, err := os.ReadFile(self)
-	if err == nil {
-		err = os.WriteFile(copied, program, 0o755)
-	}
-	if err == nil {
-		err = os.Symlink(copied, k.program+".new")
-	}
-	if err == nil {
-		err = os.Rename(k.program+".new", k.program)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	program := check.Value(os.ReadFile(self))(t)
+	check.NoError(t, os.WriteFile(copied, program, 0o755))
+	check.NoError(t, os.Symlink(copied, k.program+".new"))
+	check.NoError(t, os.Rename(k.program+".new", k.program))
 	for range 3 {
 		worker, keeper := k.pids()
-		if err := unix.Kill(keeper, syscall.SIGHUP); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, unix.Kill(keeper, syscall.SIGHUP))
 		k.eventually("another worker", func() bool { return gone(worker) })
 		now, same := k.pids()
 		if same != keeper {
@@ -327,16 +296,10 @@ func TestUpgradeExecutesInPlace(t *testing.T) {
 func TestABrokenUpgradeIsRefused(t *testing.T) {
 	k := startKept(t)
 	k.want("put a", "ok")
-	if err := os.Rename(k.program, k.program+".good"); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(k.program, []byte("#!/bin/sh\nexit 3\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.Rename(k.program, k.program+".good"))
+	check.NoError(t, os.WriteFile(k.program, []byte("#!/bin/sh\nexit 3\n"), 0o755))
 	worker, keeper := k.pids()
-	if err := unix.Kill(keeper, syscall.SIGHUP); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, unix.Kill(keeper, syscall.SIGHUP))
 	k.eventually("the refusal", func() bool {
 		text, _ := os.ReadFile(k.log)
 		return strings.Contains(string(text), "not upgrading")
@@ -344,9 +307,7 @@ func TestABrokenUpgradeIsRefused(t *testing.T) {
 	if w, kp := k.pids(); w != worker || kp != keeper {
 		t.Fatalf("worker %d and keeper %d became %d and %d", worker, keeper, w, kp)
 	}
-	if err := os.Rename(k.program+".good", k.program); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.Rename(k.program+".good", k.program))
 	k.killWorker()
 	k.want("get a", "/memfd:a (deleted)")
 }
@@ -355,12 +316,8 @@ func TestABrokenUpgradeIsRefused(t *testing.T) {
 func TestABrokenProgramEndsNothing(t *testing.T) {
 	k := startKept(t)
 	k.want("put a", "ok")
-	if err := os.Remove(k.program); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(k.program, []byte("#!/bin/sh\nexit 3\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.Remove(k.program))
+	check.NoError(t, os.WriteFile(k.program, []byte("#!/bin/sh\nexit 3\n"), 0o755))
 	for range 3 {
 		k.killWorker()
 		k.want("get a", "/memfd:a (deleted)")
@@ -389,14 +346,9 @@ type systemd struct {
 func newSystemd(t *testing.T) *systemd {
 	t.Helper()
 	t.Chdir(t.TempDir()) // a socket's address is short; the directory of a test may not be
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
+	self := check.Value(os.Executable())(t)
 	s := &systemd{t: t, program: self, path: "notify", held: make(map[string]*os.File)}
-	if s.socket, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
-		t.Fatal(err)
-	}
+	s.socket = check.Value(unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0))(t)
 	timeout := unix.NsecToTimeval(patience.Nanoseconds())
 	if err := errors.Join(unix.Bind(s.socket, &unix.SockaddrUnix{Name: s.path}),
 		unix.SetsockoptTimeval(s.socket, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout)); err != nil {
@@ -417,10 +369,7 @@ func newSystemd(t *testing.T) *systemd {
 // start starts the main process, as sd_listen_fds_with_names(3) has it.
 func (s *systemd) start() {
 	s.t.Helper()
-	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	ends := check.Value(unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0))(s.t)
 	theirs := os.NewFile(uintptr(ends[1]), "orders")
 	defer theirs.Close()
 	_ = unix.Close(s.orders)
@@ -434,9 +383,7 @@ func (s *systemd) start() {
 		s.process.ExtraFiles = append(s.process.ExtraFiles, f)
 	}
 	s.process.Env = append(append(os.Environ(), Passed(names)...), envNotify+"="+s.path)
-	if err := s.process.Start(); err != nil {
-		s.t.Fatal(err)
-	}
+	check.NoError(s.t, s.process.Start())
 }
 
 func (s *systemd) ask(order string) string {
@@ -468,10 +415,7 @@ func (s *systemd) told(want string) {
 		delete(s.held, name)
 	}
 	if oobn > 0 {
-		messages, err := unix.ParseSocketControlMessage(oob[:oobn])
-		if err != nil {
-			s.t.Fatal(err)
-		}
+		messages := check.Value(unix.ParseSocketControlMessage(oob[:oobn]))(s.t)
 		fds, err := unix.ParseUnixRights(&messages[0])
 		if err != nil || len(fds) != 1 {
 			s.t.Fatalf("with %v, %v", fds, err)
@@ -494,7 +438,7 @@ func TestUnderSystemd(t *testing.T) {
 	s.told("FDSTOREREMOVE=1\nFDNAME=b")
 	s.ask("ready")
 	s.told("READY=1")
-	check := func() {
+	held := func() {
 		t.Helper()
 		for order, want := range map[string]string{"get a": "/memfd:a' (deleted)", "get b": "none", "pids": fmt.Sprint(s.process.Process.Pid, " 0")} {
 			if got := s.ask(order); got != want {
@@ -502,18 +446,16 @@ func TestUnderSystemd(t *testing.T) {
 			}
 		}
 	}
-	check()
+	held()
 	for range 2 {
 		_ = s.process.Process.Kill()
 		_ = s.process.Wait()
 		s.start()
-		check()
+		held()
 		// In place, and once more: the numbers are others each time.
 		for range 3 {
-			if _, err := unix.Write(s.orders, []byte("upgrade")); err != nil {
-				t.Fatal(err)
-			}
-			check()
+			check.Value(unix.Write(s.orders, []byte("upgrade")))(t)
+			held()
 		}
 	}
 	s.ask("done")

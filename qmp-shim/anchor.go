@@ -89,13 +89,13 @@ func here(boot string, slept uint64, at instant) bool {
 	return boot != "" && boot == host.BootID() && slept < at.slept+slack && at.slept < slept+slack
 }
 
+var errNotLoaded = errors.New("the module isn't loaded: `ftclock status` says why")
+
 // readAnchor gives what the guest's clock reads now, or will when its pause has been caught up.
 func (d *domain) readAnchor() (metadata.Anchor, error) {
-	d.mu.Lock()
-	page := d.page
-	d.mu.Unlock()
+	page := d.view().page
 	if page == nil {
-		return metadata.Anchor{}, errors.New("the module isn't loaded: `ftclock status` says why")
+		return metadata.Anchor{}, errNotLoaded
 	}
 	module, err := page.Anchor()
 	if err != nil {
@@ -153,35 +153,46 @@ func (d *domain) importAnchor(a metadata.Anchor, event clockpage.Event) error {
 		v.Leg, v.At, v.Rate = clockpage.LegReal, a.Real, a.Rate
 		v.Error += a.HostError + uint64(kept.MaximumError)
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.page == nil {
-		return errors.New("the module isn't loaded: `ftclock status` says why")
+	policy, err := d.setImport(v, false)
+	if err != nil {
+		return err
 	}
-	d.page.SetImport(v)
 	d.log.Info().Stringer("event", event).Stringer("by", v.Leg).Uint64("error_ns", v.Error).Msg("anchor of an earlier process taken over")
-	if v.Leg == clockpage.LegReal && !(a.Synchronised && kept.Synchronised) && d.catchesUp(event) {
+	if v.Leg == clockpage.LegReal && !(a.Synchronised && kept.Synchronised) && catchesUp(policy, event) {
 		which := "this host's clock isn't"
 		if kept.Synchronised {
 			which = "the clock of the host that it comes from isn't"
 		} else if !a.Synchronised {
 			which = "neither host's clock is"
 		}
-		d.warn(fmt.Sprintf("the guest's clock goes on by CLOCK_REALTIME, but %s synchronised: it may be off by more than %v; run chrony on both hosts",
+		d.notes.warn(fmt.Sprintf("the guest's clock goes on by CLOCK_REALTIME, but %s synchronised: it may be off by more than %v; run chrony on both hosts",
 			which, time.Duration(v.Error)))
 	}
 	return nil
 }
 
-// catchesUp says whether a state that is loaded is to be caught up. The caller holds d.mu.
-func (d *domain) catchesUp(event clockpage.Event) bool {
+// setImport gives the module what a state is caught up from, only if it is the one of the last stop where onlyThat says so. It gives
+// the policy.
+func (d *domain) setImport(v clockpage.Import, onlyThat bool) (*metadata.Policy, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.page == nil {
+		return nil, errNotLoaded
+	}
+	d.page.SetImport(v)
+	d.onlyThat = onlyThat
+	return d.policy, nil
+}
+
+// catchesUp says whether a state that is loaded is to be caught up.
+func catchesUp(p *metadata.Policy, event clockpage.Event) bool {
 	switch {
-	case d.policy == nil:
+	case p == nil:
 		return false
 	case event == clockpage.Migrate:
-		return d.policy.Migrate.Do == metadata.CatchUp
+		return p.Migrate.Do == metadata.CatchUp
 	}
-	return d.policy.Restore.Do == metadata.CatchUp
+	return p.Restore.Do == metadata.CatchUp
 }
 
 // cantCatchUp says why the time of a migration or a restore isn't caught up, if it was to be.
@@ -190,9 +201,7 @@ func (d *domain) cantCatchUp(incoming string, err error) {
 	if incoming == control.Migrated {
 		event = clockpage.Migrate
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.catchesUp(event) {
-		d.warn("the time that the guest was away isn't caught up: " + err.Error() + "; what it lost stays lost, `ftclock status --records 256` has it")
+	if catchesUp(d.view().policy, event) {
+		d.notes.warn("the time that the guest was away isn't caught up: " + err.Error() + "; what it lost stays lost, `ftclock status --records 256` has it")
 	}
 }

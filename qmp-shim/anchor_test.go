@@ -19,6 +19,7 @@ import (
 // Offsets in the page, of clockpage.h.
 const (
 	atCounts = 192
+	atNow    = 320
 	atAnchor = 384
 	atRecord = 512
 )
@@ -35,14 +36,22 @@ func write(t *testing.T, f io.WriterAt, at int64, words ...uint64) {
 	}
 }
 
-func testDomain(t *testing.T, clock string) *domain {
+func testDomain(t testing.TB, clock string) *domain {
 	t.Helper()
-	d, err := newDomain(zerolog.New(io.Discard), memory{Clock: clock}, func(memory) {})
+	return domainOf(t, memory{Clock: clock}, zerolog.Nop(), func(memory) {})
+}
+
+func domainOf(t testing.TB, m memory, log zerolog.Logger, save func(memory)) *domain {
+	t.Helper()
+	d, err := newDomain(log, m, save)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return d
 }
+
+// warnings are what status has to say.
+func warnings(d *domain) []string { return d.notes.read().Problems.Warnings }
 
 const (
 	byDefault = `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`
@@ -149,20 +158,17 @@ func TestAnchorIsImported(t *testing.T) {
 					t.Errorf("refused with %v, want %s", err, c.refused)
 				}
 				return
-			}
-			if err != nil {
+			} else if err != nil {
 				t.Fatal(err)
 			}
 			got, err := page.Import()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got.Leg != c.want.Leg || got.Clock != c.want.Clock || got.At != c.want.At || got.Rate != c.want.Rate || got.Event != c.want.Event || got.Any != c.want.Any ||
+			if err != nil || got.Leg != c.want.Leg || got.Clock != c.want.Clock || got.At != c.want.At || got.Rate != c.want.Rate || got.Event != c.want.Event || got.Any != c.want.Any ||
 				got.Error < c.want.Error || got.Error > c.want.Error+uint64(time.Second) {
-				t.Errorf("imported %+v, want %+v", got, c.want)
+				t.Errorf("imported %+v, %v, want %+v", got, err, c.want)
 			}
-			if warned := len(d.warnings) == 1 && strings.Contains(d.warnings[0], "synchronised"); warned != c.warned {
-				t.Errorf("warned: %q", d.warnings)
+			said := warnings(d)
+			if warned := len(said) == 1 && strings.Contains(said[0], "synchronised"); warned != c.warned {
+				t.Errorf("warned: %q", said)
 			}
 		})
 	}
@@ -175,8 +181,7 @@ func TestStateIsImported(t *testing.T) {
 	// The guest of the anchor, saved 50 s later; and an earlier state of it, or another's.
 	saved := lastStop{Saved: 127e9, Real: at.real - 10e9, Raw: at.raw - 10e9, Boot: host.BootID(), Slept: at.slept}
 	stale := lastStop{Saved: 20e9, Real: at.real - 50e9, Raw: at.raw - 50e9, Boot: host.BootID(), Slept: at.slept}
-	rebooted := saved
-	rebooted.Boot = "y"
+	rebooted := lastStop{Saved: saved.Saved, Real: saved.Real, Raw: saved.Raw, Boot: "y", Slept: saved.Slept}
 	// It ran here before it ran where the anchor is of.
 	earlier := lastStop{Saved: 67e9, Real: there.Real - 10e9, Raw: at.raw - 70e9, Boot: host.BootID(), Slept: at.slept}
 	const none = ^uint64(0)
@@ -207,15 +212,12 @@ func TestStateIsImported(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, page := newPage(t, clockpage.Minor)
-			s := &shim{Config: Config{UUID: "u", LastStops: t.TempDir(), Incoming: c.incoming, Anchor: c.anchor, Log: zerolog.New(io.Discard)}}
-			s.domain = testDomain(t, c.clock)
+			s := &shim{Config: Config{UUID: "u", LastStops: t.TempDir(), Incoming: c.incoming, Anchor: c.anchor, Log: zerolog.Nop()}, domain: testDomain(t, c.clock)}
 			s.domain.resume(page, true)
-			if c.stop != nil {
-				if err := s.writeLastStop(*c.stop); err != nil {
-					t.Fatal(err)
-				}
+			if c.stop != nil && s.writeLastStop(*c.stop) != nil {
+				t.Fatal("the last stop isn't written")
 			}
-			s.importState(page)
+			s.importState()
 			got, err := page.Import()
 			if err != nil {
 				got.At = none
@@ -223,7 +225,7 @@ func TestStateIsImported(t *testing.T) {
 			if got.At != c.at || got.Event != c.event || got.Any != c.any {
 				t.Errorf("imported %+v", got)
 			}
-			said := strings.Join(s.domain.warnings, "; ")
+			said := strings.Join(warnings(s.domain), "; ")
 			if !readHostClock().Synchronised && strings.Contains(said, "this host's clock isn't synchronised") {
 				said = ""
 			}

@@ -55,7 +55,7 @@ func TestNoRoomForTheLastStop(t *testing.T) {
 	write(t, f, 320, 2|1<<32, 1, 77e9, at.raw, at.real) // paused
 	var log bytes.Buffer
 	s := &shim{Config: Config{UUID: "u", LastStops: dir, Log: zerolog.New(&log)}, domain: testDomain(t, byDefault)}
-	s.domain.page = page
+	s.domain.resume(page, true)
 	s.keepLastStop()
 	if n := strings.Count(log.String(), `"level":"warn"`); n != 1 || !strings.Contains(log.String(), "no space left on device") {
 		t.Errorf("it says:\n%s", &log)

@@ -1,6 +1,9 @@
-// Package shim keeps one domain's clock: it relays the domain's monitor between libvirt and QEMU, recognises stop and
-// cont on the way, has the module loaded into QEMU, gives it the policy and the orders, and answers for its state.
+// Package shim (import path ftclock/qmp-shim) keeps one domain's clock right. Package relay carries
+// the domain's monitor and tells it of stop and cont. It has the module loaded into QEMU, gives it
+// the policy and the orders, keeps the record, and answers requests about its state. What is done
+// with a pause, the module alone decides.
 //
-// It is for cmd/ftclock-shim, one process a domain. It is not a QMP client: it sends nothing of its own to QEMU, and
-// to libvirt only one thing, a refusal of the first cont of a domain that requires what can't be had.
+// It is for cmd/ftclock-shim, one shim for each domain. It isn't a QMP client: it sends nothing of
+// its own to QEMU. To libvirt it sends only one thing: the refusal of a domain's first cont, when
+// the domain requires ftclock and can't have it.
 package shim

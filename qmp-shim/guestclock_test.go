@@ -7,8 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/rs/zerolog"
-
 	"ftclock/clockpage"
 	"ftclock/control"
 )
@@ -27,10 +25,7 @@ func looked(t *testing.T, f *os.File, on clockpage.Clock, without time.Duration)
 
 func TestGuestClock(t *testing.T) {
 	f, page := newPage(t, clockpage.Minor)
-	d, err := newDomain(zerolog.Nop(), memory{Clock: byDefault}, func(memory) {})
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := testDomain(t, byDefault)
 	expect := func(what string, state control.State, clock control.GuestClock) {
 		t.Helper()
 		var s control.Status
@@ -39,8 +34,10 @@ func TestGuestClock(t *testing.T) {
 		}
 	}
 	expect("no module", control.Starting, "")
-	d.loading = make(chan struct{})
-	d.loaded(page, "ptrace", nil)
+	d.load = func(heard heard) { heard(page, "ptrace", nil) }
+	if err := d.module.loadNow(); err != nil {
+		t.Fatal(err)
+	}
 	expect("no pause yet", control.Correcting, control.ClockNotSeen)
 	for what, c := range map[string]struct {
 		on      clockpage.Clock

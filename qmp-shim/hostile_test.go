@@ -4,157 +4,17 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
-	"runtime"
-	"strings"
 	"sync"
 	"testing"
 
-	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
 	"ftclock/clockpage"
 	"ftclock/control"
+	"ftclock/relay"
 )
-
-// nonsense is what a QEMU that a guest has taken over may say. Each ends its line, and is written in pieces.
-var nonsense = []struct {
-	name string
-	text func(w io.Writer)
-}{
-	{"a string without an end", func(w io.Writer) {
-		fmt.Fprint(w, `{"event": "`)
-		x := bytes.Repeat([]byte("x"), 1<<20)
-		for range 64 {
-			_, _ = w.Write(x)
-		}
-		fmt.Fprint(w, "\n")
-	}},
-	{"a key without an end", func(w io.Writer) {
-		fmt.Fprint(w, `{"`, strings.Repeat("k", 1<<20), "\n")
-	}},
-	{"an id without an end", func(w io.Writer) {
-		fmt.Fprint(w, `{"id": [`, strings.Repeat("1,", 1<<20), "}\n")
-	}},
-	{"a million brackets", func(w io.Writer) { fmt.Fprint(w, strings.Repeat("[", 1_000_000), "\n") }},
-	{"a million braces", func(w io.Writer) { fmt.Fprint(w, strings.Repeat(`{"a":`, 1_000_000), "\n") }},
-	{"closing brackets", func(w io.Writer) { fmt.Fprint(w, strings.Repeat("]}", 100_000), "\n") }},
-	{"events", func(w io.Writer) {
-		block := strings.Repeat(`{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "BLOCK_IO_ERROR"}`+"\r\n", 1000)
-		for range 200 {
-			fmt.Fprint(w, block)
-		}
-	}},
-	{"invalid UTF-8", func(w io.Writer) { fmt.Fprint(w, "{\"event\": \"\xff\xfe\x80\xc0\"}\n\xff\xff\n") }},
-	{"NULs", func(w io.Writer) { _, _ = w.Write(append(make([]byte, 1<<20), '\n')) }},
-	{"half escapes", func(w io.Writer) { fmt.Fprint(w, "{\"event\": \"\\u12\n\"\\\n") }},
-	{"noise", func(w io.Writer) {
-		b := make([]byte, 4<<20)
-		random := rand.NewChaCha8([32]byte{1})
-		_, _ = random.Read(b)
-		_, _ = w.Write(append(b, '\n'))
-	}},
-}
-
-func TestARelayOutlivesNonsense(t *testing.T) {
-	for _, gate := range []bool{false, true} {
-		o := &events{gate: gate}
-		client, qemu, wait := between(t, o)
-		for _, c := range nonsense {
-			t.Run(fmt.Sprint(c.name, gate), func(t *testing.T) {
-				marker := fmt.Sprintf(`{"event": "AFTER %s"}`, c.name)
-				var group sync.WaitGroup
-				defer group.Wait()
-				var sent counter
-				group.Go(func() {
-					c.text(io.MultiWriter(qemu, &sent))
-					fmt.Fprint(io.MultiWriter(qemu, &sent), marker, "\n")
-				})
-				got := 0
-				buf := make([]byte, 256<<10)
-				var tail []byte
-				for !bytes.HasSuffix(tail, []byte(marker+"\n")) {
-					n, err := client.Read(buf)
-					if err != nil {
-						t.Fatal(err)
-					}
-					got += n
-					tail = append(tail, buf[:n]...)
-					tail = tail[max(0, len(tail)-len(marker)-1):]
-				}
-				group.Wait()
-				if got != int(sent) {
-					t.Errorf("%d bytes became %d", sent, got)
-				}
-				if want := "AFTER " + c.name; o.newest() != want {
-					t.Errorf("the recogniser doesn't see the next message: %q, not %q", o.newest(), want)
-				}
-			})
-		}
-		// Descriptors that nobody asked for.
-		f := tag(t, "unasked")
-		defer f.Close()
-		fds := make([]int, maxFDs)
-		for i := range fds {
-			fds[i] = int(f.Fd())
-		}
-		for range 20 {
-			go func() { _, _, _ = qemu.WriteMsgUnix([]byte("{}\n"), unix.UnixRights(fds...), nil) }()
-			oob, buf := make([]byte, unix.CmsgSpace(maxFDs*4)), make([]byte, 1)
-			for range 3 {
-				_, oobn, _, _, err := client.ReadMsgUnix(buf, oob)
-				if err != nil {
-					t.Fatal(err)
-				}
-				came, _ := parseFDs(oob[:oobn])
-				closeAll(came)
-			}
-		}
-		client.Close()
-		qemu.Close()
-		if err := wait(); err != nil {
-			t.Error(err)
-		}
-		f.Close()
-	}
-	var after runtime.MemStats
-	runtime.ReadMemStats(&after)
-	if after.HeapSys > 200<<20 {
-		t.Errorf("the heap grew to %d MiB", after.HeapSys>>20)
-	}
-}
-
-type counter int
-
-func (c *counter) Write(b []byte) (int, error) {
-	*c += counter(len(b))
-	return len(b), nil
-}
-
-// events is an observer that remembers one event.
-type events struct {
-	mu   sync.Mutex
-	last string
-	gate bool
-}
-
-func (e *events) command(message)     {}
-func (e *events) cont(message) string { return "" }
-func (e *events) holds() bool         { return e.gate }
-func (e *events) unread(bool)         {}
-func (e *events) fromQEMU(m message) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.last = m.event
-}
-
-func (e *events) newest() string {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.last
-}
 
 // newPage is a page as the module makes it, without a module.
 func newPage(t testing.TB, minor uint32) (*os.File, *clockpage.Page) {
@@ -190,11 +50,7 @@ func newPage(t testing.TB, minor uint32) (*os.File, *clockpage.Page) {
 // TestAnyPageIsRead has somebody write anything into a page while its domain orders, compares and tells its status.
 func TestAnyPageIsRead(t *testing.T) {
 	f, page := newPage(t, clockpage.Minor)
-	saved := 0
-	d, err := newDomain(zerolog.New(io.Discard), memory{Clock: `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`}, func(memory) { saved++ })
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := testDomain(t, byDefault)
 	d.resume(page, true)
 	stop := make(chan struct{})
 	var group sync.WaitGroup
@@ -220,38 +76,22 @@ func TestAnyPageIsRead(t *testing.T) {
 	})
 	for i := range 3000 {
 		id := fmt.Sprint(`"`, i, `"`)
-		d.command(message{execute: "stop"})
-		d.fromQEMU(message{event: "STOP"})
-		d.cont(message{execute: "cont", id: id})
-		d.fromQEMU(message{event: "RESUME"})
-		d.fromQEMU(message{answer: i%7 != 0, failure: i%7 == 0, id: id})
+		d.Command(relay.Message{Execute: "stop"})
+		d.FromQEMU(relay.Message{Event: "STOP"})
+		d.Cont(relay.Message{Execute: "cont", ID: id})
+		d.FromQEMU(relay.Message{Event: "RESUME"})
+		d.FromQEMU(relay.Message{Answer: i%7 != 0, Failure: i%7 == 0, ID: id})
 		var s control.Status
 		d.status(&s, 256)
 		if len(s.Records) > clockpage.RingLen || len(s.Warnings) > maxWarnings {
 			t.Fatalf("%d records, %d warnings", len(s.Records), len(s.Warnings))
 		}
 		// An answer has to be one that a client takes.
-		var answer counter
-		if err := control.Send(&answer, control.Answer{Status: &s}); err != nil || answer >= 1<<20 {
-			t.Fatalf("an answer of %d bytes, %v", answer, err)
+		var answer bytes.Buffer
+		if err := control.Send(&answer, control.Answer{Status: &s}); err != nil || answer.Len() >= 1<<20 {
+			t.Fatalf("an answer of %d bytes, %v", answer.Len(), err)
 		}
 	}
 	close(stop)
 	group.Wait()
-}
-
-// TestAClientThatLeavesInTheMiddle ends while the relay waits for the rest of what may be the first cont.
-func TestAClientThatLeavesInTheMiddle(t *testing.T) {
-	client, qemu, wait := between(t, &seen{gate: true})
-	if _, err := client.Write([]byte(`{"execu`)); err != nil {
-		t.Fatal(err)
-	}
-	client.Close()
-	if got, err := io.ReadAll(qemu); err != nil || string(got) != `{"execu` {
-		t.Errorf("QEMU got %q, %v", got, err)
-	}
-	qemu.Close()
-	if err := wait(); err != nil {
-		t.Error(err)
-	}
 }

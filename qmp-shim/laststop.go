@@ -47,9 +47,7 @@ func (s *shim) lastStopPath() string { return filepath.Join(s.LastStops, s.UUID+
 // is loaded into. After any other end there is nothing to go on from.
 func (s *shim) keepLastStop() {
 	stop, err := func() (stop lastStop, err error) {
-		s.domain.mu.Lock()
-		page := s.domain.page
-		s.domain.mu.Unlock()
+		page := s.domain.view().page
 		if page == nil {
 			return stop, errors.New("there is no page")
 		}
@@ -129,14 +127,11 @@ func (l lastStop) of(a metadata.Anchor) bool {
 // importState gives the module what a state that this QEMU loads is caught up from. The last stop on this host is the best
 // there is. It is good for the very value that was read then, or, if the anchor that came with the domain's metadata says
 // that it is of the same guest, for any state of it. Without such a stop the anchor itself is.
-func (s *shim) importState(page *clockpage.Page) {
+func (s *shim) importState() {
 	var err error
 	stop := s.readLastStop()
 	incoming := s.Incoming
-	s.domain.mu.Lock()
-	told := s.domain.memory.Loads
-	s.domain.mu.Unlock()
-	if incoming == "" && (told || loadsSnapshot(s.knownQEMU().pid)) {
+	if incoming == "" && (s.domain.notes.read().Loads || loadsSnapshot(s.knownQEMU().pid)) {
 		incoming = control.Restored // libvirt calls the hook for a start like any other
 	}
 	switch {
@@ -154,10 +149,7 @@ func (s *shim) importState(page *clockpage.Page) {
 		} else {
 			v.Error = uint64(readHostClock().MaximumError)
 		}
-		s.domain.mu.Lock()
-		page.SetImport(v)
-		s.domain.onlyThat = incoming == control.Restored && v.Any == 0
-		s.domain.mu.Unlock()
+		_, err = s.domain.setImport(v, incoming == control.Restored && v.Any == 0)
 	case incoming == control.Restored && s.Anchor != nil:
 		err = s.domain.importAnchor(*s.Anchor, clockpage.Restore)
 	case incoming == control.Restored:

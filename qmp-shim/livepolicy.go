@@ -39,7 +39,7 @@ func (s *shim) statusXML() string {
 
 // liveMetadata is what the last look into libvirt's file found, so that one that finds the same costs little.
 type liveMetadata struct {
-	sync.Mutex
+	mu   sync.Mutex // held during a look
 	file []byte
 	stat unix.Stat_t // of the file that was read last
 	seen []byte      // the metadata element, as it was written
@@ -153,43 +153,36 @@ func cut(text []byte, from, to string) []byte {
 	return text[i : j+len(to)]
 }
 
-// lookAtMetadata takes over a policy that was changed in the running domain's metadata. One look at a time, whatever QEMU
-// and the command line ask for: what changes meanwhile is seen at the next.
-func (s *shim) lookAtMetadata() {
-	if s.live.TryLock() {
-		s.look()
+// look reads, and gives take what read gives, beside the caller or not. One look at a time, whatever QEMU and the command line ask for:
+// what changes meanwhile is seen at the next.
+func (l *liveMetadata) look(path, uuid string, beside bool, take func(*metadata.Policy, bool, error)) {
+	if !l.mu.TryLock() {
+		return
+	}
+	look := func() {
+		defer l.mu.Unlock()
+		take(l.read(path, uuid))
+	}
+	if beside {
+		go look()
+	} else {
+		look()
 	}
 }
 
-// lookBeside has that done beside the caller.
-func (s *shim) lookBeside() {
-	if s.live.TryLock() {
-		go s.look()
-	}
-}
-
-// look is one look, and gives back s.live, which the caller took.
-func (s *shim) look() {
-	defer s.live.Unlock()
-	policy, changed, err := s.live.read(s.statusXML(), s.UUID)
-	if errors.Is(err, os.ErrNotExist) {
-		return // not libvirt's, or gone
-	}
-	clock := ""
-	if policy != nil {
-		clock = policy.XML()
-	}
-	d := s.domain
-	d.mu.Lock()
-	if err != nil {
-		d.warn("the policy stays as it is: reading the running domain's metadata: " + err.Error() + "; write it anew with virsh metadata --live, or `ftclock enable --live`")
-	}
-	changed = changed && clock != d.memory.Metadata
-	if changed {
-		d.memory.Metadata = clock
-	}
-	d.mu.Unlock()
-	if changed {
-		d.setPolicy(policy)
-	}
+// lookAtMetadata takes over a policy that was changed in the running domain's metadata.
+func (s *shim) lookAtMetadata(beside bool) {
+	s.live.look(s.statusXML(), s.UUID, beside, func(policy *metadata.Policy, changed bool, err error) {
+		if errors.Is(err, os.ErrNotExist) {
+			return // not libvirt's, or gone
+		}
+		if err != nil {
+			s.domain.notes.warn("the policy stays as it is: reading the running domain's metadata: " + err.Error() + "; write it anew with virsh metadata --live, or `ftclock enable --live`")
+		}
+		clock := clockXML(policy)
+		if changed && clock != s.domain.notes.read().Metadata { // which is changed nowhere else
+			s.domain.notes.change(func(m *memory) { m.Metadata = clock })
+			s.domain.setPolicy(policy)
+		}
+	})
 }

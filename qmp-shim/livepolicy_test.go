@@ -35,15 +35,8 @@ func TestAChangeOfTheMetadataIsTakenOver(t *testing.T) {
 
 	dir := t.TempDir()
 	s := &shim{Config: Config{UUID: uuid, Name: "vm", PIDFile: filepath.Join(dir, "vm.pid"), Log: zerolog.New(io.Discard)}}
-	if s.domain, err = newDomain(s.Log, memory{Clock: byDefault, Metadata: byDefault}, func(memory) {}); err != nil {
-		t.Fatal(err)
-	}
-	policy := func() string {
-		if s.domain.policy == nil {
-			return ""
-		}
-		return s.domain.policy.XML()
-	}
+	s.domain = domainOf(t, memory{Clock: byDefault, Metadata: byDefault}, s.Log, func(memory) {})
+	policy := func() string { return clockXML(s.domain.view().policy) }
 	for _, step := range []struct {
 		name, file string
 		want       string
@@ -67,19 +60,19 @@ func TestAChangeOfTheMetadataIsTakenOver(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		s.domain.warnings = nil
-		s.lookAtMetadata()
+		s.domain.notes.change(func(m *memory) { m.Problems.Warnings = nil })
+		s.lookAtMetadata(false)
 		if got := policy(); got != step.want {
 			t.Errorf("%s: the policy is %q, want %q", step.name, got, step.want)
 		}
-		if said := strings.Join(s.domain.warnings, "; "); (step.warning == "") != (said == "") || !strings.Contains(said, step.warning) {
+		if said := strings.Join(warnings(s.domain), "; "); (step.warning == "") != (said == "") || !strings.Contains(said, step.warning) {
 			t.Errorf("%s: warned %q", step.name, said)
 		}
 	}
 
 	// What was said on the control socket stays, as long as the metadata says what it said.
 	s.domain.setPolicy(nil)
-	s.lookAtMetadata()
+	s.lookAtMetadata(false)
 	if got := policy(); got != "" {
 		t.Errorf("an old element came back: %q", got)
 	}

@@ -3,13 +3,18 @@ package shim
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"runtime/debug"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"ftclock/attach"
 	"ftclock/clockpage"
+	"ftclock/control"
 	"ftclock/host"
 	metadata "ftclock/xml-templates"
 )
@@ -41,19 +46,16 @@ func findQEMU(ctx context.Context, pidFile, path string) (process, error) {
 // descriptor is the caller's.
 func loadModule(ctx context.Context, p process, module string) (page *clockpage.Page, own int, method string, err error) {
 	fd, there, err := attach.Loaded(p.pid)
+	if err == nil && !there {
+		if _, err = attach.Load(ctx, p.pid, module); err == nil {
+			fd, there, err = attach.Loaded(p.pid)
+		}
+		if err == nil && !there {
+			err = fmt.Errorf("%s was loaded into process %d but stays silent: it found no place for itself in that QEMU", module, p.pid)
+		}
+	}
 	if err != nil {
 		return nil, -1, "", err
-	}
-	if !there {
-		if _, err := attach.Load(ctx, p.pid, module); err != nil {
-			return nil, -1, "", err
-		}
-		if fd, there, err = attach.Loaded(p.pid); err != nil {
-			return nil, -1, "", err
-		}
-		if !there {
-			return nil, -1, "", fmt.Errorf("%s was loaded into process %d but stays silent: it found no place for itself in that QEMU", module, p.pid)
-		}
 	}
 	method = "ptrace"
 	if environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", p.pid)); err == nil && preloads(environ) {
@@ -63,16 +65,21 @@ func loadModule(ctx context.Context, p process, module string) (page *clockpage.
 	if err != nil {
 		return nil, -1, "", fmt.Errorf("opening the clock page of process %d: %w", p.pid, err)
 	}
-	f, err := reopen(own)
-	if err == nil {
-		defer f.Close()
-		page, err = clockpage.Map(f)
-	}
-	if err != nil {
+	if page, err = mapPage(own); err != nil {
 		_ = unix.Close(own)
 		return nil, -1, "", fmt.Errorf("opening the clock page of process %d: %w", p.pid, err)
 	}
 	return page, own, method, nil
+}
+
+// mapPage maps the page behind a descriptor, which stays the caller's.
+func mapPage(fd int) (*clockpage.Page, error) {
+	f, err := reopen(fd)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return clockpage.Map(f)
 }
 
 // preloads says whether a process was started with the module in LD_PRELOAD.
@@ -83,4 +90,40 @@ func preloads(environ []byte) bool {
 		}
 	}
 	return false
+}
+
+// loadWait bounds one attempt to load the module. It ends before a cont that waits for it gives up.
+const loadWait = 10 * time.Second
+
+// load is one attempt to have the module in QEMU.
+func (s *shim) load(answer heard) {
+	ctx, cancel := context.WithTimeout(context.Background(), loadWait)
+	defer cancel()
+	p := s.knownQEMU()
+	if p.pid == 0 {
+		var err error
+		p, err = findQEMU(ctx, s.PIDFile, filepath.Join(s.DomainDir, control.MonitorSocket))
+		if err != nil {
+			answer(nil, "", err)
+			return
+		}
+		s.keepQEMU(p)
+	}
+	page, fd, method, err := loadModule(ctx, p, s.Module)
+	// A main thread that is never idle doesn't answer a cont either: it still pins memory, or loads a state.
+	for end := time.Now().Add(busyWait); s.mode() == control.Relay && errors.Is(err, attach.ErrBusy) && time.Now().Before(end) && s.qemuLives(); {
+		s.domain.module.isBusy(err)
+		time.Sleep(200 * time.Millisecond) // of a process that is stopped it is known at once
+		again, cancel := context.WithTimeout(context.Background(), loadWait)
+		page, fd, method, err = loadModule(again, p, s.Module)
+		cancel()
+	}
+	if err == nil {
+		s.Store.Put(fdPage, fd)
+	}
+	answer(page, method, err)
+	if err == nil { // the first cont waits for this, too
+		s.importState()
+	}
+	debug.FreeOSMemory() // reading QEMU's symbols took more than everything else together
 }

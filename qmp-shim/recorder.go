@@ -6,6 +6,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/rs/zerolog"
+
 	"ftclock/clockpage"
 	"ftclock/control"
 	"ftclock/record"
@@ -33,7 +35,12 @@ type recorder struct {
 	seen   atomic.Uint64 // pauses that were taken over
 	armed  atomic.Bool   // it will look again by itself
 
-	mu     sync.Mutex
+	mu   sync.Mutex
+	book book
+}
+
+// A book is what a recorder keeps the record with.
+type book struct {
 	writer *record.Writer
 	qemu   int // whose record writer keeps
 	ended  bool
@@ -59,17 +66,12 @@ func newRecorder(d *domain, alone bool, c record.Config) *recorder {
 
 // setAlone says whether messages wake it, which is so for a relay unless nobody reads them.
 func (r *recorder) setAlone(alone bool) {
-	if r != nil {
-		r.alone.Store(alone)
-		r.wake()
-	}
+	r.alone.Store(alone)
+	r.wake()
 }
 
 // wake has the recorder look, soon. It never waits.
 func (r *recorder) wake() {
-	if r == nil {
-		return
-	}
 	select {
 	case r.kick <- struct{}{}:
 	default:
@@ -78,7 +80,7 @@ func (r *recorder) wake() {
 
 // look wakes it if there are pauses that nobody is about to take over.
 func (r *recorder) look(page *clockpage.Page) {
-	if r == nil || page == nil {
+	if page == nil {
 		return
 	}
 	if fresh := page.Counts().Pauses - r.seen.Load(); fresh != 0 && (!r.armed.Load() || fresh >= collectSoon) {
@@ -121,93 +123,81 @@ func (r *recorder) run() {
 func (r *recorder) settle() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.writer == nil || r.ended {
+	if r.book.writer == nil || r.book.ended {
 		return 0
 	}
-	return r.writer.Over()
+	return r.book.writer.Over()
 }
 
 // collect takes over what is new, and gives how many pauses that were.
 func (r *recorder) collect() uint64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.take()
+	return r.book.collect(r.domain, r.config, &r.seen)
 }
 
-// take is collect for a caller who holds r.mu.
-func (r *recorder) take() uint64 {
-	d := r.domain
-	d.mu.Lock()
-	page, qemu, why, reference := d.page, d.qemu, d.why, ""
-	state, _, without := d.kept()
-	if d.policy != nil {
-		reference = d.policy.Reference.String()
-	}
-	d.mu.Unlock()
-	if r.ended || state == control.Starting {
+// collect takes over what is new in the domain's ring, and gives how many pauses that were; seen is then what was taken over in all.
+func (b *book) collect(d *domain, c record.Config, seen *atomic.Uint64) uint64 {
+	v, qemu := d.view(), d.notes.read().QEMU
+	if b.ended || v.state == control.Starting {
 		return 0
 	}
-	if r.writer == nil || r.qemu != qemu {
-		c := r.config
-		c.Run, c.Again = record.Run(qemu), r.writer != nil
-		r.writer, r.qemu = record.NewWriter(c), qemu
+	if b.writer == nil || b.qemu != qemu {
+		c.Run, c.Again = record.Run(qemu), b.writer != nil
+		b.writer, b.qemu = record.NewWriter(c), qemu
 	}
-	if state == control.Unkept && !r.unkept {
+	if v.state == control.Unkept && !b.unkept {
 		d.log.Warn().Msg("the guest has switched on no clock that ftclock keeps: have it read kvmclock, or Windows Hyper-V's reference time")
 	}
-	r.unkept = state == control.Unkept
-	r.writer.SetState(state, why, reference, without)
-	if page == nil {
+	b.unkept = v.state == control.Unkept
+	reference := ""
+	if v.policy != nil {
+		reference = v.policy.Reference.String()
+	}
+	b.writer.SetState(v.state, v.why, reference, v.without)
+	if v.page == nil {
 		return 0
 	}
-	d.mu.Lock()
-	d.checkHost(now()) // pauses that no monitor shows have bounds, too
-	d.mu.Unlock()
-	n := r.writer.Collect(page)
-	r.tellHeld(page.Counts().HeldTime, time.Now())
-	r.seen.Store(r.writer.Next() - 1)
+	d.host.check(v.policy, v.page, now()) // pauses that no monitor shows have bounds, too
+	n := b.writer.Collect(v.page)
+	b.tellHeld(d.log, v.page.Counts().HeldTime, time.Now())
+	seen.Store(b.writer.Next() - 1)
 	return n
 }
 
 // tellHeld has a line in the log for what was held in all, at most once a day: a policy that holds is easily forgotten.
-func (r *recorder) tellHeld(held uint64, at time.Time) {
-	if held <= r.held || at.Sub(r.heldAt) < 24*time.Hour {
+func (b *book) tellHeld(log zerolog.Logger, held uint64, at time.Time) {
+	if held <= b.held || at.Sub(b.heldAt) < 24*time.Hour {
 		return
 	}
-	r.held, r.heldAt = held, at
-	r.domain.log.Warn().Dur("held_ms", time.Duration(min(held, math.MaxInt64))).
+	b.held, b.heldAt = held, at
+	log.Warn().Dur("held_ms", time.Duration(min(held, math.MaxInt64))).
 		Msg("pauses were held in all for so long, as the policy or a limit says: the guest's clock is behind by as much; do=\"catch-up\" or a longer limit gives them back")
 }
 
 // status takes over what is new, writes it, and tells of the record; nil where none was begun.
 func (r *recorder) status() *control.RecordStatus {
-	if r == nil {
-		return nil
-	}
 	for end := time.Now().Add(statusWait); !r.mu.TryLock(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			return &control.RecordStatus{Problem: "its disk doesn't answer"}
 		}
 	}
 	defer r.mu.Unlock()
-	r.take()
-	if r.writer == nil {
+	r.book.collect(r.domain, r.config, &r.seen)
+	if r.book.writer == nil {
 		return nil
 	}
-	r.writer.Settle()
-	return r.writer.Status()
+	r.book.writer.Settle()
+	return r.book.writer.Status()
 }
 
 // end closes the record.
 func (r *recorder) end(why record.End) {
-	if r == nil {
-		return
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.take()
-	if r.writer != nil && !r.ended {
-		r.writer.End(why)
+	r.book.collect(r.domain, r.config, &r.seen)
+	if r.book.writer != nil && !r.book.ended {
+		r.book.writer.End(why)
 	}
-	r.ended = true
+	r.book.ended = true
 }

@@ -11,7 +11,7 @@ import (
 // A policy that holds is told of in the log once a day, while there is more.
 func TestHeldIsTold(t *testing.T) {
 	var log strings.Builder
-	r := &recorder{domain: &domain{log: zerolog.New(&log)}}
+	var b book
 	at := time.Date(2026, 3, 4, 5, 6, 0, 0, time.UTC)
 	for i, step := range []struct {
 		held  time.Duration
@@ -20,7 +20,7 @@ func TestHeldIsTold(t *testing.T) {
 	}{{0, 0, 0}, {40 * time.Second, time.Minute, 1}, {80 * time.Second, 23 * time.Hour, 1}, {80 * time.Second, time.Hour, 2}, {80 * time.Second, 48 * time.Hour, 2},
 		{120 * time.Second, time.Minute, 3}} {
 		at = at.Add(step.after)
-		if r.tellHeld(uint64(step.held), at); strings.Count(log.String(), "\n") != step.lines {
+		if b.tellHeld(zerolog.New(&log), uint64(step.held), at); strings.Count(log.String(), "\n") != step.lines {
 			t.Errorf("step %d: want %d lines:\n%s", i, step.lines, log.String())
 		}
 	}

@@ -1,30 +1,24 @@
 package shim
 
 import (
-	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime/debug"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/rs/zerolog"
-	"golang.org/x/sys/unix"
 
 	"ftclock/attach"
 	"ftclock/clockpage"
 	"ftclock/control"
-	"ftclock/disk"
 	"ftclock/keeper"
 	"ftclock/record"
+	"ftclock/relay"
 	metadata "ftclock/xml-templates"
 )
 
@@ -99,16 +93,13 @@ const (
 )
 
 // fdPipes are the names of the pipes' ends, a pair a direction.
-var fdPipes = [2][2]string{{"up-out", "up-in"}, {"down-out", "down-in"}}
+var fdPipes = [2][2]string{relay.Up: {"up-out", "up-in"}, relay.Down: {"down-out", "down-in"}}
 
 // lastWait bounds how long the shim stays after QEMU's end for libvirt to read what QEMU said last.
 const lastWait = 30 * time.Second
 
 // endWait bounds what is written at the end, and how long a domain's next shim waits for the end of the last one.
 const endWait = 10 * time.Second
-
-// connectWait bounds how long a client's connection waits for descriptors or memory that the host is short of.
-const connectWait = 5 * time.Second
 
 // maxRequests bounds the requests that are answered at the same time.
 const maxRequests = 16
@@ -119,8 +110,9 @@ type shim struct {
 	state  *stateFile
 	dir    string // own state
 
-	relays chan struct{} // holds one token while a connection is relayed
-	socket *net.UnixListener
+	relays   chan struct{}     // holds one token while a connection is relayed
+	socket   *net.UnixListener // libvirt's, once it is bound
+	requests *net.UnixListener
 
 	mu      sync.Mutex
 	qemu    process
@@ -147,72 +139,93 @@ func Run(c Config) (began bool, err error) {
 	if err := s.remember(); err != nil {
 		return Begun(c.Store), err
 	}
-	began = s.domain.memory.Began
-	s.domain.load = s.load
-	s.domain.look = s.lookBeside
-	s.domain.importState = s.importState
-	s.domain.recorder = newRecorder(s.domain, s.mode() == control.Watch, record.Config{
-		Dir: c.LastStops, UUID: c.UUID, Name: c.Name, Shim: c.Version, Worker: s.domain.memory.Workers,
-	})
-	go s.domain.recorder.run()
-	if err := s.findProcess(); err != nil {
-		return began, err
-	}
-	requests, err := s.claim()
-	if err != nil {
-		return began, err
-	}
+	m := s.domain.notes.read()
+	began = m.Began
 	// A later worker that fails leaves all that to the next one.
 	defer func() {
 		if err == nil || !began {
 			s.release()
 		}
 	}()
-	if c.DomainDir != "" {
-		if err := s.bind(); err != nil {
-			return began, err
-		}
-		defer func() {
-			if err == nil || !began {
-				s.unbind()
-			}
-		}()
+	if err := s.begin(m); err != nil {
+		return began, err
 	}
+	c.Store.Ready()
+	c.Log.Info().Str("version", c.Version).Uint64("worker", m.Workers).Msg("ready")
+	s.serve(terms)
+	return true, nil
+}
+
+// begin begins the service, or goes on with it where the last worker stopped.
+func (s *shim) begin(m memory) (err error) {
+	d := s.domain
+	d.load, d.importState = s.load, s.importState
+	d.look = func() { s.lookAtMetadata(true) }
+	d.recorder = newRecorder(d, s.mode() == control.Watch, record.Config{
+		Dir: s.LastStops, UUID: s.UUID, Name: s.Name, Shim: s.Version, Worker: m.Workers,
+	})
+	go d.recorder.run()
+	if err := s.findProcess(); err != nil {
+		return err
+	}
+	if s.requests, err = s.claim(); err != nil {
+		return err
+	}
+	if s.mode() == control.Relay {
+		if err := s.bind(); err != nil {
+			return err
+		}
+	}
+	if err := s.resume(m.Began); err != nil {
+		return err
+	}
+	go s.serveControl(s.requests)
+	if m.Began {
+		return nil
+	}
+	p := d.view().policy
+	if direct := p != nil && p.Monitor == metadata.Direct; (s.mode() == control.Relay || direct) && s.Clock != "" {
+		go func() { _ = record.SetManaged(s.LastStops, s.UUID, true) }() // its disk may hang
+	}
+	if err := s.Begin(); err != nil {
+		return err
+	}
+	d.notes.change(func(m *memory) { m.Began = true })
+	return nil
+}
+
+// resume goes on with the page and the connection that the last worker had, if there was one, or has the module loaded.
+func (s *shim) resume(began bool) error {
 	page, err := s.oldPage()
 	if err != nil {
-		s.domain.log.Warn().Err(err).Msg("the page that the last worker had open can't be used: the module follows its last policy, and nothing is recorded; restart the domain when you can")
+		s.Log.Warn().Err(err).Msg("the page that the last worker had open can't be used: the module follows its last policy, and nothing is recorded; restart the domain when you can")
 	}
-	_, connected := c.Store.Get(fdQEMU)
+	_, connected := s.Store.Get(fdQEMU)
 	s.domain.resume(page, connected)
 	if page != nil && page.Counts().Pauses == 0 {
-		s.importState(page) // the last worker may not have got to it
+		s.importState() // the last worker may not have got to it
 	}
 	s.domain.recorder.wake()
-	if c.DomainDir != "" {
+	if s.mode() == control.Relay {
 		old := s.oldRelay()
 		if old != nil {
 			s.relays <- struct{}{} // before QEMU's end can be seen: its last words go on first
 		}
 		go s.serveMonitor(old)
-	} else if err := s.watch(page != nil); err != nil && !began {
-		return began, err
-	}
-	go s.serveControl(requests)
-	if (c.DomainDir != "" || s.domain.direct()) && c.Clock != "" && !began {
-		go func() { _ = record.SetManaged(c.LastStops, c.UUID, true) }() // its disk may hang
-	}
-
-	if !began {
-		if err := c.Begin(); err != nil {
-			return false, err
+	} else if page == nil { // a watch isn't ready before
+		if err := s.domain.module.loadNow(); err != nil && !began {
+			return err
 		}
-		s.domain.mu.Lock()
-		s.domain.memory.Began = true
-		s.domain.remember()
-		s.domain.mu.Unlock()
 	}
-	c.Store.Ready()
-	c.Log.Info().Str("version", c.Version).Uint64("worker", s.domain.memory.Workers).Msg("ready")
+	return nil
+}
+
+// serve waits for the end.
+func (s *shim) serve(terms <-chan os.Signal) {
+	end := func(why record.End, what string) {
+		s.bounded("writing the record", func() { s.domain.recorder.end(why) })
+		s.Log.Info().Msg(what)
+	}
 	for {
 		select {
 		case <-s.ended:
@@ -222,25 +235,32 @@ func Run(c Config) (began bool, err error) {
 				s.keepLastStop()
 				s.domain.recorder.end(record.EndQEMU)
 			})
-			c.Log.Info().Msg("QEMU has ended")
-			return true, nil
+			s.Log.Info().Msg("QEMU has ended")
+			return
 		case <-s.quit:
-			s.bounded("writing the record", func() { s.domain.recorder.end(record.EndRequest) })
-			c.Log.Info().Msg("ending on request")
-			return true, nil
+			end(record.EndRequest, "ending on request")
+			return
 		case which := <-terms:
-			if which == syscall.SIGHUP {
+			switch {
+			case which == syscall.SIGHUP:
 				s.upgrade()
-				continue
+			case s.mode() == control.Relay && s.qemuLives():
+				s.Log.Warn().Msg("not ending: libvirt would give up the domain; shut the domain down, and the relay ends with it")
+			default:
+				end(record.EndSignal, "ending on a signal")
+				return
 			}
 		}
-		if s.mode() == control.Relay && s.qemuLives() {
-			c.Log.Warn().Msg("not ending: libvirt would give up the domain; shut the domain down, and the relay ends with it")
-			continue
-		}
-		s.bounded("writing the record", func() { s.domain.recorder.end(record.EndSignal) })
-		c.Log.Info().Msg("ending on a signal")
-		return true, nil
+	}
+}
+
+// release takes away what begin put there.
+func (s *shim) release() {
+	if s.socket != nil {
+		s.unbind()
+	}
+	if s.requests != nil {
+		_ = os.RemoveAll(s.dir)
 	}
 }
 
@@ -294,17 +314,13 @@ func (s *shim) remember() error {
 		m.Clock = ""
 		s.domain, err = newDomain(s.Log, m, save)
 	}
-	if err != nil {
-		return err
-	}
-	save(m)
-	return nil
+	return err
 }
 
 // findProcess opens QEMU's process, where it is known already.
 func (s *shim) findProcess() error {
 	if fd, ok := s.Store.Get(fdProcess); ok {
-		s.setQEMU(process{pid: s.domain.memory.QEMU, fd: fd})
+		s.setQEMU(process{pid: s.domain.notes.read().QEMU, fd: fd})
 		return nil
 	}
 	if s.mode() == control.Watch {
@@ -319,10 +335,7 @@ func (s *shim) findProcess() error {
 
 // keepQEMU notes which process QEMU is, for this worker and the next ones.
 func (s *shim) keepQEMU(p process) {
-	s.domain.mu.Lock()
-	s.domain.qemu = p.pid
-	s.domain.remember()
-	s.domain.mu.Unlock()
+	s.domain.notes.change(func(m *memory) { m.QEMU = p.pid })
 	s.Store.Put(fdProcess, p.fd)
 	s.setQEMU(p)
 }
@@ -333,104 +346,7 @@ func (s *shim) oldPage() (*clockpage.Page, error) {
 	if !ok {
 		return nil, nil
 	}
-	f, err := reopen(fd)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return clockpage.Map(f)
-}
-
-// watch begins a watch: the module has to be there before it is ready.
-func (s *shim) watch(there bool) error {
-	if there {
-		return nil
-	}
-	s.domain.mu.Lock()
-	s.domain.begin()
-	loading := s.domain.loading
-	s.domain.mu.Unlock()
-	<-loading
-	s.domain.mu.Lock()
-	defer s.domain.mu.Unlock()
-	if s.domain.page == nil {
-		return errors.New(s.domain.why)
-	}
-	return nil
-}
-
-// reopen duplicates a descriptor of the store's.
-func reopen(fd int) (*os.File, error) {
-	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
-	if err != nil {
-		return nil, os.NewSyscallError("fcntl", err)
-	}
-	return os.NewFile(uintptr(own), "kept"), nil
-}
-
-// keep puts a duplicate of a socket's descriptor into the store.
-func (s *shim) keep(name string, socket syscall.Conn) error {
-	own, err := duplicate(socket)
-	if err != nil {
-		return err
-	}
-	s.Store.Put(name, own)
-	return nil
-}
-
-// duplicate gives another descriptor of a socket, which is the caller's.
-func duplicate(socket syscall.Conn) (own int, err error) {
-	raw, err := socket.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	cerr := raw.Control(func(fd uintptr) { own, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 3) })
-	if err = errors.Join(cerr, err); err != nil {
-		return -1, err
-	}
-	return own, nil
-}
-
-// kept gives a duplicate of a descriptor of the store's; nil if there is none of that name.
-func (s *shim) kept(name string) *os.File {
-	fd, ok := s.Store.Get(name)
-	if !ok {
-		return nil
-	}
-	f, err := reopen(fd)
-	if err != nil {
-		return nil
-	}
-	return f
-}
-
-// keptListener and keptConn make a socket of the store's usable; nil if there is none of that name.
-func (s *shim) keptListener(name string) *net.UnixListener {
-	f := s.kept(name)
-	if f == nil {
-		return nil
-	}
-	defer f.Close()
-	l, err := net.FileListener(f)
-	if err != nil {
-		return nil
-	}
-	listener, _ := l.(*net.UnixListener)
-	return listener
-}
-
-func (s *shim) keptConn(name string) *net.UnixConn {
-	f := s.kept(name)
-	if f == nil {
-		return nil
-	}
-	defer f.Close()
-	c, err := net.FileConn(f)
-	if err != nil {
-		return nil
-	}
-	conn, _ := c.(*net.UnixConn)
-	return conn
+	return mapPage(fd)
 }
 
 // bounded has f done, and doesn't wait for ever: a disk may hang.
@@ -490,385 +406,4 @@ func (s *shim) qemuLives() bool {
 	default:
 		return true
 	}
-}
-
-// load is one attempt to have the module in QEMU.
-func (s *shim) load() {
-	ctx, cancel := context.WithTimeout(context.Background(), loadWait)
-	defer cancel()
-	p := s.knownQEMU()
-	if p.pid == 0 {
-		var err error
-		p, err = findQEMU(ctx, s.PIDFile, filepath.Join(s.DomainDir, control.MonitorSocket))
-		if err != nil {
-			s.domain.loaded(nil, "", err)
-			return
-		}
-		s.keepQEMU(p)
-	}
-	page, fd, method, err := loadModule(ctx, p, s.Module)
-	// A main thread that is never idle doesn't answer a cont either: it still pins memory, or loads a state.
-	for end := time.Now().Add(busyWait); s.mode() == control.Relay && errors.Is(err, attach.ErrBusy) && time.Now().Before(end) && s.qemuLives(); {
-		s.domain.busy(err)
-		time.Sleep(200 * time.Millisecond) // of a process that is stopped it is known at once
-		again, cancel := context.WithTimeout(context.Background(), loadWait)
-		page, fd, method, err = loadModule(again, p, s.Module)
-		cancel()
-	}
-	if err == nil {
-		s.Store.Put(fdPage, fd)
-	}
-	s.domain.loaded(page, method, err)
-	if err == nil { // the first cont waits for this, too
-		s.importState(page)
-	}
-	debug.FreeOSMemory() // reading QEMU's symbols took more than everything else together
-}
-
-// bind takes the place of libvirt's socket. Addresses go through the open directory: that keeps them short, and
-// QEMU's user, to whom the directory belongs, can't lead us elsewhere.
-func (s *shim) bind() error {
-	if s.socket = s.keptListener(fdMonitor); s.socket != nil {
-		return nil
-	}
-	var err error
-	if dir, begun := s.Store.Get(fdDir); !begun {
-		fd, err := unix.Open(s.DomainDir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return fmt.Errorf("opening the domain's directory %s: %w", s.DomainDir, err)
-		}
-		s.Store.Put(fdDir, fd)
-	} else if unix.Faccessat(dir, control.QEMUSocket, unix.F_OK, 0) == nil {
-		_ = unix.Unlinkat(dir, control.MonitorSocket, 0) // of a worker that died between binding and keeping it
-	}
-	s.socket, err = net.ListenUnix("unix", &net.UnixAddr{Name: s.address(control.MonitorSocket), Net: "unix"})
-	if err != nil {
-		return fmt.Errorf("listening on %s in %s: %w", control.MonitorSocket, s.DomainDir, err)
-	}
-	s.socket.SetUnlinkOnClose(false)
-	s.domain.mu.Lock()
-	s.domain.memory.Monitor = s.monitorInode()
-	s.domain.remember()
-	s.domain.mu.Unlock()
-	return s.keep(fdMonitor, s.socket)
-}
-
-// monitorInode tells the file that is monitor.sock now from any other; 0 if there is none.
-func (s *shim) monitorInode() uint64 {
-	fd, ok := s.Store.Get(fdDir)
-	var st unix.Stat_t
-	if !ok || unix.Fstatat(fd, control.MonitorSocket, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
-		return 0
-	}
-	return st.Ino
-}
-
-func (s *shim) address(name string) string {
-	fd, _ := s.Store.Get(fdDir)
-	return "/proc/self/fd/" + strconv.Itoa(fd) + "/" + name
-}
-
-// unbind removes what was bound. QEMU or libvirt may have removed it already, with its directory; and a hook that gave
-// a start up may have put libvirt's own socket back.
-func (s *shim) unbind() {
-	_ = s.socket.Close()
-	if fd, ok := s.Store.Get(fdDir); ok && s.monitorInode() == s.domain.memory.Monitor {
-		_ = unix.Unlinkat(fd, control.MonitorSocket, 0)
-	}
-	s.Store.Drop(fdMonitor)
-}
-
-// removeQEMUSocket removes what QEMU listened on. libvirt does it with the whole directory, unless its daemon ended before QEMU.
-func (s *shim) removeQEMUSocket() {
-	if fd, ok := s.Store.Get(fdDir); ok {
-		_ = unix.Unlinkat(fd, control.QEMUSocket, 0)
-	}
-}
-
-// serveMonitor relays one connection after the other, the first of which may be an earlier worker's, r.
-func (s *shim) serveMonitor(r *relay) {
-	for {
-		if r == nil {
-			client, err := s.socket.AcceptUnix()
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			if err != nil {
-				s.Log.Error().Err(err).Msg("accepting libvirt's connection, trying again; if it lasts, raise the host's limits on open files and memory")
-				time.Sleep(100 * time.Millisecond) // out of descriptors or memory: it may pass
-				continue
-			}
-			if r, err = s.newRelayPatiently(client); err != nil {
-				s.Log.Error().Err(err).Msg("connecting to QEMU's monitor; if the domain runs, restart libvirt's daemon, which connects again")
-				hangUp(client)
-				_ = client.Close()
-				s.dropRelay()
-				continue
-			}
-			s.domain.connected()
-			s.relays <- struct{}{}
-		}
-		s.Log.Info().Msg("monitor connected")
-		err := r.run()
-		_ = r.client.Close()
-		_ = r.qemu.Close()
-		s.dropRelay()
-		<-s.relays
-		r = nil
-		s.Log.Info().Err(err).Msg("monitor disconnected")
-	}
-}
-
-// newRelayPatiently is newRelay, patiently.
-func (s *shim) newRelayPatiently(client *net.UnixConn) (r *relay, err error) {
-	err = patiently(func() error {
-		r, err = s.newRelay(client)
-		return err
-	})
-	return r, err
-}
-
-// patiently tries again while what is lacking may come back: libvirt gives up a domain whose connection ends.
-func patiently(try func() error) error {
-	for end := time.Now().Add(connectWait); ; time.Sleep(100 * time.Millisecond) {
-		if err := try(); err == nil || time.Now().After(end) || !scarce(err) {
-			return err
-		}
-	}
-}
-
-// scarce says whether an error is of something that the host is short of: descriptors, memory, room in a socket's backlog.
-func scarce(err error) bool {
-	for _, errno := range []unix.Errno{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS, unix.EAGAIN} {
-		if errors.Is(err, errno) {
-			return true
-		}
-	}
-	return false
-}
-
-// newRelay connects to QEMU for a new client. Everything is in the store when it returns.
-func (s *shim) newRelay(client *net.UnixConn) (*relay, error) {
-	if err := s.keep(fdClient, client); err != nil {
-		return nil, err
-	}
-	for direction, names := range fdPipes {
-		var ends [2]int
-		if err := unix.Pipe2(ends[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
-			return nil, os.NewSyscallError("pipe2", err)
-		}
-		for i, fd := range ends {
-			s.Store.Put(names[i], fd)
-		}
-		atomic.StoreUint32(s.state.mid(direction), 0)
-		atomic.StoreUint32(s.state.carry(direction), 0)
-	}
-	qemu, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: s.address(control.QEMUSocket), Net: "unix"})
-	if err != nil {
-		return nil, err
-	}
-	if err := s.keep(fdQEMU, qemu); err != nil {
-		_ = qemu.Close()
-		return nil, err
-	}
-	return s.relay(client, qemu), nil
-}
-
-// oldRelay goes on with an earlier worker's connection; nil if there is none.
-func (s *shim) oldRelay() *relay {
-	client, qemu := s.keptConn(fdClient), s.keptConn(fdQEMU)
-	switch {
-	case client == nil:
-		if qemu != nil { // it died while it dropped a connection that had ended
-			_ = qemu.Close()
-		}
-		s.dropRelay()
-		return nil
-	case qemu == nil: // it died between the two
-		r, err := s.newRelayPatiently(client)
-		if err != nil {
-			s.Log.Error().Err(err).Msg("connecting to QEMU's monitor; if the domain runs, restart libvirt's daemon, which connects again")
-			hangUp(client)
-			_ = client.Close()
-			s.dropRelay()
-		}
-		return r
-	}
-	return s.relay(client, qemu)
-}
-
-func (s *shim) relay(client, qemu *net.UnixConn) *relay {
-	r := &relay{client: client, qemu: qemu, observer: s.domain}
-	for direction, names := range fdPipes {
-		r.pipes[direction].r, _ = s.Store.Get(names[0])
-		r.pipes[direction].w, _ = s.Store.Get(names[1])
-		r.mid[direction], r.carry[direction] = s.state.mid(direction), s.state.carry(direction)
-	}
-	return r
-}
-
-func (s *shim) dropRelay() {
-	for _, name := range []string{fdClient, fdQEMU, fdPipes[up][0], fdPipes[up][1], fdPipes[down][0], fdPipes[down][1]} {
-		s.Store.Drop(name)
-	}
-}
-
-// claim makes the domain's state directory, and the socket for requests in it.
-func (s *shim) claim() (*net.UnixListener, error) {
-	listener := s.keptListener(fdControl)
-	old := listener != nil
-	if _, err := os.Lstat(filepath.Join(s.dir, control.SocketName)); err != nil && old { // nobody can reach it any more
-		if again, err := s.listen(); err != nil {
-			s.Log.Warn().Err(err).Msg("this shim can't be asked any more, it serves all the same; see who removed its directory")
-		} else if err := s.keep(fdControl, again); err != nil {
-			_ = again.Close()
-		} else {
-			_ = listener.Close()
-			listener = again
-		}
-	}
-	if !old {
-		var err error
-		if listener, err = s.listen(); err != nil {
-			return nil, err
-		}
-		if err := s.keep(fdControl, listener); err != nil {
-			return nil, err
-		}
-	}
-	info, err := json.Marshal(control.Info{Name: s.Name, UUID: s.UUID, Mode: s.mode()})
-	if err != nil {
-		return nil, err
-	}
-	if err := os.WriteFile(filepath.Join(s.dir, control.InfoName), append(info, '\n'), 0o600); err != nil {
-		if !old {
-			return nil, fmt.Errorf("writing the shim's state: %w", err)
-		}
-		s.Log.Warn().Err(err).Msg("writing the shim's state; make room in /run") // no reason to give up a monitor that is carried
-	}
-	return listener, nil
-}
-
-func (s *shim) listen() (*net.UnixListener, error) {
-	if err := os.MkdirAll(s.State, 0o711); err != nil {
-		return nil, fmt.Errorf("making the state directory: %w", err)
-	}
-	// Made now, not when there is something to write: ftclock may have been purged under this shim by then.
-	err := disk.InTime(context.Background(), s.LastStops, func() error { return os.MkdirAll(s.LastStops, 0o700) })
-	if err != nil {
-		s.Log.Warn().Err(err).Msg("no record is kept, and no reading for a restored guest: fix the directory, and start the domain anew")
-	}
-	path := filepath.Join(s.dir, control.SocketName)
-	for end := time.Now().Add(endWait); ; time.Sleep(20 * time.Millisecond) {
-		conn, err := net.DialTimeout("unix", path, time.Second)
-		if err != nil {
-			break
-		}
-		_ = conn.Close()
-		if time.Now().After(end) { // it isn't that of the domain's last life, still writing its record
-			return nil, fmt.Errorf("another shim serves domain %s (%s)", s.Name, s.UUID)
-		}
-	}
-	if err := os.RemoveAll(s.dir); err != nil {
-		return nil, fmt.Errorf("clearing a dead shim's state: %w", err)
-	}
-	if err := os.Mkdir(s.dir, 0o700); err != nil {
-		return nil, fmt.Errorf("making the state directory: %w", err)
-	}
-	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		_ = os.RemoveAll(s.dir)
-		return nil, fmt.Errorf("listening for requests: %w", err)
-	}
-	listener.SetUnlinkOnClose(false)
-	return listener, nil
-}
-
-func (s *shim) release() {
-	_ = os.RemoveAll(s.dir)
-}
-
-// serveControl answers requests of the command line.
-func (s *shim) serveControl(listener *net.UnixListener) {
-	asked := make(chan struct{}, maxRequests)
-	for {
-		conn, err := listener.Accept()
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil {
-			time.Sleep(100 * time.Millisecond) // out of descriptors or memory: it may pass
-			continue
-		}
-		select {
-		case asked <- struct{}{}:
-		default: // the disk of the records hangs, or somebody plays: the monitor's descriptors are worth more
-			_ = conn.Close()
-			continue
-		}
-		go func() {
-			defer func() { <-asked }()
-			defer conn.Close()
-			_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
-			var request control.Request
-			if err := control.Receive(conn, &request); err != nil {
-				return
-			}
-			answer := s.answer(request)
-			_ = control.Send(conn, answer)
-			if request.Do == "quit" && answer.Error == "" {
-				s.oneQuit.Do(func() { close(s.quit) })
-			}
-		}()
-	}
-}
-
-func (s *shim) answer(r control.Request) control.Answer {
-	switch r.Do {
-	case "status":
-		s.lookAtMetadata()
-	case "policy":
-		var policy *metadata.Policy
-		if r.Clock != "" {
-			p, err := metadata.ParseElement([]byte(r.Clock))
-			if err != nil {
-				return control.Answer{Error: err.Error()}
-			}
-			policy = &p
-		}
-		s.domain.setPolicy(policy)
-	case "anchor":
-		a, err := s.domain.readAnchor()
-		if err != nil {
-			return control.Answer{Error: err.Error()}
-		}
-		return control.Answer{Anchor: &a}
-	case "published":
-		s.published.Store(time.Now().UnixNano())
-		return control.Answer{}
-	case "import":
-		if r.Anchor == nil {
-			return control.Answer{Error: "there is no anchor in the request"}
-		}
-		if err := s.domain.importAnchor(*r.Anchor, clockpage.Migrate); err != nil {
-			return control.Answer{Error: err.Error()}
-		}
-	case "quit":
-		if s.mode() == control.Relay && s.qemuLives() {
-			return control.Answer{Error: "this shim carries the domain's monitor: it ends with the domain"}
-		}
-		s.domain.setPolicy(nil)
-	default:
-		return control.Answer{Error: fmt.Sprintf("unknown request %q; known are status, policy, anchor, published, import, quit", r.Do)}
-	}
-	status := &control.Status{
-		Name: s.Name, UUID: s.UUID, Version: s.Version, Mode: s.mode(),
-		Kept: s.domain.recorder.status(),
-		Shim: os.Getpid(), Keeper: s.Store.KeeperPID(), Workers: s.domain.memory.Workers, Since: s.domain.memory.Since,
-	}
-	if at := s.published.Load(); at != 0 {
-		status.Published = time.Unix(0, at)
-	}
-	s.domain.status(status, min(max(r.Records, 0), 256))
-	return control.Answer{Status: status}
 }

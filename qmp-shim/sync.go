@@ -2,6 +2,7 @@ package shim
 
 import (
 	"fmt"
+	"sync"
 	"time"
 
 	"ftclock/clockpage"
@@ -18,25 +19,29 @@ const kernelBound = 16 * time.Second
 
 // hostSync is what was known last of how good the host's clock is.
 type hostSync struct {
+	notes *notebook
+
+	mu             sync.Mutex
 	asked          uint64 // CLOCK_MONOTONIC_RAW, ns; 0: never
 	unsynchronised bool
 	givenUp        uint64 // clockpage.Follow.GivenUp
 }
 
-// checkHost asks how good the host's clock is, if the answer is old, and tells the module; a guest that follows UTC goes
-// on following while it isn't synchronised: the kernel keeps the last frequency, which is no worse than none. The caller
-// holds d.mu, and d.page isn't nil.
-func (d *domain) checkHost(t uint64) {
-	if d.policy == nil || d.policy.Reference != metadata.UTC {
+// check asks how good the host's clock is, if the answer is old, and tells the module, where a policy has the guest follow UTC; that
+// goes on following while it isn't synchronised: the kernel keeps the last frequency, which is no worse than none.
+func (h *hostSync) check(policy *metadata.Policy, page *clockpage.Page, t uint64) {
+	if policy == nil || policy.Reference != metadata.UTC {
 		return
 	}
-	if d.host.asked != 0 && t-d.host.asked < uint64(syncAge) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.asked != 0 && t-h.asked < uint64(syncAge) {
 		return
 	}
-	d.host.asked = t
+	h.asked = t
 	kept, err := hostClock()
 	if err != nil {
-		d.warn("asking how good the host's clock is: " + err.Error() + "; the guest follows it all the same: `chronyc tracking` tells")
+		h.notes.warn("asking how good the host's clock is: " + err.Error() + "; the guest follows it all the same: `chronyc tracking` tells")
 		return
 	}
 	bound, unsynchronised := time.Duration(kept.MaximumError), !kept.Synchronised
@@ -44,23 +49,23 @@ func (d *domain) checkHost(t uint64) {
 	if !unsynchronised {
 		known.Synchronised = 1
 	}
-	d.page.SetHost(known)
-	if f, err := d.page.Follow(); err == nil && f.GivenUp != d.host.givenUp {
-		d.host.givenUp = f.GivenUp
-		d.warn(fmt.Sprintf("the host's clock was set by %v, or the guest was as far off it: the guest doesn't follow, and stays as far off UTC: set its clock, or restart it",
+	page.SetHost(known)
+	if f, err := page.Follow(); err == nil && f.GivenUp != h.givenUp {
+		h.givenUp = f.GivenUp
+		h.notes.warn(fmt.Sprintf("the host's clock was set by %v, or the guest was as far off it: the guest doesn't follow, and stays as far off UTC: set its clock, or restart it",
 			time.Duration(f.LastGiven)))
 	}
-	if unsynchronised == d.host.unsynchronised {
+	if unsynchronised == h.unsynchronised {
 		return
 	}
-	d.host.unsynchronised = unsynchronised
+	h.unsynchronised = unsynchronised
 	if !unsynchronised {
-		d.log.Info().Dur("bound_ms", bound).Msg("the host's clock is synchronised")
+		h.notes.log.Info().Dur("bound_ms", bound).Msg("the host's clock is synchronised")
 		return
 	}
 	how := fmt.Sprintf("it may be off UTC by %v", bound)
 	if bound >= kernelBound {
 		how = "nobody knows by how much it is off UTC"
 	}
-	d.warn("the host's clock isn't synchronised, and the guest follows it: " + how + "; look after chrony, or what else keeps it")
+	h.notes.warn("the host's clock isn't synchronised, and the guest follows it: " + how + "; look after chrony, or what else keeps it")
 }

@@ -6,8 +6,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/rs/zerolog"
-
 	"ftclock/clockpage"
 	"ftclock/host"
 	metadata "ftclock/xml-templates"
@@ -24,11 +22,7 @@ func TestHostClock(t *testing.T) {
 	_, page := newPage(t, clockpage.Minor)
 	policy := metadata.Default()
 	policy.Reference = metadata.UTC
-	d, err := newDomain(zerolog.Nop(), memory{Clock: policy.XML()}, func(memory) {})
-	if err != nil {
-		t.Fatal(err)
-	}
-	d.page = page
+	d := testDomain(t, policy.XML())
 	second := uint64(time.Second)
 	for i, step := range []struct {
 		at       uint64
@@ -49,23 +43,21 @@ func TestHostClock(t *testing.T) {
 		{1999 * second, true, 0, errors.New("not permitted"), 6, 0, 16 * time.Second, 3},
 	} {
 		kernel, failure = host.Clock{Synchronised: step.kept, MaximumError: int64(step.bound)}, step.failure
-		d.checkHost(step.at)
+		d.host.check(&policy, page, step.at)
 		said, err := page.Host()
 		if err != nil || asked != step.asked || said.Synchronised != step.synced || said.Error != uint64(step.error) ||
-			len(d.warnings) != step.warnings {
-			t.Errorf("step %d: asked %d times, page says %+v, %v; warnings %q", i, asked, said, err, d.warnings)
+			len(warnings(d)) != step.warnings {
+			t.Errorf("step %d: asked %d times, page says %+v, %v; warnings %q", i, asked, said, err, warnings(d))
 		}
 	}
-	if !strings.Contains(d.warnings[0], "may be off UTC by 9s") || !strings.Contains(d.warnings[1], "nobody knows") ||
-		!strings.Contains(d.warnings[2], "not permitted") {
-		t.Errorf("warnings: %q", d.warnings)
+	if said := warnings(d); !strings.Contains(said[0], "may be off UTC by 9s") || !strings.Contains(said[1], "nobody knows") ||
+		!strings.Contains(said[2], "not permitted") {
+		t.Errorf("warnings: %q", said)
 	}
 
 	policy.Reference = metadata.Raw
-	d.policy = &policy
-	d.checkHost(9999 * second)
-	d.policy = nil
-	d.checkHost(99999 * second)
+	d.host.check(&policy, page, 9999*second)
+	d.host.check(nil, page, 99999*second)
 	if asked != 6 {
 		t.Errorf("asked %d times, for a guest that follows nothing", asked)
 	}
@@ -82,12 +74,7 @@ func TestSlewInThePage(t *testing.T) {
 		{`<clock/>`, clockpage.Policy{SlewPPM: 500}},
 	} {
 		_, page := newPage(t, clockpage.Minor)
-		d, err := newDomain(zerolog.Nop(), memory{Clock: c.clock}, func(memory) {})
-		if err != nil {
-			t.Fatal(err)
-		}
-		d.page = page
-		d.apply()
+		testDomain(t, c.clock).resume(page, true)
 		got, err := page.Policy()
 		if err != nil || got.SlewPPM != c.want.SlewPPM || got.Reference != c.want.Reference {
 			t.Errorf("%s: %+v, %v", c.clock, got, err)

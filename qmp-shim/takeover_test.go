@@ -3,12 +3,10 @@ package shim
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
-	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,181 +15,24 @@ import (
 
 	"ftclock/control"
 	"ftclock/keeper"
+	"ftclock/test/fds"
 )
 
-// TestAWorkerGoesOnFromAnyState begins relays with everything that a worker which died may have left: what the pipe
-// holds, the words, and what is still to be read.
-func TestAWorkerGoesOnFromAnyState(t *testing.T) {
-	for _, c := range []struct {
-		name       string
-		carry, mid uint32
-		pipe, rest string // left in the pipe; still in the source
-		arrives    string
-		sees       string
-	}{
-		{"between two messages", carryNone, 0, "", `{"execute":"stop"}` + "\n", `{"execute":"stop"}` + "\n", "[command stop]"},
-		{"with bytes under way", carryNone, 1, `{"a":"`, `{"execute":"cont"}"}` + "\n" + `{"execute":"stop"}` + "\n",
-			`{"a":"{"execute":"cont"}"}` + "\n" + `{"execute":"stop"}` + "\n", "[command stop]"},
-		{"with a message under way", carryNone, 0, `{"execute":"cont"}` + "\n", `{"execute":"stop"}` + "\n",
-			`{"execute":"cont"}` + "\n" + `{"execute":"stop"}` + "\n", "[command stop]"},
-		{"with a message under way that wasn't seen yet", carryNone, 1, `{"execute":"cont"}`, "\r\n" + `{"execute":"stop"}` + "\n",
-			`{"execute":"cont"}` + "\r\n" + `{"execute":"stop"}` + "\n", "[command stop]"},
-		{"within a message", carryNone, 1, "", `{"execute":"cont"}"}` + "\n" + `{"execute":"stop"}` + "\n",
-			`{"execute":"cont"}"}` + "\n" + `{"execute":"stop"}` + "\n", "[command stop]"},
-		{"a carrier sent, not taken away", carrySent, 1, "", "{}\n{}\n", "}\n{}\n", "[]"},
-		{"a carrier sent and taken away", carrySent, 1, "{", "}\n{}\n", "}\n{}\n", "[]"},
-		{"a carrier done, in the pipe", carryDone, 1, "{", "}\n{}\n", "}\n{}\n", "[]"},
-		{"a carrier done", carryDone, 1, "", "}\n{}\n", "}\n{}\n", "[]"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			o := &seen{}
-			client, qemu, r := unstarted(t, o)
-			*r.mid[up], *r.carry[up] = c.mid, c.carry
-			if _, err := unix.Write(r.pipes[up].w, []byte(c.pipe)); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := client.Write([]byte(c.rest)); err != nil {
-				t.Fatal(err)
-			}
-			done := make(chan error, 1)
-			go func() { done <- r.run() }()
-			_ = client.CloseWrite()
-			got, err := io.ReadAll(qemu)
-			if err != nil || string(got) != c.arrives {
-				t.Errorf("%q arrives, not %q: %v", got, c.arrives, err)
-			}
-			qemu.Close()
-			if err := <-done; err != nil {
-				t.Error(err)
-			}
-			if log := fmt.Sprint(o.log); log != c.sees {
-				t.Errorf("sees %s, not %s", log, c.sees)
-			}
-			if *r.carry[up] != carryNone {
-				t.Error("the word is left set")
-			}
-		})
-	}
-}
+func TestMain(m *testing.M) { os.Exit(fds.Run(m)) }
 
-// TestTheWordMidIsOfWhatIsBehindThePipe looks at what a worker leaves that dies while QEMU doesn't read: the pipe, which the next one
-// sends first, has a whole message, and a recogniser can begin behind it.
-func TestTheWordMidIsOfWhatIsBehindThePipe(t *testing.T) {
-	client, qemu, r := unstarted(t, &seen{})
-	done := make(chan error, 1)
-	go func() { done <- r.run() }()
-	raw, err := client.SyscallConn()
+func newStore(t *testing.T) *keeper.Store {
+	t.Helper()
+	store, err := keeper.Open(func(what string) { t.Error(what) })
 	if err != nil {
 		t.Fatal(err)
 	}
-	waiting := func() (n int) { // what the relay hasn't taken yet
-		_ = raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
-		return n
-	}
-	message := `{"a":"` + strings.Repeat("x", 1000) + `"}`
-	// A relay that only waits for a processor looks the same, but not for long.
-	const looks = 20
-	deadline := time.Now().Add(2 * time.Minute)
-	for alike := 0; alike < looks; {
-		if waiting() == 0 {
-			alike = 0
-			_, err = client.Write([]byte(message))
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		left, pipeErr := unix.IoctlGetInt(r.pipes[up].r, unix.TIOCINQ)
-		mid := atomic.LoadUint32(r.mid[up])
-		if left > 0 && waiting() > 0 && mid == 0 {
-			alike++
-			time.Sleep(10 * time.Millisecond)
-			continue
-		}
-		alike = 0
-		if pipeErr != nil || time.Now().After(deadline) {
-			t.Fatalf("the pipe has %d bytes (%v), %d aren't taken, and the word is %d", left, pipeErr, waiting(), mid)
-		}
-	}
-	client.Close()
-	qemu.Close()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
-}
-
-// TestTheWordMidIsSetWithinAMessage looks at what a worker that dies now would leave.
-func TestTheWordMidIsSetWithinAMessage(t *testing.T) {
-	client, inner1 := pair(t)
-	qemu, inner2 := pair(t)
-	r := &relay{client: inner1, qemu: inner2, observer: &seen{}}
-	for i := range r.pipes {
-		var ends [2]int
-		if err := unix.Pipe2(ends[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
-			t.Fatal(err)
-		}
-		defer closeAll(ends[:])
-		r.pipes[i], r.mid[i], r.carry[i] = pipe{ends[0], ends[1]}, new(uint32), new(uint32)
-	}
-	done := make(chan error, 1)
-	go func() { done <- r.run() }()
-	for _, step := range []struct {
-		text string
-		mid  uint32
-	}{{`{"execute":`, 1}, {`"stop"}`, 0}, {"\r", 0}, {"\n{", 1}, {"}\n", 0}} {
-		if _, err := client.Write([]byte(step.text)); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.ReadFull(qemu, make([]byte, len(step.text))); err != nil {
-			t.Fatal(err)
-		}
-		for end := time.Now().Add(2 * time.Minute); atomic.LoadUint32(r.mid[up]) != step.mid; time.Sleep(time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatalf("behind %q the word is %d", step.text, *r.mid[up])
-			}
-		}
-	}
-	client.Close()
-	qemu.Close()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
-}
-
-// TestARefusalComesBetweenMessages has the last worker die within a message of QEMU's, and the next one refuse a cont: whatever of
-// that message is still to come goes first.
-func TestARefusalComesBetweenMessages(t *testing.T) {
-	client, qemu, r := unstarted(t, &seen{gate: true, refusal: "no"})
-	*r.mid[down] = 1
-	if _, err := unix.Write(r.pipes[down].w, []byte(`{"return": `)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := client.Write([]byte(`{"execute":"cont","id":1}` + "\n")); err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan error, 1)
-	go func() { done <- r.run() }()
-	time.Sleep(100 * time.Millisecond) // enough for a refusal that doesn't wait
-	if _, err := qemu.Write([]byte("{}}\r\n")); err != nil {
-		t.Fatal(err)
-	}
-	want := `{"return": {}}` + "\r\n" + `{"id": 1, "error": {"class": "GenericError", "desc": "no"}}` + "\r\n"
-	got := make([]byte, len(want))
-	_ = client.SetReadDeadline(time.Now().Add(2 * time.Minute))
-	if n, err := io.ReadFull(client, got); err != nil || string(got) != want {
-		t.Errorf("%q arrives, not %q: %v", got[:n], want, err)
-	}
-	qemu.Close()
-	client.Close()
-	<-done
+	return store
 }
 
 // A worker may die after it has bound the monitor's socket, and before anybody but it has that. The next one binds it anew.
 func TestASocketThatNobodyHasIsBoundAnew(t *testing.T) {
 	for _, renamed := range []bool{true, false} {
-		store, err := keeper.Open(func(what string) { t.Error(what) })
-		if err != nil {
-			t.Fatal(err)
-		}
+		store := newStore(t)
 		dir := t.TempDir()
 		files := []string{control.MonitorSocket}
 		if renamed {
@@ -229,7 +70,7 @@ func TestASocketThatNobodyHasIsBoundAnew(t *testing.T) {
 
 // Requests that can't be answered, as where a disk hangs, don't take the descriptors that the monitor needs.
 func TestRequestsAreBounded(t *testing.T) {
-	before := len(openFDs())
+	before := len(fds.Open())
 	path := filepath.Join(t.TempDir(), "socket")
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
@@ -269,7 +110,7 @@ func TestRequestsAreBounded(t *testing.T) {
 		for _, conn := range held {
 			_ = conn.Close()
 		}
-		for end := time.Now().Add(2 * time.Minute); len(openFDs()) > before && time.Now().Before(end); {
+		for end := time.Now().Add(2 * time.Minute); len(fds.Open()) > before && time.Now().Before(end); {
 			time.Sleep(time.Millisecond) // the other ends
 		}
 	}()
@@ -284,10 +125,7 @@ func TestRequestsAreBounded(t *testing.T) {
 
 // Who publishes the domain's anchor tells the shim, and the status has it.
 func TestThePublishedAnchorIsInTheStatus(t *testing.T) {
-	store, err := keeper.Open(func(what string) { t.Error(what) })
-	if err != nil {
-		t.Fatal(err)
-	}
+	store := newStore(t)
 	s := &shim{Config: Config{Store: store, Log: zerolog.Nop()}, domain: testDomain(t, byDefault)}
 	published := func() time.Time {
 		t.Helper()
@@ -313,10 +151,7 @@ func TestThePublishedAnchorIsInTheStatus(t *testing.T) {
 // never refused a cont.
 func TestAStateThatCannotBeReadIsBegunAnew(t *testing.T) {
 	for what, began := range map[string]bool{"empty": false, "another version's": true} {
-		store, err := keeper.Open(func(what string) { t.Error(what) })
-		if err != nil {
-			t.Fatal(err)
-		}
+		store := newStore(t)
 		fd, err := newState()
 		if err != nil {
 			t.Fatal(err)
@@ -333,8 +168,8 @@ func TestAStateThatCannotBeReadIsBegunAnew(t *testing.T) {
 		if err := s.remember(); err != nil {
 			t.Fatal(err)
 		}
-		if s.domain.memory.Began != began || s.domain.gate {
-			t.Errorf("%s: began %t, gate %t", what, s.domain.memory.Began, s.domain.gate)
+		if m := s.domain.notes.read(); m.Began != began || m.Gate || s.domain.module.gate {
+			t.Errorf("%s: %+v, gate %t", what, m, s.domain.module.gate)
 		}
 		store.Drop(fdState)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"ftclock/clockpage"
 	"ftclock/control"
+	"ftclock/test/check"
 )
 
 const testUUID = "6695eb01-f6a4-8304-79aa-97f2502e193f"
@@ -86,10 +87,7 @@ func (b *bench) pauses(n int, step time.Duration) {
 
 func (b *bench) read() *Record {
 	b.t.Helper()
-	r, err := Read(b.dir, testUUID, time.Time{}, time.Time{})
-	if err != nil {
-		b.t.Fatal(err)
-	}
+	r := check.Value(Read(b.dir, testUUID, time.Time{}, time.Time{}))(b.t)
 	return r
 }
 
@@ -229,10 +227,7 @@ func snapshot(t *testing.T, dir string) map[string]string {
 	files := map[string]string{}
 	names, _ := filepath.Glob(filepath.Join(Path(dir, testUUID), "*"))
 	for _, name := range names {
-		text, err := os.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
+		text := check.Value(os.ReadFile(name))(t)
 		files[name] = string(text)
 	}
 	return files
@@ -269,10 +264,7 @@ func TestDamage(t *testing.T) {
 		b.write.Collect(b.page)
 	}
 	name := filepath.Join(Path(b.dir, testUUID), segmentName(timeline, 1))
-	whole, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	whole := check.Value(os.ReadFile(name))(t)
 	minutes := len(b.read().Minutes)
 	for at := range whole {
 		if at%97 != 0 && at != len(whole)-1 {
@@ -280,9 +272,7 @@ func TestDamage(t *testing.T) {
 		}
 		broken := append([]byte(nil), whole...)
 		broken[at] ^= 1
-		if err := os.WriteFile(name, broken, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, os.WriteFile(name, broken, 0o600))
 		r := b.read()
 		if len(r.Problems) != 1 && len(r.Problems) != 2 || len(gaps(r, Damage)) == 0 || len(r.Minutes) < minutes-2 {
 			t.Fatalf("byte %d changed: problems %v, gaps %+v, %d minutes of %d", at, r.Problems, r.Gaps, len(r.Minutes), minutes)
@@ -295,9 +285,7 @@ func TestDamage(t *testing.T) {
 		if size%23 != 0 {
 			continue
 		}
-		if err := os.WriteFile(name, whole[:size], 0o600); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, os.WriteFile(name, whole[:size], 0o600))
 		r := b.read()
 		if whole[max(size-1, 0)] != '\n' && len(r.Problems) == 0 {
 			t.Fatalf("cut after %d bytes, and nothing is said", size)
@@ -305,9 +293,7 @@ func TestDamage(t *testing.T) {
 	}
 	// The next worker goes on behind a torn tail without harming it.
 	torn := whole[:len(whole)-9]
-	if err := os.WriteFile(name, torn, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.WriteFile(name, torn, 0o600))
 	b.conf.Worker++
 	b.begin()
 	b.pauses(20, 50*time.Millisecond)
@@ -333,19 +319,13 @@ func TestDamage(t *testing.T) {
 func TestNewerVersion(t *testing.T) {
 	b := newBench(t)
 	path := Path(b.dir, testUUID)
-	if err := os.RemoveAll(path); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.MkdirAll(path, 0o700); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.RemoveAll(path))
+	check.NoError(t, os.MkdirAll(path, 0o700))
 	newer := map[string]string{}
 	for name, kind := range map[string]string{segmentName(timeline, 4): timeline, segmentName(pauses, 9): pauses, open + suffix: open} {
 		text := string(appendEntry(nil, head{kindHead, formatName, Version + 1, kind, testUUID})) + "what we can't know\x00"
 		newer[filepath.Join(path, name)] = text
-		if err := os.WriteFile(filepath.Join(path, name), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, os.WriteFile(filepath.Join(path, name), []byte(text), 0o600))
 	}
 	b.conf.maxTimeline, b.conf.segment = 6<<10, 2<<10
 	b.begin()
@@ -404,9 +384,7 @@ func TestBound(t *testing.T) {
 // Where the domain's directory can't be made, that is what is told, once.
 func TestNoDirectory(t *testing.T) {
 	b := newBench(t)
-	if err := os.RemoveAll(b.dir); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.RemoveAll(b.dir))
 	if err := os.WriteFile(b.dir, nil, 0o600); err != nil { // not a directory
 		t.Fatal(err)
 	}
@@ -423,9 +401,7 @@ func TestNoDisk(t *testing.T) {
 	b.pauses(20, 50*time.Millisecond)
 	b.write.Collect(b.page)
 	aside := b.dir + ".aside"
-	if err := os.Rename(b.dir, aside); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.Rename(b.dir, aside))
 	if err := os.WriteFile(b.dir, nil, 0o600); err != nil { // not a directory
 		t.Fatal(err)
 	}
@@ -436,9 +412,7 @@ func TestNoDisk(t *testing.T) {
 	if s := b.write.Status(); !strings.Contains(s.Problem, "not a directory") || len(b.seen) != 1 {
 		t.Errorf("status %+v, problems %v", s, b.seen)
 	}
-	if err := errors.Join(os.Remove(b.dir), os.Rename(aside, b.dir)); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, errors.Join(os.Remove(b.dir), os.Rename(aside, b.dir)))
 	b.pauses(20, 50*time.Millisecond)
 	b.write.Collect(b.page)
 	b.write.End(EndRequest)
@@ -461,9 +435,7 @@ func TestReadRefuses(t *testing.T) {
 		t.Error(err)
 	}
 	dir := t.TempDir()
-	if err := os.MkdirAll(Path(dir, testUUID), 0o700); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.MkdirAll(Path(dir, testUUID), 0o700))
 	if _, err := Read(dir, testUUID, time.Time{}, time.Time{}); !errors.Is(err, ErrNone) {
 		t.Error(err)
 	}
@@ -511,10 +483,7 @@ func TestDistribution(t *testing.T) {
 			t.Errorf("quantile %g: %g, want %g", q, got, want)
 		}
 	}
-	text, err := d.MarshalJSON()
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := check.Value(d.MarshalJSON())(t)
 	var back Distribution
 	if err := back.UnmarshalJSON(text); err != nil || !reflect.DeepEqual(back, d) {
 		t.Error(err)
@@ -560,13 +529,9 @@ func FuzzScan(f *testing.F) {
 				lines = appendLine(lines, []byte(line[9:]))
 			}
 		}
-		if err := os.MkdirAll(Path(dir, testUUID), 0o700); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, os.MkdirAll(Path(dir, testUUID), 0o700))
 		for _, name := range []string{segmentName(timeline, 1), segmentName(pauses, 1), open + suffix} {
-			if err := os.WriteFile(filepath.Join(Path(dir, testUUID), name), lines, 0o600); err != nil {
-				t.Fatal(err)
-			}
+			check.NoError(t, os.WriteFile(filepath.Join(Path(dir, testUUID), name), lines, 0o600))
 		}
 		if r, err := Read(dir, testUUID, time.Time{}, time.Time{}); err == nil {
 			_ = r.Total()

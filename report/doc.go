@@ -1,8 +1,9 @@
-// Package report says how a domain's clock was kept over a time, for people who have to prove it: from the domain's record
-// (package record) it makes a page in HTML, a table in CSV, and JSON.
+// Package report makes reports of how a domain's clock was kept over a period, for people who must
+// prove it. From the domain's record (package record) it makes a page in HTML, a table in CSV, or
+// JSON.
 //
-// Nothing is interpolated. The time is cut into stretches of which each is corrected, uncorrected, not known, or without a running
-// QEMU, and whatever isn't corrected is said in words, too.
+// Nothing is interpolated. The period is divided into parts that are each corrected, uncorrected,
+// unknown, or without a running QEMU. Whatever isn't corrected is also said in words.
 //
-// It is no monitor: it reads what is on disk.
+// It isn't a monitor: it reads only what is on disk.
 package report

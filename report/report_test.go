@@ -18,6 +18,7 @@ import (
 	"ftclock/clockpage"
 	"ftclock/control"
 	"ftclock/record"
+	"ftclock/test/check"
 	"ftclock/test/history"
 )
 
@@ -28,10 +29,7 @@ var begin0 = time.Date(2026, 11, 23, 9, 0, 0, 0, time.UTC)
 // read makes the report of a history.
 func read(t testing.TB, dir string, o Options) *Report {
 	t.Helper()
-	r, err := record.Read(dir, uuid, o.From, o.To)
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := check.Value(record.Read(dir, uuid, o.From, o.To))(t)
 	o.Made, o.Version, o.Host = o.To, "test", "host1"
 	return New(r, o)
 }
@@ -144,9 +142,7 @@ func TestNoClaimOfUTC(t *testing.T) {
 func page1(t testing.TB, p *Report) string {
 	t.Helper()
 	var b bytes.Buffer
-	if err := p.WriteHTML(&b); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, p.WriteHTML(&b))
 	return b.String()
 }
 
@@ -231,14 +227,9 @@ func TestDamage(t *testing.T) {
 	dir := t.TempDir()
 	end := clean(dir, "raw")
 	files, _ := filepath.Glob(filepath.Join(dir, uuid, "timeline-*.log"))
-	text, err := os.ReadFile(files[0])
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := check.Value(os.ReadFile(files[0]))(t)
 	text[len(text)/2] ^= 0x20
-	if err := os.WriteFile(files[0], text, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.WriteFile(files[0], text, 0o600))
 	p := read(t, dir, Options{To: end, Alive: true})
 	if len(p.Problems) != 1 || p.Statement.Unknown == 0 || len(p.Statement.Findings) == 0 || p.Statement.Coverage == 1 {
 		t.Errorf("%+v, %v", p.Statement, p.Problems)
@@ -272,22 +263,14 @@ func TestFormatsAgree(t *testing.T) {
 	dir := t.TempDir()
 	end := day(dir)
 	p := read(t, dir, Options{To: end})
-	text, err := json.Marshal(p)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := check.Value(json.Marshal(p))(t)
 	var back Report
 	if err := json.Unmarshal(text, &back); err != nil || back.Statement.Divergence != p.Statement.Divergence || len(back.Minutes) != len(p.Minutes) {
 		t.Errorf("JSON: %v", err)
 	}
 	var b bytes.Buffer
-	if err := p.WriteCSV(&b); err != nil {
-		t.Fatal(err)
-	}
-	rows, err := csv.NewReader(&b).ReadAll()
-	if err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, p.WriteCSV(&b))
+	rows := check.Value(csv.NewReader(&b).ReadAll())(t)
 	minutes, gaps, stretches := 0, 0, 0
 	for _, row := range rows[1:] {
 		switch {
@@ -316,9 +299,7 @@ func TestBrowser(t *testing.T) {
 	} {
 		end := past(filepath.Join(dir, name))
 		p := read(t, filepath.Join(dir, name), Options{To: end, Alive: name == "report"})
-		if err := os.WriteFile(filepath.Join(dir, name+".html"), []byte(page1(t, p)), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, os.WriteFile(filepath.Join(dir, name+".html"), []byte(page1(t, p)), 0o600))
 	}
 	pictures := dir
 	if to := os.Getenv("FTCLOCK_PICTURES"); to != "" {
@@ -361,10 +342,7 @@ func TestBrowser(t *testing.T) {
 	}
 	pdf := filepath.Join(pictures, "report-print.pdf")
 	browse("--blink-settings=preferredColorScheme=0", "--no-pdf-header-footer", "--print-to-pdf="+pdf, "file://"+dir+"/report.html")
-	text, err := os.ReadFile(pdf)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := check.Value(os.ReadFile(pdf))(t)
 	pages := regexp.MustCompile(`/Type\s*/Page\b`).FindAll(text, -1)
 	if len(pages) < 1 || len(pages) > 4 {
 		t.Errorf("%d printed pages", len(pages))
@@ -386,9 +364,7 @@ func TestBrowser(t *testing.T) {
 	}
 	// Side by side, in few colours: small.
 	montage(t, filepath.Join(pictures, "report-print.png"), sheets)
-	if err := os.Remove(pdf); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.Remove(pdf))
 	shots, _ := filepath.Glob(filepath.Join(pictures, "report-*.png"))
 	for _, shot := range shots {
 		convert(shot, "-resize", "1400x>", "+dither", "-colors", "64", "-strip", "PNG8:"+shot)
@@ -397,15 +373,9 @@ func TestBrowser(t *testing.T) {
 
 func decode(t *testing.T, file string) image.Image {
 	t.Helper()
-	f, err := os.Open(file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	f := check.Value(os.Open(file))(t)
 	defer f.Close()
-	picture, err := png.Decode(f)
-	if err != nil {
-		t.Fatal(err)
-	}
+	picture := check.Value(png.Decode(f))(t)
 	return picture
 }
 

@@ -4,6 +4,8 @@ import (
 	"math"
 	"strings"
 	"testing"
+
+	"ftclock/test/check"
 )
 
 var someAnchor = Anchor{
@@ -23,10 +25,7 @@ func TestAnchorIsReadAsWritten(t *testing.T) {
 		{Real: 1},
 		{Clock: maxClock, Real: maxClock, Raw: maxClock, Boot: `"<&>'`, Slept: maxClock, Rate: maxRate, Error: maxClock, HostError: maxClock},
 	} {
-		d, err := Parse(inDomain(want.XML()))
-		if err != nil {
-			t.Fatal(err)
-		}
+		d := check.Value(Parse(inDomain(want.XML())))(t)
 		if d.AnchorErr != nil || d.Anchor == nil || *d.Anchor != want {
 			t.Errorf("%s: read %+v, %v", want.XML(), d.Anchor, d.AnchorErr)
 		}
@@ -88,13 +87,8 @@ func TestAnchorThatCantBeUsed(t *testing.T) {
 
 // The editor leaves an anchor where it is.
 func TestAnchorSurvivesTheEditor(t *testing.T) {
-	xml, err := Enable(inDomain(someAnchor.XML()), EditOptions{Policy: Default()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if xml, err = Disable(xml); err != nil {
-		t.Fatal(err)
-	}
+	xml := check.Value(Enable(inDomain(someAnchor.XML()), EditOptions{Policy: Default()}))(t)
+	xml = check.Value(Disable(xml))(t)
 	if d, err := Parse(xml); err != nil || d.Anchor == nil || *d.Anchor != someAnchor || d.Policy != nil {
 		t.Errorf("%+v, %v in\n%s", d, err, xml)
 	}

@@ -1,11 +1,11 @@
-// Package metadata (import path ftclock/xml-templates) is the part of a libvirt domain's XML that
-// belongs to ftclock: its schema, its parser, its editor and the snippets that a person pastes.
+// Package metadata (import path ftclock/xml-templates) is ftclock's part of a libvirt domain's XML:
+// its schema, its parser, its editor, and the snippets for people to paste.
 //
-// It serves the hook (is this domain ours, and with which policy?), the shim (which pauses are caught
-// up?) and the CLI (enable and disable). It is not a domain XML library: of the rest of the domain it
-// reads what these three need, and leaves every byte of it where it was.
+// It serves the hook (is this domain managed, and with which policy?), the shim (which pauses are
+// caught up?) and the command line (enable and disable). It isn't a library for domain XML: it
+// reads only what these three need from the rest of the domain, and changes no byte of it.
 //
-// What isn't known refuses: a policy that was misspelled must not become a clock that is silently
-// wrong. Every refusal is one line that says where, what, and what is allowed instead. The same
-// language is defined for other tools by ftclock.rng; a test holds the two together.
+// Anything unknown is refused, because a misspelled policy must not become a clock that is silently
+// wrong. Each refusal is one line that says where, what, and what is allowed instead. ftclock.rng
+// defines the same language for other tools; a test compares the two.
 package metadata

@@ -4,26 +4,22 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+
+	"ftclock/test/check"
 )
 
 func TestEnableWithoutPreload(t *testing.T) {
 	const before = "<domain>\n  <name>a</name>\n  <metadata>\n    <o:o xmlns:o='urn:o'/>\n  </metadata>\n</domain>\n"
 	const after = "<domain>\n  <name>a</name>\n  <metadata>\n    <o:o xmlns:o='urn:o'/>\n" +
 		"    <ftclock:clock xmlns:ftclock=\"urn:ftclock:domain:1\"/>\n  </metadata>\n</domain>\n"
-	got, err := Enable([]byte(before), EditOptions{Policy: Default()})
-	if err != nil {
-		t.Fatal(err)
-	}
+	got := check.Value(Enable([]byte(before), EditOptions{Policy: Default()}))(t)
 	same(t, "enabled", got, []byte(after))
 }
 
 // An element that says the same in other words is somebody's own: it stays as it was written.
 func TestEnableKeepsSameMeaning(t *testing.T) {
 	xml := in("<c:clock required='yes' xmlns:c='urn:ftclock:domain:1'><!-- why --><c:on event='suspend' do='hold'/></c:clock>")
-	got, err := Enable([]byte(xml), EditOptions{Policy: Default()})
-	if err != nil {
-		t.Fatal(err)
-	}
+	got := check.Value(Enable([]byte(xml), EditOptions{Policy: Default()}))(t)
 	same(t, "enabled", got, []byte(xml))
 }
 
@@ -49,15 +45,9 @@ func TestPreload(t *testing.T) {
 		{"two variables", value(own) + value("/a.so"), value(own) + value("/a.so:"+own), value("/a.so")},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			enabled, err := Enable([]byte(domain(tt.before)), EditOptions{Policy: Default(), Preload: own})
-			if err != nil {
-				t.Fatal(err)
-			}
+			enabled := check.Value(Enable([]byte(domain(tt.before)), EditOptions{Policy: Default(), Preload: own}))(t)
 			same(t, "enabled", enabled, []byte(domain(tt.enabled)))
-			disabled, err := Disable(enabled)
-			if err != nil {
-				t.Fatal(err)
-			}
+			disabled := check.Value(Disable(enabled))(t)
 			want := strings.Replace(domain(tt.disabled), Default().XML(), "", 1)
 			same(t, "disabled", disabled, []byte(want))
 		})
@@ -87,10 +77,7 @@ func TestDisableLines(t *testing.T) {
 		{"\n  <o/>\n  " + clock(""), "\n  <o/>"},
 		{"\n\n\t<o/>\n\n\t" + clock("") + "\n\n", "\n\n\t<o/>\n\n\n"},
 	} {
-		got, err := Disable([]byte("<domain><metadata>" + tt.before + "</metadata></domain>"))
-		if err != nil {
-			t.Fatal(err)
-		}
+		got := check.Value(Disable([]byte("<domain><metadata>" + tt.before + "</metadata></domain>")))(t)
 		same(t, "disabled", got, []byte("<domain><metadata>"+tt.after+"</metadata></domain>"))
 	}
 }
@@ -125,18 +112,9 @@ func TestEnableReplaces(t *testing.T) {
 	for range 300 {
 		a, b := EditOptions{Policy: randomPolicy(r), Preload: "/a/" + Module}, EditOptions{Policy: randomPolicy(r), Preload: testModule}
 		checkEdits(t, original, a)
-		first, err := Enable(original, a)
-		if err != nil {
-			t.Fatal(err)
-		}
-		over, err := Enable(first, b)
-		if err != nil {
-			t.Fatal(err)
-		}
-		direct, err := Enable(original, b)
-		if err != nil {
-			t.Fatal(err)
-		}
+		first := check.Value(Enable(original, a))(t)
+		over := check.Value(Enable(first, b))(t)
+		direct := check.Value(Enable(original, b))(t)
 		same(t, "enabling over another policy", over, direct)
 	}
 }
@@ -155,15 +133,9 @@ func checkEdits(t *testing.T, xml []byte, o EditOptions) bool {
 	if err != nil || d.Policy == nil || *d.Policy != o.Policy || o.Preload != "" && !d.Preload {
 		t.Fatalf("enabled domain reads as %+v, %v:\n%q", d, err, enabled)
 	}
-	again, err := Enable(enabled, o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	again := check.Value(Enable(enabled, o))(t)
 	same(t, "enabling twice", again, enabled)
-	disabled, err := Disable(enabled)
-	if err != nil {
-		t.Fatal(err)
-	}
+	disabled := check.Value(Disable(enabled))(t)
 	checkDisabled(t, disabled)
 	if restorable(xml) {
 		same(t, "enabling and disabling", disabled, xml)
@@ -176,10 +148,7 @@ func checkDisabled(t *testing.T, disabled []byte) {
 	if d, err := Parse(disabled); err != nil || d.Policy != nil || d.Preload {
 		t.Fatalf("disabled domain reads as %+v, %v:\n%q", d, err, disabled)
 	}
-	again, err := Disable(disabled)
-	if err != nil {
-		t.Fatal(err)
-	}
+	again := check.Value(Disable(disabled))(t)
 	same(t, "disabling twice", again, disabled)
 }
 

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"ftclock/test/check"
 )
 
 var update = flag.Bool("update", false, "write testdata/golden/*.enabled and *.disabled")
@@ -40,29 +42,17 @@ func TestGolden(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			original := read(t, file)
 			o := goldenOptions()
-			enabled, err := Enable(original, o)
-			if err != nil {
-				t.Fatal(err)
-			}
+			enabled := check.Value(Enable(original, o))(t)
 			golden(t, strings.TrimSuffix(file, ".xml")+".enabled", enabled)
-			d, err := Parse(enabled)
-			if err != nil {
-				t.Fatal(err)
-			}
+			d := check.Value(Parse(enabled))(t)
 			if d.Policy == nil || *d.Policy != o.Policy || !d.Preload {
 				t.Errorf("enabled domain reads as %+v", d)
 			}
 
-			again, err := Enable(enabled, o)
-			if err != nil {
-				t.Fatal(err)
-			}
+			again := check.Value(Enable(enabled, o))(t)
 			same(t, "enabling twice", again, enabled)
 
-			disabled, err := Disable(enabled)
-			if err != nil {
-				t.Fatal(err)
-			}
+			disabled := check.Value(Disable(enabled))(t)
 			if notRestored[name] {
 				golden(t, strings.TrimSuffix(file, ".xml")+".disabled", disabled)
 			} else {
@@ -71,10 +61,7 @@ func TestGolden(t *testing.T) {
 			if d, err := Parse(disabled); err != nil || d.Policy != nil || d.Preload {
 				t.Errorf("disabled domain reads as %+v, %v", d, err)
 			}
-			again, err = Disable(disabled)
-			if err != nil {
-				t.Fatal(err)
-			}
+			again = check.Value(Disable(disabled))(t)
 			same(t, "disabling twice", again, disabled)
 		})
 	}
@@ -83,9 +70,7 @@ func TestGolden(t *testing.T) {
 func golden(t *testing.T, file string, got []byte) {
 	t.Helper()
 	if *update {
-		if err := os.WriteFile(file, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, os.WriteFile(file, got, 0o644))
 	}
 	same(t, file, got, read(t, file))
 }
@@ -99,9 +84,6 @@ func same(t *testing.T, what string, got, want []byte) {
 
 func read(t testing.TB, file string) []byte {
 	t.Helper()
-	b, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := check.Value(os.ReadFile(file))(t)
 	return b
 }

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"ftclock/test/check"
 )
 
 // in puts an element into the metadata of a domain; it starts on line 3.
@@ -77,10 +79,7 @@ var goodElements = []struct {
 func TestParse(t *testing.T) {
 	for _, tt := range goodElements {
 		t.Run(tt.name, func(t *testing.T) {
-			d, err := Parse([]byte(in(tt.xml)))
-			if err != nil {
-				t.Fatal(err)
-			}
+			d := check.Value(Parse([]byte(in(tt.xml))))(t)
 			want := Domain{ID: 7, Name: "vm1", Type: "kvm", Policy: &tt.want}
 			if !reflect.DeepEqual(d, want) {
 				t.Errorf("got %+v %+v\nwant %+v", d, d.Policy, tt.want)
@@ -120,10 +119,7 @@ func TestParseDomain(t *testing.T) {
 		{"preload of another namespace", strings.Replace(preload(env("LD_PRELOAD", testModule)), "qemu/1.0", "lxc/1.0", 1), Domain{ID: -1}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			d, err := Parse([]byte(tt.xml))
-			if err != nil {
-				t.Fatal(err)
-			}
+			d := check.Value(Parse([]byte(tt.xml)))(t)
 			if !reflect.DeepEqual(d, tt.want) {
 				t.Errorf("got %+v, want %+v", d, tt.want)
 			}
@@ -367,9 +363,7 @@ func TestParseManyDeclarations(t *testing.T) {
 		fmt.Fprintf(&b, " xmlns:p%d='urn:p'", i)
 	}
 	b.WriteString(">" + strings.Repeat("<p7:a/>", 100_000) + "</domain>")
-	if _, err := Parse([]byte(b.String())); err != nil {
-		t.Fatal(err)
-	}
+	check.Value(Parse([]byte(b.String())))(t)
 }
 
 func TestManaged(t *testing.T) {

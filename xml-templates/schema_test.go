@@ -8,22 +8,20 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"ftclock/test/check"
 )
 
 // snippets are the examples to paste into a domain, by name.
 func snippets(t *testing.T) map[string]string {
 	t.Helper()
-	files, err := filepath.Glob("snippets/*.xml")
-	if err != nil || len(files) == 0 {
-		t.Fatal("no snippets: ", err)
+	files := check.Value(filepath.Glob("snippets/*.xml"))(t)
+	if len(files) == 0 {
+		t.Fatal("no snippets")
 	}
 	all := map[string]string{}
 	for _, file := range files {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		all[strings.TrimSuffix(filepath.Base(file), ".xml")] = string(text)
+		all[strings.TrimSuffix(filepath.Base(file), ".xml")] = string(check.Value(os.ReadFile(file))(t))
 	}
 	return all
 }
@@ -124,15 +122,11 @@ func TestSchema(t *testing.T) {
 	dir := t.TempDir()
 	// Copied, because go test repeats an old result unless it sees the test itself read the schema.
 	schema := filepath.Join(dir, "ftclock.rng")
-	if err := os.WriteFile(schema, read(t, "ftclock.rng"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.WriteFile(schema, read(t, "ftclock.rng"), 0o600))
 	files := make([]string, len(elements))
 	for i, e := range elements {
 		files[i] = filepath.Join(dir, fmt.Sprintf("%04d.xml", i))
-		if err := os.WriteFile(files[i], []byte(e), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, os.WriteFile(files[i], []byte(e), 0o600))
 	}
 	var stderr bytes.Buffer
 	cmd := exec.Command(xmllint, append([]string{"--nonet", "--noout", "--relaxng", schema}, files...)...)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The C side of the clock page's tests. It publishes and reads by the functions of the module itself, whose source it
- * includes; what is in each section comes from members.inc, which the test makes from clockpage.h.
+ * The C side of the clock page's tests. It publishes and reads by the functions of the module itself, from
+ * rule_page.h; what is in each section comes from members.inc, which the test makes from clockpage.h.
  *
  *   peer layout      prints every offset, size, constant and enumerator
  *   peer fill        fills the module's sections of the page behind fd 3, each member with a value of its own
@@ -9,11 +9,12 @@
  *   peer storm       writes the module's sections for ever, all words of a section being of one generation
  *   peer watch N     reads the shim's sections until it saw them change N times; fails if one is of two generations
  */
-#include "rule.c"
+#include "rule_page.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 
 /* SECTION(name), MEMBER(section, member) for all but reserved members, VALUE(name) for constants and enumerators. */

@@ -9,24 +9,28 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"libvirt.org/go/libvirt"
 
+	"ftclock/cmd/ftclock/internal/hypervisor"
+	"ftclock/cmd/ftclock/internal/status"
+	"ftclock/cmd/ftclock/internal/ui"
 	"ftclock/control"
-	"ftclock/xml-templates"
+	"ftclock/host"
+	metadata "ftclock/xml-templates"
 )
 
-// anchorCmd hands a guest's clock on to the host or the process that goes on with the guest.
+// anchorCmd hands a guest's clock over to another host or process that continues the guest.
 type anchorCmd struct {
 	Show    anchorShowCmd    `cmd:"" help:"Show what a guest's clock reads, and how well that is known."`
-	Export  anchorExportCmd  `cmd:"" help:"Print the same for \"ftclock anchor import\" on another host."`
-	Import  anchorImportCmd  `cmd:"" help:"Have the state that a QEMU is about to load caught up."`
-	Publish anchorPublishCmd `cmd:"" help:"Write the anchors of running domains into their live metadata, with which libvirt carries them on."`
+	Export  anchorExportCmd  `cmd:"" help:"Print the same in the form that \"ftclock anchor import\" reads on another host."`
+	Import  anchorImportCmd  `cmd:"" help:"Catch up the state that a QEMU loads next."`
+	Publish anchorPublishCmd `cmd:"" help:"Write the anchors of running domains into their live metadata, which libvirt sends along with a migration."`
 }
 
-// exported is an anchor between two hosts.
+// exported is an anchor in the form that export prints and import reads.
 type exported struct {
 	Version int    `json:"ftclock_anchor"`
 	Domain  string `json:"domain"`
@@ -34,7 +38,7 @@ type exported struct {
 	metadata.Anchor
 }
 
-// exportVersion is raised when a reader that doesn't know better would go wrong.
+// exportVersion is raised when older readers would misunderstand the new form.
 const exportVersion = 1
 
 // maxExport bounds what is read, in bytes.
@@ -42,8 +46,8 @@ const maxExport = 64 << 10
 
 // servedDomain finds the shim of a domain, by its name or UUID, or by the pid of a QEMU that `ftclock attach` serves. libvirt
 // isn't needed for it.
-func servedDomain(name string) (control.Info, error) {
-	infos, err := control.List(shims)
+func servedDomain(at status.Dirs, name string) (control.Info, error) {
+	infos, err := control.List(at.Shims)
 	var found []control.Info
 	for _, i := range infos {
 		if i.UUID == name || i.Name == name || isNumber(name) && strings.HasPrefix(i.UUID, "pid-"+name+"-") {
@@ -54,11 +58,11 @@ func servedDomain(name string) (control.Info, error) {
 	case len(found) == 1:
 		return found[0], nil
 	case len(found) > 1:
-		return control.Info{}, hinted(fmt.Errorf("%d shims serve a domain %q", len(found), name), "give its UUID, or QEMU's pid")
+		return control.Info{}, ui.Hinted(fmt.Errorf("%d shims serve a domain %q", len(found), name), "give its UUID, or QEMU's pid")
 	case err != nil:
 		return control.Info{}, err
 	}
-	return control.Info{}, hinted(fmt.Errorf("no shim serves a domain %q", name), "`ftclock status` shows those that are served")
+	return control.Info{}, ui.Hinted(fmt.Errorf("no shim serves a domain %q", name), "`ftclock status` shows those that are served")
 }
 
 func isNumber(s string) bool {
@@ -66,11 +70,11 @@ func isNumber(s string) bool {
 	return err == nil
 }
 
-// askAnchor asks the shim of a UUID. What the shim itself says against it is a *notNowError.
-func askAnchor(uuid string) (metadata.Anchor, error) {
-	answer, err := control.Ask(shims, uuid, control.Request{Do: "anchor"})
+// askAnchor asks the shim of a domain for its anchor. A refusal by the shim is a *notNowError.
+func askAnchor(at status.Dirs, uuid string) (metadata.Anchor, error) {
+	answer, err := at.Ask(uuid, control.Request{Do: "anchor"})
 	switch {
-	case noShim(err):
+	case status.NoShim(err):
 		return metadata.Anchor{}, err
 	case err != nil:
 		return metadata.Anchor{}, &notNowError{err}
@@ -81,11 +85,11 @@ func askAnchor(uuid string) (metadata.Anchor, error) {
 }
 
 // servedAnchor finds a domain as servedDomain does, and asks its shim.
-func servedAnchor(name string) (i control.Info, a metadata.Anchor, err error) {
-	if i, err = servedDomain(name); err != nil {
+func servedAnchor(at status.Dirs, name string) (i control.Info, a metadata.Anchor, err error) {
+	if i, err = servedDomain(at, name); err != nil {
 		return i, a, err
 	}
-	if a, err = askAnchor(i.UUID); err != nil {
+	if a, err = askAnchor(at, i.UUID); err != nil {
 		err = fmt.Errorf("reading the anchor of %s: %w", i.Name, err)
 	}
 	return i, a, err
@@ -96,19 +100,19 @@ type anchorShowCmd struct {
 }
 
 func (c *anchorShowCmd) Run(p *program) error {
-	i, a, err := servedAnchor(c.Domain)
+	i, a, err := servedAnchor(p.dirs, c.Domain)
 	if err != nil {
 		return err
 	}
-	p.printf("domain           %s (%s)\n", oneLine(i.Name), oneLine(i.UUID))
-	p.printf("guest's clock    %v\n", time.Duration(a.Clock))
-	p.printf("at               %s\n", time.Unix(0, int64(a.Real)).UTC().Format("2006-01-02 15:04:05.000000000 UTC"))
-	p.printf("known to         %v\n", time.Duration(a.Error))
-	p.printf("host's rate      %.3f ppm\n", float64(a.Rate)/1000)
+	p.Printf("domain           %s (%s)\n", host.OneLine(i.Name), host.OneLine(i.UUID))
+	p.Printf("guest's clock    %v\n", time.Duration(a.Clock))
+	p.Printf("at               %s\n", time.Unix(0, int64(a.Real)).UTC().Format("2006-01-02 15:04:05.000000000 UTC"))
+	p.Printf("known to         %v\n", time.Duration(a.Error))
+	p.Printf("host's rate      %.3f ppm\n", float64(a.Rate)/1000)
 	if a.Synchronised {
-		p.printf("host's clock     synchronised, to %v\n", time.Duration(a.HostError))
+		p.Printf("host's clock     synchronised, to %v\n", time.Duration(a.HostError))
 	} else {
-		p.printf("host's clock     not synchronised\n")
+		p.Printf("host's clock     not synchronised\n")
 	}
 	return nil
 }
@@ -122,7 +126,7 @@ func (anchorExportCmd) Help() string {
 }
 
 func (c *anchorExportCmd) Run(p *program) error {
-	i, a, err := servedAnchor(c.Domain)
+	i, a, err := servedAnchor(p.dirs, c.Domain)
 	if err != nil {
 		return err
 	}
@@ -130,7 +134,7 @@ func (c *anchorExportCmd) Run(p *program) error {
 	if err != nil {
 		return err
 	}
-	p.printf("%s\n", text)
+	p.Printf("%s\n", text)
 	return nil
 }
 
@@ -140,12 +144,12 @@ type anchorImportCmd struct {
 }
 
 func (anchorImportCmd) Help() string {
-	return "The next state that this QEMU loads is then caught up by the domain's rule for a migration. An anchor is used once; a " +
-		"fresh one replaces it."
+	return "The next state that this QEMU loads is then caught up by the domain's rule for a migration. An anchor is used once; " +
+		"importing another replaces it."
 }
 
 func (c *anchorImportCmd) Run(p *program) error {
-	i, err := servedDomain(c.Domain)
+	i, err := servedDomain(p.dirs, c.Domain)
 	if err != nil {
 		return err
 	}
@@ -161,12 +165,12 @@ func (c *anchorImportCmd) Run(p *program) error {
 	}
 	a, err := readExport(in)
 	if err != nil {
-		return hinted(fmt.Errorf("reading an anchor from %s: %w", name, err), "`ftclock anchor export DOMAIN` prints one")
+		return ui.Hinted(fmt.Errorf("reading an anchor from %s: %w", name, err), "`ftclock anchor export DOMAIN` prints one")
 	}
-	if _, err := control.Ask(shims, i.UUID, control.Request{Do: "import", Anchor: &a.Anchor}); err != nil {
+	if _, err := p.dirs.Ask(i.UUID, control.Request{Do: "import", Anchor: &a.Anchor}); err != nil {
 		return fmt.Errorf("giving %s the anchor of %s: %w", i.Name, a.Domain, err)
 	}
-	p.printf("%s: the next state that it loads goes on from what the clock of %s read at %s\n", oneLine(i.Name), oneLine(a.Domain),
+	p.Printf("%s: the next state that it loads goes on from what the clock of %s read at %s\n", host.OneLine(i.Name), host.OneLine(a.Domain),
 		time.Unix(0, int64(a.Real)).UTC().Format("2006-01-02 15:04:05.000000 UTC"))
 	return nil
 }
@@ -194,74 +198,68 @@ func readExport(in io.Reader) (exported, error) {
 }
 
 type anchorPublishCmd struct {
-	Domains []string `arg:"" optional:"" name:"domain" help:"Names, UUIDs or ids; all running domains that are served without one."`
+	Domains []string `arg:"" optional:"" name:"domain" help:"Names, UUIDs or ids. Default: all running domains that are served."`
 }
 
 func (anchorPublishCmd) Help() string {
-	return "A migration or a restored image goes on from the last anchor that was published. ftclock-anchor.timer does it every minute."
+	return "A migrated domain or a restored image continues from the last anchor that was published. ftclock-anchor.timer publishes them every minute."
 }
 
 func (c *anchorPublishCmd) Run(p *program) error {
 	names := c.Domains
 	if len(names) == 0 {
-		infos, err := control.List(shims)
+		infos, err := control.List(p.dirs.Shims)
 		if err != nil {
-			p.warn("%v; %s", err, noState)
+			p.Warn("%v; %s", err, status.NoState)
 		}
 		for _, i := range infos {
-			if isUUID(i.UUID) { // libvirt doesn't know the others
+			if host.IsUUID(i.UUID) { // libvirt doesn't know the others
 				names = append(names, i.UUID)
 			}
 		}
 		if len(names) == 0 {
-			return nil // a libvirtd that is started by its socket, and ended when nobody asks, isn't woken up each minute
+			return nil // don't start a socket-activated libvirtd each minute for nothing
 		}
 	}
-	h, err := connect(p.uri)
+	h, err := hypervisor.Connect(p.uri)
 	if err != nil {
 		return err
 	}
-	defer h.close()
-	if err := checkLocal(h, "publishing an anchor"); err != nil {
+	defer h.Close()
+	if err := h.CheckLocal("publishing an anchor"); err != nil {
 		return err
 	}
 	bad := false
-	for _, err := range sideBySide(names, func(name string) error { return publish(h, name) }) {
+	for _, err := range sideBySide(names, func(name string) error { return publish(p.dirs, h, name) }) {
 		if err != nil {
-			// Without a pause there is nothing to publish yet: no fault of a domain's that wasn't asked for.
+			// Before its first pause a domain has nothing to publish. That is an error only if the domain was named.
 			var later *notNowError
 			if len(c.Domains) == 0 && errors.As(err, &later) {
 				continue
 			}
-			p.warn("%s", sayError(err))
-			var h *hintedError
-			if errors.As(err, &h) {
-				p.hint("%s", h.hint)
-			}
+			p.Tell("warning", err)
 			bad = true
 		}
 	}
 	if bad {
-		return errProblem
+		return ui.ErrProblem
 	}
 	return nil
 }
 
-// sideBySide calls f for each name, some at a time, and gives their errors in order: a domain that keeps libvirt waiting, which can be
-// 30 s, holds up none but itself. libvirtd takes five requests at a time of a client (max_client_requests of libvirtd.conf).
+// sideBySide calls f for each name, four at a time, and returns their errors in order. So a domain that blocks libvirt, for up to
+// 30 s, doesn't delay the others. libvirtd takes five requests of a client at a time (max_client_requests in libvirtd.conf).
 func sideBySide(names []string, f func(name string) error) []error {
-	const atOnce = 4
 	all := make([]error, len(names))
-	var group sync.WaitGroup
-	turn := make(chan struct{}, atOnce)
+	var group errgroup.Group
+	group.SetLimit(4)
 	for i, name := range names {
-		turn <- struct{}{}
-		group.Go(func() {
+		group.Go(func() error {
 			all[i] = f(name)
-			<-turn
+			return nil
 		})
 	}
-	group.Wait()
+	_ = group.Wait()
 	return all
 }
 
@@ -271,35 +269,35 @@ type notNowError struct{ error }
 func (e *notNowError) Unwrap() error { return e.error }
 
 // publish writes the anchor of one domain into its live metadata.
-func publish(h *host, name string) error {
-	d, err := h.find(name)
+func publish(at status.Dirs, h *hypervisor.Host, name string) error {
+	d, err := h.Find(name)
 	if err != nil {
 		return err
 	}
-	defer d.free()
-	state, _, err := d.GetState()
+	defer d.Close()
+	state, err := d.State()
 	if err != nil {
-		return fmt.Errorf("asking for the state of %s: %w", d.name, err)
+		return err
 	}
 	if state != libvirt.DOMAIN_RUNNING {
-		published(d.uuid) // what was published before is good until it runs again
-		return &notNowError{fmt.Errorf("publishing the anchor of %s: it isn't running", d.name)}
+		published(at, d.UUID) // what was published before is good until it runs again
+		return &notNowError{fmt.Errorf("publishing the anchor of %s: it isn't running", d.Name)}
 	}
-	// With a job of minutes, as a migration or a live snapshot is, libvirt lets the metadata wait for 30 s, in vain.
+	// During a long job, such as a migration or a live snapshot, writing metadata blocks for 30 s and then fails.
 	if job, err := d.GetJobInfo(); err == nil && job.Type != libvirt.DOMAIN_JOB_NONE {
-		return &notNowError{fmt.Errorf("publishing the anchor of %s: a job of libvirt's is on (`virsh domjobinfo %s`), and it has to end first", d.name, d.name)}
+		return &notNowError{fmt.Errorf("publishing the anchor of %s: a job of libvirt's is on (`virsh domjobinfo %s`), and it has to end first", d.Name, d.Name)}
 	}
-	a, err := askAnchor(d.uuid)
+	a, err := askAnchor(at, d.UUID)
 	if err == nil {
 		err = d.SetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, a.XML(), metadata.AnchorPrefix, metadata.AnchorNamespace,
 			libvirt.DOMAIN_AFFECT_LIVE)
 	}
 	if err != nil {
-		return fmt.Errorf("publishing the anchor of %s: %w", d.name, err)
+		return fmt.Errorf("publishing the anchor of %s: %w", d.Name, err)
 	}
-	published(d.uuid)
+	published(at, d.UUID)
 	return nil
 }
 
-// published has the shim tell the exporter. An older shim doesn't know how.
-func published(uuid string) { _, _ = control.Ask(shims, uuid, control.Request{Do: "published"}) }
+// published tells the shim, for the exporter. Older shims don't know the request.
+func published(at status.Dirs, uuid string) { _, _ = at.Ask(uuid, control.Request{Do: "published"}) }

@@ -5,66 +5,52 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/signal"
 	"syscall"
 
+	"ftclock/cmd/ftclock/internal/status"
+	"ftclock/cmd/ftclock/internal/ui"
+
 	"github.com/alecthomas/kong"
-	"libvirt.org/go/libvirt"
-
-	"ftclock/control"
 )
-
-// Exit codes.
-const (
-	exitOK = 0
-	// exitProblem: the answer was given, and it is a bad one (a clock isn't corrected, a check found something). Monitoring
-	// plugins call it a warning.
-	exitProblem = 1
-	// exitError: what was asked for couldn't be done, or wasn't understood. Monitoring plugins call it unknown.
-	exitError = 3
-)
-
-// errProblem makes the exit code exitProblem; what is wrong has been printed.
-var errProblem = errors.New("problems were found")
-
-// shims is where the shims' directories are. Only tests put another directory here.
-var shims = control.Dir
 
 // cli is the command line.
 type cli struct {
 	Connect string           `short:"c" placeholder:"URI" help:"Connect to the hypervisor at this URI. Default: LIBVIRT_DEFAULT_URI, or else qemu:///system."`
 	Version kong.VersionFlag `help:"Show the version and quit."`
 
-	Enable   enableCmd   `cmd:"" help:"Have a domain's clock corrected."`
-	Disable  disableCmd  `cmd:"" help:"Leave a domain's clock to QEMU again."`
-	Attach   attachCmd   `cmd:"" help:"Serve a QEMU that libvirt didn't start."`
-	Detach   detachCmd   `cmd:"" help:"Leave such a QEMU's clock to it again."`
-	Anchor   anchorCmd   `cmd:"" help:"Hand a guest's clock on to the host or process that goes on with the guest."`
+	Enable   enableCmd   `cmd:"" help:"Correct a domain's clock."`
+	Disable  disableCmd  `cmd:"" help:"Stop correcting a domain's clock."`
+	Attach   attachCmd   `cmd:"" help:"Correct the clock of a QEMU that libvirt didn't start."`
+	Detach   detachCmd   `cmd:"" help:"Stop correcting such a QEMU's clock."`
+	Anchor   anchorCmd   `cmd:"" help:"Hand a guest's clock over to another host or process."`
 	Status   statusCmd   `cmd:"" help:"Show how the domains' clocks are kept."`
-	Watch    watchCmd    `cmd:"" help:"Show the same live, on the whole screen."`
-	Report   reportCmd   `cmd:"" help:"Tell how a domain's clock was kept, for people who have to prove it."`
+	Watch    watchCmd    `cmd:"" help:"Show the same live, full screen."`
+	Report   reportCmd   `cmd:"" help:"Report how a domain's clock was kept, as evidence for an audit."`
 	Doctor   doctorCmd   `cmd:"" help:"Check this host for what ftclock needs."`
-	Verify   verifyCmd   `cmd:"" help:"Pause a running domain a few times, and say whether its clock holds."`
+	Verify   verifyCmd   `cmd:"" help:"Pause a running domain a few times and check whether its clock holds."`
 	Exporter exporterCmd `cmd:"" help:"Serve metrics for Prometheus."`
 	Exercise exerciseCmd `cmd:"" help:"Pause and resume a running domain as a checkpoint engine does."`
-	// Versions can't be called Version, which is the flag's.
+	// Version is the flag's name.
 	Versions versionCmd `cmd:"" name:"version" help:"Show the versions of ftclock and of its parts."`
 }
 
-// program is what a command gets to work with.
+// program is what each command runs with.
 type program struct {
-	*ui
+	*ui.UI
 	stdin io.Reader
 	ctx   context.Context // ends when the operator interrupts
 	uri   string          // as given with --connect
+	dirs  status.Dirs
 }
 
-// exit is what kong's asking for the end becomes.
+// exit is the panic by which kong ends the program, with its exit code.
 type exit int
 
-// run is the whole program but for the exit.
+// run is the whole program except for os.Exit.
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) (code int) {
-	u := newUI(stdout, stderr)
+	u := ui.New(stdout, stderr)
 	defer func() {
 		if e, ok := recover().(exit); ok {
 			code = int(e)
@@ -83,36 +69,28 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) (code int) {
 	if err != nil {
 		panic(err) // a mistake in the tags above
 	}
-	completeLine(parser)
+	if line, asked := completing(os.Getenv); asked {
+		complete(stdout, parser.Model.Node, line)
+		return ui.ExitOK
+	}
 	if len(args) == 0 {
 		args = []string{"--help"}
 	}
 	command, err := parser.Parse(args)
 	if err != nil {
-		return u.fail(explainUsage(err, args))
+		return u.Fail(explainUsage(err, args))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	return u.fail(command.Run(&program{ui: u, stdin: stdin, ctx: ctx, uri: c.Connect}))
+	return u.Fail(command.Run(&program{UI: u, stdin: stdin, ctx: ctx, uri: c.Connect, dirs: status.HostDirs}))
 }
 
-// explainUsage adds where help is found to what kong says.
+// explainUsage adds a hint to kong's error: where the usage is shown.
 func explainUsage(err error, args []string) error {
 	where := "ftclock --help"
 	var parse *kong.ParseError
 	if errors.As(err, &parse) && parse.Context != nil && parse.Context.Selected() != nil {
 		where = "ftclock " + parse.Context.Selected().Name + " --help"
 	}
-	return hinted(err, fmt.Sprintf("`%s` shows what can be given", where))
-}
-
-type versionCmd struct{}
-
-func (versionCmd) Run(p *program) error {
-	p.printf("ftclock %s\n", programVersion())
-	p.printf("built with %s\n", goVersion())
-	if v, err := libvirt.GetVersion(); err == nil {
-		p.printf("libvirt library %s\n", dotted(v))
-	}
-	return nil
+	return ui.Hinted(err, fmt.Sprintf("`%s` shows the usage", where))
 }

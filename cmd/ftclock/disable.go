@@ -5,102 +5,100 @@ import (
 
 	"libvirt.org/go/libvirt"
 
+	"ftclock/cmd/ftclock/internal/hypervisor"
+	"ftclock/cmd/ftclock/internal/live"
+	"ftclock/cmd/ftclock/internal/ui"
 	"ftclock/disk"
 	"ftclock/record"
-	"ftclock/xml-templates"
+	metadata "ftclock/xml-templates"
 )
 
 type disableCmd struct {
 	Domain string `arg:"" predictor:"domain" help:"Name, UUID or id."`
-	Live   bool   `help:"Leave the clock of the running domain alone from now on, too. On this host only."`
+	Live   bool   `help:"Stop correcting the running domain now, too. On this host only."`
 }
 
 func (disableCmd) Help() string {
-	return "The guest's clock isn't set back: it stays as it is, and the pauses to come are QEMU's own affair."
+	return "The guest's clock isn't set back: it stays as it is, and later pauses aren't corrected."
 }
 
 func (c *disableCmd) Run(p *program) error {
-	h, err := connect(p.uri)
+	d, err := hypervisor.Open(p.uri, c.Domain)
 	if err != nil {
 		return err
 	}
-	defer h.close()
-	d, err := h.find(c.Domain)
-	if err != nil {
-		return err
-	}
-	defer d.free()
-	l, err := findTarget(h, d, c.Live, "disable")
+	defer d.Close()
+	l, err := live.Find(p.dirs, d, c.Live, "disable")
 	if err != nil {
 		return err
 	}
 
-	if d.persistent {
-		changed, err := undefine(h, d)
+	if d.Persistent {
+		changed, err := undefine(d)
 		if err != nil {
 			return err
 		}
 		if changed {
-			p.printf("%s: disabled in its definition\n", d.name)
+			p.Printf("%s: disabled in its definition\n", d.Name)
 		} else {
-			p.printf("%s: nothing of ftclock in its definition\n", d.name)
+			p.Printf("%s: no ftclock metadata in its definition\n", d.Name)
 		}
 	}
-	if isLocal(h.uri) {
-		dir, uuid := records, d.uuid
+	if d.Host.Local() {
+		dir, uuid := p.dirs.Records, d.UUID
 		if err := disk.InTime(p.ctx, dir, func() error { return record.SetManaged(dir, uuid, false) }); err != nil {
-			p.warn("%s; `ftclock status` will miss the domain", sayError(err))
+			p.Warn("%s; `ftclock status` will miss the domain", ui.ErrorText(err))
 		}
 	}
 	if l != nil {
 		return c.now(p, l)
 	}
-	if d.active && isLocal(h.uri) && served(d.uuid) {
-		p.printf("%s: the running domain is served until it stops\n", d.name)
-		p.hint("`ftclock disable --live %s` ends that now", shellWord(d.name))
+	if d.Active && d.Host.Local() && live.Served(p.dirs, d.UUID) {
+		p.Printf("%s: the running domain is corrected until it stops\n", d.Name)
+		p.Hint("`ftclock disable --live %s` stops that now", ui.ShellWord(d.Name))
 	}
 	return nil
 }
 
-// undefine takes all of ours out of the persistent definition.
-func undefine(h *host, d *domain) (changed bool, err error) {
-	old, err := d.definition(0)
+// undefine removes all of ftclock from the persistent definition.
+func undefine(d *hypervisor.Domain) (changed bool, err error) {
+	old, err := d.Definition(0)
 	if err != nil {
 		return false, err
 	}
-	// A definition with an element of ours that can't be understood is for the editor as well.
+	// The editor also removes an element that can't be parsed.
 	if m, err := metadata.Parse(old); err == nil && !m.Preload {
 		if m.Policy == nil {
 			return false, nil
 		}
-		return true, d.setElement(nil, libvirt.DOMAIN_AFFECT_CONFIG)
+		return true, d.SetElement(nil, libvirt.DOMAIN_AFFECT_CONFIG)
 	}
-	if old, err = d.definition(libvirt.DOMAIN_XML_SECURE); err != nil {
+	if old, err = d.Definition(libvirt.DOMAIN_XML_SECURE); err != nil {
 		return false, err
 	}
 	edited, err := metadata.Disable(old)
 	if err != nil {
-		return false, fmt.Errorf("editing the definition of %s: %w", d.name, err)
+		return false, fmt.Errorf("editing the definition of %s: %w", d.Name, err)
 	}
-	return h.redefine(d, old, edited)
+	return d.Redefine(old, edited)
 }
 
 // now ends the correction of the running domain.
-func (c *disableCmd) now(p *program, l *live) error {
-	d := l.domain
-	element, err := d.element(libvirt.DOMAIN_AFFECT_LIVE)
+func (c *disableCmd) now(p *program, l *live.QEMU) error {
+	d := l.Domain
+	element, err := d.Element(libvirt.DOMAIN_AFFECT_LIVE)
 	if err != nil {
 		return err
 	}
 	if element != "" {
-		if err := d.setElement(nil, libvirt.DOMAIN_AFFECT_LIVE); err != nil {
+		if err := d.SetElement(nil, libvirt.DOMAIN_AFFECT_LIVE); err != nil {
 			return err
 		}
 	}
-	said, err := l.leave(p)
+	said, err := l.Leave(p.ctx)
 	if err != nil {
 		return err
 	}
-	p.printf("%s: %s\n", d.name, said)
+	p.Printf("%s: %s\n", d.Name, said)
 	return nil
 }

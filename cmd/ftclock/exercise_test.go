@@ -1,8 +1,6 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"strings"
 	"syscall"
 	"testing"
@@ -10,91 +8,11 @@ import (
 
 	"libvirt.org/go/libvirt"
 
+	"ftclock/cmd/ftclock/internal/fakeshim"
+	"ftclock/cmd/ftclock/internal/status"
+	"ftclock/cmd/ftclock/internal/ui"
 	"ftclock/control"
 )
-
-// fakePausable is a domain that is only a flag.
-type fakePausable struct {
-	paused, pauseFails, resumeFails bool
-	suspends                        int
-	suspended                       func() // called behind each, if there is one
-}
-
-func (f *fakePausable) Suspend() error {
-	f.suspends++
-	f.paused = true
-	if f.pauseFails {
-		return errors.New("the answer was lost")
-	}
-	if f.suspended != nil {
-		f.suspended()
-	}
-	return nil
-}
-
-func (f *fakePausable) Resume() error {
-	if f.resumeFails {
-		return errors.New("connection lost")
-	}
-	f.paused = false
-	return nil
-}
-
-func (f *fakePausable) GetState() (libvirt.DomainState, int, error) {
-	if f.resumeFails {
-		return 0, 0, errors.New("connection lost")
-	}
-	if f.paused {
-		return libvirt.DOMAIN_PAUSED, 0, nil
-	}
-	return libvirt.DOMAIN_RUNNING, 0, nil
-}
-
-func TestDrive(t *testing.T) {
-	f := &fakePausable{}
-	e := &engine{domain: f}
-	done := 0
-	c := &exerciseCmd{Rate: 200, Pause: 1, Count: 10}
-	if err := c.drive(t.Context(), e, func() { done++ }); err != nil {
-		t.Fatal(err)
-	}
-	s := e.sums
-	if f.paused || done != 10 || f.suspends != 10 || s.pauses != 10 {
-		t.Errorf("done %d, suspends %d, %+v", done, f.suspends, s)
-	}
-	if s.shortest < 10*time.Millisecond || s.longest < s.shortest {
-		t.Errorf("sums %+v", s)
-	}
-}
-
-func TestDriveInterrupted(t *testing.T) {
-	ctx, cancel := context.WithCancel(t.Context())
-	f := &fakePausable{suspended: cancel} // within the first pause
-	c := &exerciseCmd{Rate: 0.001, Pause: 60_000, Count: 10}
-	if err := c.drive(ctx, &engine{domain: f}, func() {}); err != nil {
-		t.Fatal(err)
-	}
-	if f.paused || f.suspends != 1 {
-		t.Errorf("paused %t after %d pauses", f.paused, f.suspends)
-	}
-}
-
-func TestPauseThatFailed(t *testing.T) {
-	f := &fakePausable{pauseFails: true}
-	e := &engine{domain: f}
-	if err := e.pause(t.Context(), time.Millisecond); err == nil || f.paused || e.sums.pauses != 0 {
-		t.Errorf("paused %t, %v", f.paused, err)
-	}
-}
-
-func TestResumeByOtherMeans(t *testing.T) {
-	f := &fakePausable{resumeFails: true}
-	e := &engine{domain: f, resumer: func() error { f.paused = false; return nil }}
-	err := e.pause(t.Context(), time.Millisecond)
-	if f.paused || err == nil || !strings.Contains(err.Error(), "second connection") {
-		t.Errorf("paused %t, %v", f.paused, err)
-	}
-}
 
 // A signal in the middle of a pause, and the whole program: the domain runs afterwards.
 func TestSignal(t *testing.T) {
@@ -104,7 +22,7 @@ func TestSignal(t *testing.T) {
 		go func() {
 			defer close(ended)
 			_, stderr, code := told("exercise", mockDomain, "--rate", "0.01", "--pause", "50000", "--count", "5")
-			if code != exitError || !strings.Contains(stderr, "interrupted after 1 pause of 5, test is running") {
+			if code != ui.ExitError || !strings.Contains(stderr, "interrupted after 1 pause of 5, test is running") {
 				t.Errorf("%v: exit code %d, %s", signal, code, stderr)
 			}
 		}()
@@ -160,21 +78,17 @@ func TestCompare(t *testing.T) {
 
 // Records are taken once each, although every answer repeats the newest.
 func TestWatcher(t *testing.T) {
-	before := shims
-	defer func() { shims = before }()
-	shims = t.TempDir()
-	f, err := startFakeShim(shims, control.Status{
-		Name: "web", UUID: someUUID, Version: "fake", State: control.Correcting, Pauses: 1, Records: []control.Record{{Number: 1}},
+	at := status.Dirs{Shims: t.TempDir()}
+	f, err := fakeshim.Start(at.Shims, control.Status{
+		Name: "web", UUID: fakeshim.UUID, Version: "fake", State: control.Correcting, Pauses: 1, Records: []control.Record{{Number: 1}},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.stop()
-	w := newWatcher(someUUID, true)
+	defer f.Stop()
+	w := newWatcher(at, fakeshim.UUID, true)
 	for n := uint64(2); n <= 5; n++ {
-		f.mu.Lock()
-		f.status.Pauses, f.status.Records = n, append(f.status.Records, control.Record{Number: n})
-		f.mu.Unlock()
+		f.Say(func(s *control.Status) { s.Pauses, s.Records = n, append(s.Records, control.Record{Number: n}) })
 		if n != 3 {
 			w.collect()
 		}

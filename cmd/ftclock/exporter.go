@@ -8,14 +8,17 @@ import (
 	"net/http"
 	"os"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
 
+	"ftclock/cmd/ftclock/internal/status"
+	"ftclock/cmd/ftclock/internal/ui"
 	"ftclock/control"
+	"ftclock/host"
 )
 
 type exporterCmd struct {
@@ -23,23 +26,23 @@ type exporterCmd struct {
 }
 
 func (exporterCmd) Help() string {
-	return "Serves /metrics for Prometheus: what each shim on this host knows of its domain's clock. record.md in share/doc/ftclock " +
-		"lists the metrics. It needs no libvirt, and must be root to ask the shims."
+	return "Serves /metrics for Prometheus, with the state of each domain's clock on this host. record.md in share/doc/ftclock " +
+		"lists the metrics. Run it as root. It doesn't need libvirt."
 }
 
 func (c *exporterCmd) Run(p *program) error {
 	listener, err := net.Listen("tcp", c.Listen)
 	if err != nil {
-		return hinted(fmt.Errorf("listening for Prometheus: %w", err), "give a free port with --listen ADDRESS:PORT")
+		return ui.Hinted(fmt.Errorf("listening for Prometheus: %w", err), "give a free port with --listen ADDRESS:PORT")
 	}
 	if a, ok := listener.Addr().(*net.TCPAddr); ok && !a.IP.IsLoopback() {
-		p.warn("%s can be reached from elsewhere, and there is no password: see to it that only Prometheus can", a)
+		p.Warn("%s can be reached from other hosts, and there is no password: make sure that only Prometheus can reach it", a)
 	}
 	if os.Geteuid() != 0 {
-		p.warn("only root may ask the shims, so there will be no domain in the metrics; run it as root")
+		p.Warn("only root may ask the shims, so there will be no domain in the metrics; run it as root")
 	}
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(&collector{dir: shims}, collectors.NewGoCollector(),
+	registry.MustRegister(&collector{dirs: p.dirs}, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{
@@ -56,7 +59,7 @@ func (c *exporterCmd) Run(p *program) error {
 		_ = server.Shutdown(last)
 	})
 	defer stop()
-	p.printf("serving http://%s/metrics\n", listener.Addr())
+	p.Printf("serving http://%s/metrics\n", listener.Addr())
 	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serving metrics: %w", err)
 	}
@@ -70,13 +73,14 @@ const shimWait = 5 * time.Second
 const maxAsked = 16
 
 // collector asks the shims whenever Prometheus asks it.
-type collector struct{ dir string }
+type collector struct{ dirs status.Dirs }
 
-// metric describes one kind of metric that each domain has.
+// metric is one kind of metric that each domain has.
 type metric struct {
 	desc  *prometheus.Desc
 	kind  prometheus.ValueType
-	value func(s *control.Status) (v float64, known bool)
+	value func(s *control.Status) float64
+	known func(s *control.Status) bool // nil: always
 }
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -88,28 +92,33 @@ func hostDesc(name, help string) *prometheus.Desc {
 }
 
 func counter(name, help string, value func(s *control.Status) uint64) metric {
-	return metric{desc(name, help), prometheus.CounterValue, func(s *control.Status) (float64, bool) { return float64(value(s)), true }}
+	return metric{desc(name, help), prometheus.CounterValue, func(s *control.Status) float64 { return float64(value(s)) }, nil}
 }
 
-func gauge(name, help string, value func(s *control.Status) (float64, bool)) metric {
-	return metric{desc(name, help), prometheus.GaugeValue, value}
+func gauge(name, help string, known func(*control.Status) bool, value func(*control.Status) float64) metric {
+	return metric{desc(name, help), prometheus.GaugeValue, value, known}
 }
 
-const ns = 1e-9
+// seconds converts a time or a clock from ns.
+func seconds[T int64 | uint64](ns T) float64 { return float64(ns) * 1e-9 }
 
-func last(s *control.Status) *control.Record {
-	if n := len(s.Records); n > 0 {
-		return &s.Records[n-1]
-	}
-	return nil
+func last(s *control.Status) control.Record { return s.Records[len(s.Records)-1] }
+
+// What some metrics need.
+func hasPause(s *control.Status) bool  { return len(s.Records) > 0 }
+func hasAnchor(s *control.Status) bool { return s.Anchor.Valid }
+func hasRecord(s *control.Status) bool { return s.Kept != nil }
+func hasBegun(s *control.Status) bool  { return !s.Since.IsZero() }
+func isPublished(s *control.Status) bool {
+	return (s.Mode == control.Relay || status.Direct(s)) && !(s.Since.IsZero() && s.Published.IsZero())
 }
 
 // metrics are those of a domain whose shim answers. Counters begin anew with each QEMU.
 var metrics = []metric{
-	{desc("caught_up_seconds_total", "Time that pauses took and that the guest's clock was given back."), prometheus.CounterValue,
-		func(s *control.Status) (float64, bool) { return float64(s.CaughtUp) * ns, true }},
-	{desc("held_seconds_total", "Time that pauses took and that the guest's clock wasn't given back, as the policy or a limit says."),
-		prometheus.CounterValue, func(s *control.Status) (float64, bool) { return float64(s.HeldTime) * ns, true }},
+	{desc("caught_up_seconds_total", "Time of pauses that the guest's clock was given back."), prometheus.CounterValue,
+		func(s *control.Status) float64 { return seconds(s.CaughtUp) }, nil},
+	{desc("held_seconds_total", "Time of pauses that the guest's clock wasn't given back, as the policy or a limit says."), prometheus.CounterValue,
+		func(s *control.Status) float64 { return seconds(s.HeldTime) }, nil},
 	counter("over_limit_pauses_total", "Pauses that were held because they were longer than the limit of their event.",
 		func(s *control.Status) uint64 { return s.OverLimit }),
 	counter("reanchored_total", "Anchors that were given up because the running clock had been set by somebody else.",
@@ -122,53 +131,28 @@ var metrics = []metric{
 		func(s *control.Status) uint64 { return s.Disagreements }),
 	counter("shim_workers_total", "Workers of the shim that there were; each but the first took over from one that died.",
 		func(s *control.Status) uint64 { return s.Workers }),
-	gauge("last_residual_seconds", "The kernel's clock less the anchor at the last stop: how far the guest's clock was off.",
-		func(s *control.Status) (float64, bool) {
-			if r := last(s); r != nil {
-				return float64(r.ResidualStop) * ns, true
-			}
-			return 0, false
+	gauge("last_residual_seconds", "The kernel's clock less the anchor at the last stop: how far the guest's clock was off.", hasPause,
+		func(s *control.Status) float64 { return seconds(last(s).ResidualStop) }),
+	gauge("last_pause_timestamp_seconds", "When the last pause ended.", hasPause,
+		func(s *control.Status) float64 { return seconds(last(s).ContReal) }),
+	gauge("worst_residual_seconds", "The largest residual since the module was loaded, without its sign.", nil,
+		func(s *control.Status) float64 { return seconds(s.WorstResidual) }),
+	gauge("worst_cost_seconds", "The longest time that the module took at a cont.", nil,
+		func(s *control.Status) float64 { return seconds(s.WorstCost) }),
+	gauge("anchor_error_seconds", "Bound of the anchor's own error.", hasAnchor,
+		func(s *control.Status) float64 { return seconds(s.Anchor.Error) }),
+	gauge("anchor_published_timestamp_seconds", "When the anchor in the domain's metadata was last as new as it can be, or the service began.", isPublished,
+		func(s *control.Status) float64 {
+			return seconds(slices.MaxFunc([]time.Time{s.Since, s.Published}, time.Time.Compare).UnixNano())
 		}),
-	gauge("last_pause_timestamp_seconds", "When the last pause ended.", func(s *control.Status) (float64, bool) {
-		if r := last(s); r != nil {
-			return float64(r.ContReal) * ns, true
-		}
-		return 0, false
-	}),
-	gauge("worst_residual_seconds", "The largest residual since the module was loaded, without its sign.",
-		func(s *control.Status) (float64, bool) { return float64(s.WorstResidual) * ns, true }),
-	gauge("worst_cost_seconds", "The longest time that the module took at a cont.",
-		func(s *control.Status) (float64, bool) { return float64(s.WorstCost) * ns, true }),
-	gauge("anchor_error_seconds", "Bound of the anchor's own error.",
-		func(s *control.Status) (float64, bool) { return float64(s.Anchor.Error) * ns, s.Anchor.Valid }),
-	gauge("anchor_published_timestamp_seconds", "When the anchor in the domain's metadata was last as new as it can be, or the service began.",
-		func(s *control.Status) (float64, bool) {
-			at := s.Since
-			if s.Published.After(at) {
-				at = s.Published
-			}
-			return float64(at.UnixNano()) * ns, (s.Mode == control.Relay || direct(s)) && !at.IsZero()
-		}),
-	gauge("served_since_timestamp_seconds", "Since when the shim serves the domain.",
-		func(s *control.Status) (float64, bool) { return float64(s.Since.UnixNano()) * ns, !s.Since.IsZero() }),
+	gauge("served_since_timestamp_seconds", "Since when the shim serves the domain.", hasBegun,
+		func(s *control.Status) float64 { return seconds(s.Since.UnixNano()) }),
 	{desc("recorded_pauses_total", "Pauses that the record on disk tells of."), prometheus.CounterValue,
-		func(s *control.Status) (float64, bool) {
-			return kept(s, func(k *control.RecordStatus) float64 { return float64(k.Pauses) })
-		}},
+		func(s *control.Status) float64 { return float64(s.Kept.Pauses) }, hasRecord},
 	{desc("missed_pauses_total", "Pauses that the record knows by their number alone."), prometheus.CounterValue,
-		func(s *control.Status) (float64, bool) {
-			return kept(s, func(k *control.RecordStatus) float64 { return float64(k.Missed) })
-		}},
-	gauge("record_writable", "1: the record is being written; 0: the disk doesn't take it.", func(s *control.Status) (float64, bool) {
-		return kept(s, func(k *control.RecordStatus) float64 { return truth(k.Problem == "") })
-	}),
-}
-
-func kept(s *control.Status, value func(*control.RecordStatus) float64) (float64, bool) {
-	if s.Kept == nil {
-		return 0, false
-	}
-	return value(s.Kept), true
+		func(s *control.Status) float64 { return float64(s.Kept.Missed) }, hasRecord},
+	gauge("record_writable", "1: the record is being written; 0: the disk doesn't take it.", hasRecord,
+		func(s *control.Status) float64 { return truth(s.Kept.Problem == "") }),
 }
 
 func truth(b bool) float64 {
@@ -193,10 +177,10 @@ var (
 	descOffset  = hostDesc("host_clock_offset_seconds", "What is still to be corrected in the host's clock.")
 	descEst     = hostDesc("host_clock_estimated_error_seconds", "The kernel's estimate of the host clock's error.")
 	descMax     = hostDesc("host_clock_maximum_error_seconds", "The kernel's bound of the host clock's error.")
-	statesShown = []control.State{control.Starting, control.Correcting, control.Unkept, control.Watching, control.Uncorrected, forgotten, gone, unknown}
+	statesShown = []control.State{control.Starting, control.Correcting, control.Unkept, control.Watching, control.Uncorrected, status.Forgotten, status.Gone, status.Unknown}
 )
 
-// Describe says what there can be.
+// Describe sends all descriptions, as prometheus.Collector wants it.
 func (c *collector) Describe(to chan<- *prometheus.Desc) {
 	for _, m := range metrics {
 		to <- m.desc
@@ -206,32 +190,31 @@ func (c *collector) Describe(to chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect asks all shims.
+// Collect asks all shims for their metrics.
 func (c *collector) Collect(to chan<- prometheus.Metric) {
 	to <- prometheus.MustNewConstMetric(descBuild, prometheus.GaugeValue, 1, programVersion())
 	host := func(d *prometheus.Desc, v float64) { to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v) }
 	if h, err := control.ReadHostClock(); err == nil {
 		host(descSync, truth(h.Synchronised))
-		host(descOffset, float64(h.Offset)*ns)
-		host(descEst, float64(h.EstimatedError)*ns)
-		host(descMax, float64(h.MaximumError)*ns)
+		host(descOffset, seconds(h.Offset))
+		host(descEst, seconds(h.EstimatedError))
+		host(descMax, seconds(h.MaximumError))
 	}
-	infos, err := control.List(c.dir)
+	infos, err := control.List(c.dirs.Shims)
 	host(descShims, float64(len(infos)))
 	host(descListed, truth(err == nil))
-	var group sync.WaitGroup
-	room := make(chan struct{}, maxAsked)
+	var group errgroup.Group
+	group.SetLimit(maxAsked)
 	for _, info := range infos {
-		room <- struct{}{}
-		group.Go(func() {
-			defer func() { <-room }()
-			for _, m := range ofDomain(askInTime(info)) {
+		group.Go(func() error {
+			for _, m := range ofDomain(c.askInTime(info)) {
 				to <- m
 			}
+			return nil
 		})
 	}
-	group.Wait()
-	lost, err := forgottenDomains()
+	_ = group.Wait()
+	lost, err := c.dirs.Forgotten()
 	host(descRecords, truth(err == nil))
 	for _, e := range lost {
 		if slices.ContainsFunc(infos, func(i control.Info) bool { return i.UUID == e.UUID }) {
@@ -243,12 +226,12 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	}
 }
 
-// askInTime is askShim for a scrape: who doesn't answer in time, or may not be asked, is an entry, too.
-func askInTime(info control.Info) entry {
-	answers := make(chan entry, 1)
-	mute := entry{mute: true, Status: control.Status{Name: info.Name, UUID: info.UUID, State: unknown}}
+// askInTime is Dirs.Entry with a time limit. A shim that doesn't answer in time, or that this user may not ask, is an entry, too.
+func (c *collector) askInTime(info control.Info) status.Entry {
+	answers := make(chan status.Entry, 1)
+	mute := status.Entry{Mute: true, Status: control.Status{Name: info.Name, UUID: info.UUID, State: status.Unknown}}
 	go func() {
-		e, err := askShim(info, nil, 1)
+		e, err := c.dirs.Entry(info, nil, 1)
 		if err != nil {
 			e = mute
 		}
@@ -262,33 +245,29 @@ func askInTime(info control.Info) entry {
 	}
 }
 
-// ofDomain are the metrics of one domain. What a shim says may come from a QEMU that somebody took over: labels
-// are made printable.
-func ofDomain(e entry) (all []prometheus.Metric) {
-	name, uuid := oneLine(e.Name), oneLine(e.UUID)
+// ofDomain are the metrics of one domain. Labels are made printable: their text may come from a QEMU that an attacker controls.
+func ofDomain(e status.Entry) (all []prometheus.Metric) {
+	name, uuid := host.OneLine(e.Name), host.OneLine(e.UUID)
 	add := func(d *prometheus.Desc, kind prometheus.ValueType, v float64, labels ...string) {
 		all = append(all, prometheus.MustNewConstMetric(d, kind, v, append([]string{name, uuid}, labels...)...))
 	}
 	for _, state := range statesShown {
 		add(descState, prometheus.GaugeValue, truth(e.State == state), string(state))
 	}
-	add(descBad, prometheus.GaugeValue, truth(e.bad()))
-	if e.mute {
+	add(descBad, prometheus.GaugeValue, truth(e.Bad()))
+	if e.Mute {
 		return all
 	}
-	add(descInfo, prometheus.GaugeValue, 1, oneLine(string(e.Mode)), oneLine(e.Method), oneLine(e.Version))
-	for _, clock := range guestClocks {
-		add(descClock, prometheus.GaugeValue, truth(e.GuestClock == clock.is), string(clock.is))
+	add(descInfo, prometheus.GaugeValue, 1, host.OneLine(string(e.Mode)), host.OneLine(e.Method), host.OneLine(e.Version))
+	for _, clock := range status.GuestClocks {
+		add(descClock, prometheus.GaugeValue, truth(e.GuestClock == clock.Is), string(clock.Is))
 	}
-	for _, c := range []struct {
-		decision string
-		n        uint64
-	}{{"dropped", e.Dropped}, {"anchored", e.Anchored}, {"held", e.Held}, {"passed", e.Passed}} {
-		add(descCount, prometheus.CounterValue, float64(c.n), c.decision)
+	for _, c := range status.Decisions(&e.Status) {
+		add(descCount, prometheus.CounterValue, float64(c.N), c.Name)
 	}
 	for _, m := range metrics {
-		if v, known := m.value(&e.Status); known {
-			add(m.desc, m.kind, v)
+		if m.known == nil || m.known(&e.Status) {
+			add(m.desc, m.kind, m.value(&e.Status))
 		}
 	}
 	return all

@@ -19,7 +19,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"ftclock/cmd/ftclock/internal/fakeshim"
+	"ftclock/cmd/ftclock/internal/status"
+	"ftclock/cmd/ftclock/internal/ui"
 	"ftclock/control"
+	"ftclock/test/hang"
 )
 
 // servedStatus is a status with another value in each of its figures.
@@ -43,46 +47,21 @@ func shimsIn(t *testing.T, all ...control.Status) string {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	for _, s := range all {
-		f, err := startFakeShim(dir, s)
+		f, err := fakeshim.Start(dir, s)
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(f.stop)
+		t.Cleanup(f.Stop)
 	}
 	return dir
 }
 
-func TestExporterValues(t *testing.T) {
-	dir := shimsIn(t, servedStatus())
-	if _, err := makeShimDir(dir, control.Info{Name: "lost", UUID: "55555555-5555-4555-8555-555555555555", Mode: control.Relay}); err != nil {
-		t.Fatal(err)
-	}
-	old := shims
-	shims = dir
-	defer func() { shims = old }()
-	registry := prometheus.NewPedanticRegistry()
-	registry.MustRegister(&collector{dir: dir})
-	families, err := registry.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := map[string]float64{}
-	for _, f := range families {
-		for _, m := range f.Metric {
-			var labels []string
-			for _, l := range m.Label {
-				labels = append(labels, l.GetName()+"="+l.GetValue())
-			}
-			v := m.GetGauge().GetValue()
-			if m.Counter != nil {
-				v = m.GetCounter().GetValue()
-			}
-			got[f.GetName()+"{"+strings.Join(labels, ",")+"}"] = v
-		}
-	}
+// exportedValues are the metrics of servedStatus, and of a shim that was killed.
+func exportedValues() map[string]float64 {
 	const web = "domain=web [2J,uuid=11111111-1111-4111-8111-111111111111"
 	const lost = "domain=lost,uuid=55555555-5555-4555-8555-555555555555"
-	for name, want := range map[string]float64{
+	const state = "ftclock_domain_state{domain=web [2J,state=%s,uuid=11111111-1111-4111-8111-111111111111}"
+	return map[string]float64{
 		"ftclock_pauses_total{decision=dropped," + web + "}":  980,
 		"ftclock_pauses_total{decision=anchored," + web + "}": 10,
 		"ftclock_pauses_total{decision=held," + web + "}":     7,
@@ -117,20 +96,24 @@ func TestExporterValues(t *testing.T) {
 		"ftclock_shims_readable{}":                             1,
 		"ftclock_build_info{version=" + programVersion() + "}": 1,
 		"ftclock_domain_info{domain=web [2J,method=ptrace,mode=relay,uuid=11111111-1111-4111-8111-111111111111,version=fake 1}": 1,
-	} {
+		fmt.Sprintf(state, "correcting"): 1, fmt.Sprintf(state, "watching"): 0, fmt.Sprintf(state, "gone"): 0,
+		"ftclock_domain_state{domain=lost,state=gone,uuid=55555555-5555-4555-8555-555555555555}": 1,
+	}
+}
+
+func TestExporterValues(t *testing.T) {
+	dir := shimsIn(t, servedStatus())
+	if _, err := fakeshim.MakeDir(dir, control.Info{Name: "lost", UUID: "55555555-5555-4555-8555-555555555555", Mode: control.Relay}); err != nil {
+		t.Fatal(err)
+	}
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(&collector{dirs: status.Dirs{Shims: dir}})
+	got := gathered(t, registry)
+	for name, want := range exportedValues() {
 		v, found := got[name]
 		if !found || math.Abs(v-want) > 1e-12*math.Abs(want) {
 			t.Errorf("%s is %v (%t), want %v", name, v, found, want)
 		}
-	}
-	for state, want := range map[string]float64{"correcting": 1, "watching": 0, "gone": 0} {
-		name := "ftclock_domain_state{domain=web [2J,state=" + state + ",uuid=11111111-1111-4111-8111-111111111111}"
-		if v, found := got[name]; !found || v != want {
-			t.Errorf("%s is %v (%t)", name, v, found)
-		}
-	}
-	if v := got["ftclock_domain_state{domain=lost,state=gone,uuid=55555555-5555-4555-8555-555555555555}"]; v != 1 {
-		t.Errorf("the dead shim isn't gone: %v", v)
 	}
 	problems, err := testutil.GatherAndLint(registry)
 	if err != nil || len(problems) > 0 {
@@ -141,10 +124,7 @@ func TestExporterValues(t *testing.T) {
 // The whole command, scraped over HTTP, and looked at by promtool.
 func TestExporterServes(t *testing.T) {
 	dir := shimsIn(t, servedStatus())
-	old := shims
-	shims = dir
-	defer func() { shims = old }()
-	page := scrape(t)
+	page := scrape(t, dir)
 	for _, want := range []string{"# TYPE ftclock_pauses_total counter", "ftclock_host_clock_synchronised ", "go_goroutines"} {
 		if !strings.Contains(page, want) {
 			t.Errorf("no %q in\n%s", want, page)
@@ -154,14 +134,16 @@ func TestExporterServes(t *testing.T) {
 }
 
 // scrape starts the exporter on a free port, gets its page, and ends it.
-func scrape(t *testing.T) string {
+func scrape(t *testing.T, shims string) string {
 	t.Helper()
 	out := &firstLine{line: make(chan string, 1)}
-	u := newUI(out, io.Discard)
+	u := ui.New(out, io.Discard)
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	done := make(chan error, 1)
-	go func() { done <- (&exporterCmd{Listen: "127.0.0.1:0"}).Run(&program{ui: u, ctx: ctx}) }()
+	go func() {
+		done <- (&exporterCmd{Listen: "127.0.0.1:0"}).Run(&program{UI: u, ctx: ctx, dirs: status.Dirs{Shims: shims}})
+	}()
 	var line string
 	select {
 	case line = <-out.line:
@@ -224,7 +206,7 @@ func missing(t *testing.T, what string) {
 
 func TestExporterRefuses(t *testing.T) {
 	_, stderr, code := told("exporter", "--listen", "127.0.0.1:99999")
-	if code != exitError || !strings.Contains(stderr, "listening for Prometheus") || !strings.Contains(stderr, "--listen") {
+	if code != ui.ExitError || !strings.Contains(stderr, "listening for Prometheus") || !strings.Contains(stderr, "--listen") {
 		t.Error(code, stderr)
 	}
 }
@@ -311,4 +293,71 @@ func asRule(t *testing.T, expr string) string {
 		t.Fatal(err)
 	}
 	return name
+}
+
+// gathered are all metrics by name{label=value,…}.
+func gathered(t *testing.T, from prometheus.Gatherer) map[string]float64 {
+	t.Helper()
+	families, err := from.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, f := range families {
+		for _, m := range f.Metric {
+			var labels []string
+			for _, l := range m.Label {
+				labels = append(labels, l.GetName()+"="+l.GetValue())
+			}
+			v := m.GetGauge().GetValue()
+			if m.Counter != nil {
+				v = m.GetCounter().GetValue()
+			}
+			got[f.GetName()+"{"+strings.Join(labels, ",")+"}"] = v
+		}
+	}
+	return got
+}
+
+// A disk that hangs doesn't hold the exporter up, however often that is asked, and it says so.
+func TestExporterOnADiskThatHangs(t *testing.T) {
+	if !hang.Alone(t) {
+		return
+	}
+	at := status.Dirs{Libvirt: t.TempDir(), Records: hang.Dir(t), Shims: t.TempDir()}
+	const uuid = "6695eb01-f6a4-8304-79aa-97f2502e193f"
+	text := `<domstatus><domain type='kvm' id='1'><name>web1</name><uuid>` + uuid + `</uuid></domain></domstatus>`
+	if err := os.WriteFile(filepath.Join(at.Libvirt, "web1.xml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	threads := func() int {
+		all, _ := os.ReadDir("/proc/self/task")
+		return len(all)
+	}
+	if _, err := at.Forgotten(); err == nil || !strings.Contains(err.Error(), "its disk hangs") {
+		t.Errorf("it says %v", err)
+	}
+	before := threads()
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(&collector{dirs: at})
+	for range 100 {
+		if got, found := gathered(t, registry)["ftclock_records_readable{}"]; !found || got != 0 {
+			t.Errorf("the exporter says %v", got)
+		}
+	}
+	if n := threads(); n > before+20 {
+		t.Errorf("%d threads after 100 scrapes, %d before", n, before)
+	}
+}
+
+func TestExporterTellsOfForgottenDomains(t *testing.T) {
+	at := status.Dirs{Libvirt: t.TempDir(), Records: t.TempDir(), Shims: t.TempDir()}
+	if err := fakeshim.Forget(at.Libvirt, at.Records, "web &amp; 1", fakeshim.UUID); err != nil {
+		t.Fatal(err)
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(&collector{dirs: at})
+	if got := gathered(t, registry)["ftclock_domain_uncorrected{domain=web & 1,uuid="+fakeshim.UUID+"}"]; got != 1 {
+		t.Errorf("the exporter says %v", got)
+	}
 }

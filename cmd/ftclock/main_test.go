@@ -6,21 +6,20 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"ftclock/cmd/ftclock/internal/fakeshim"
+	"ftclock/cmd/ftclock/internal/status"
 	"ftclock/control"
 	"ftclock/record"
 	"ftclock/test/history"
-	metadata "ftclock/xml-templates"
 )
 
 // shimsVariable tells the program under test where its script's fake shims are.
@@ -32,8 +31,8 @@ const recordsName = ".records"
 func TestMain(m *testing.M) {
 	testscript.Main(leakCheck{m}, map[string]func(){
 		"ftclock": func() {
-			shims = os.Getenv(shimsVariable)
-			records = filepath.Join(shims, recordsName)
+			status.HostDirs.Shims = os.Getenv(shimsVariable)
+			status.HostDirs.Records = filepath.Join(status.HostDirs.Shims, recordsName)
 			main()
 		},
 	})
@@ -101,9 +100,9 @@ func cmdFakeShim(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	var status control.Status
 	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &status))
-	f, err := startFakeShim(ts.Getenv(shimsVariable), status)
+	f, err := fakeshim.Start(ts.Getenv(shimsVariable), status)
 	ts.Check(err)
-	ts.Defer(f.stop)
+	ts.Defer(f.Stop)
 }
 
 // cmdRecord (record NAME UUID) makes a record of half an hour, one pause a second, from 2024-11-23 09:00 UTC on. In the
@@ -139,90 +138,8 @@ func cmdDeadShim(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: deadshim NAME UUID")
 	}
-	_, err := makeShimDir(ts.Getenv(shimsVariable), control.Info{Name: args[0], UUID: args[1], Mode: control.Relay})
+	_, err := fakeshim.MakeDir(ts.Getenv(shimsVariable), control.Info{Name: args[0], UUID: args[1], Mode: control.Relay})
 	ts.Check(err)
-}
-
-func makeShimDir(dir string, info control.Info) (string, error) {
-	path := filepath.Join(dir, info.UUID)
-	text, err := json.Marshal(info)
-	if err != nil {
-		return "", err
-	}
-	return path, errors.Join(os.MkdirAll(path, 0o700), os.WriteFile(filepath.Join(path, control.InfoName), text, 0o600))
-}
-
-// fakeShim is a control server without a shim: it says what it was told to say.
-type fakeShim struct {
-	listener net.Listener
-	path     string
-	group    sync.WaitGroup
-
-	mu     sync.Mutex
-	status control.Status
-	asked  []control.Request
-}
-
-func startFakeShim(dir string, status control.Status) (*fakeShim, error) {
-	if !strings.Contains(status.Version, "fake") {
-		return nil, fmt.Errorf("the version %q doesn't say that the shim is a fake", status.Version)
-	}
-	path, err := makeShimDir(dir, control.Info{Name: status.Name, UUID: status.UUID, Mode: status.Mode})
-	if err != nil {
-		return nil, err
-	}
-	l, err := net.Listen("unix", filepath.Join(path, control.SocketName))
-	if err != nil {
-		return nil, err
-	}
-	f := &fakeShim{listener: l, path: path, status: status}
-	f.group.Go(f.serve)
-	return f, nil
-}
-
-func (f *fakeShim) stop() {
-	f.listener.Close()
-	f.group.Wait()
-	os.RemoveAll(f.path)
-}
-
-func (f *fakeShim) serve() {
-	for {
-		conn, err := f.listener.Accept()
-		if err != nil {
-			return
-		}
-		var request control.Request
-		if err := control.Receive(conn, &request); err == nil {
-			_ = control.Send(conn, f.answer(request))
-		}
-		conn.Close()
-	}
-}
-
-func (f *fakeShim) answer(request control.Request) control.Answer {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.asked = append(f.asked, request)
-	switch request.Do {
-	case "status":
-		status := f.status
-		if n := len(status.Records); n > request.Records {
-			status.Records = status.Records[n-request.Records:]
-		}
-		return control.Answer{Status: &status}
-	case "policy":
-		f.status.Clock = request.Clock
-		return control.Answer{}
-	case "anchor":
-		return control.Answer{Anchor: &metadata.Anchor{Clock: 77e9, Real: 1700000000e9, Raw: 88e9, Boot: "fake", Rate: -1500, Error: 150, HostError: 2000, Synchronised: true}}
-	case "import":
-		if f.status.State == control.Uncorrected {
-			return control.Answer{Error: "the module isn't loaded"}
-		}
-		return control.Answer{}
-	}
-	return control.Answer{Error: "the fake doesn't know " + request.Do}
 }
 
 // told runs the program in this process.

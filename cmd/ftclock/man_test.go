@@ -79,29 +79,34 @@ func manCommands(t *testing.T) string {
 		if command.Detail != "" {
 			prose(&b, command.Detail)
 		}
-		if len(command.Positional)+len(command.Flags) == 0 {
-			continue
-		}
-		b.WriteString(".Bl -tag -width Ds\n")
-		for _, argument := range command.Positional {
-			fmt.Fprintf(&b, ".It Ar %s\n", argument.Name)
-			prose(&b, argument.Help)
-		}
-		for _, flag := range command.Flags {
-			if flag.Hidden {
-				continue
-			}
-			b.WriteString(".It Fl \\-" + flag.Name)
-			if !flag.IsBool() {
-				b.WriteString(" Ar " + flag.FormatPlaceHolder())
-			}
-			b.WriteString("\n")
-			prose(&b, flag.Help)
-		}
-		b.WriteString(".El\n")
+		manArguments(&b, command)
 	}
 	b.WriteString(".El\n")
 	return b.String()
+}
+
+// manArguments words what a command takes.
+func manArguments(b *strings.Builder, command *kong.Node) {
+	if len(command.Positional)+len(command.Flags) == 0 {
+		return
+	}
+	b.WriteString(".Bl -tag -width Ds\n")
+	for _, argument := range command.Positional {
+		fmt.Fprintf(b, ".It Ar %s\n", argument.Name)
+		prose(b, argument.Help)
+	}
+	for _, flag := range command.Flags {
+		if flag.Hidden {
+			continue
+		}
+		b.WriteString(".It Fl \\-" + flag.Name)
+		if !flag.IsBool() {
+			b.WriteString(" Ar " + flag.FormatPlaceHolder())
+		}
+		b.WriteString("\n")
+		prose(b, flag.Help)
+	}
+	b.WriteString(".El\n")
 }
 
 // prose writes text as lines of mdoc: a sentence a line, nothing at a line's begin that troff would take for a request.

@@ -1,15 +1,18 @@
 package main
 
 import (
-	"fmt"
 	"runtime"
 	"runtime/debug"
+
+	"ftclock/cmd/ftclock/internal/hypervisor"
+
+	"libvirt.org/go/libvirt"
 )
 
 // version is set by the linker: -X main.version=….
 var version string
 
-// programVersion is the linker's, or else what the module system knows.
+// programVersion is the version that the linker set, or else the module's.
 func programVersion() string {
 	if version != "" {
 		return version
@@ -23,7 +26,13 @@ func programVersion() string {
 
 func goVersion() string { return runtime.Version() }
 
-// dotted spells out a version as libvirt gives it: 1,000,000 * major + 1,000 * minor + release.
-func dotted(v uint32) string {
-	return fmt.Sprintf("%d.%d.%d", v/1_000_000, v/1_000%1_000, v%1_000)
+type versionCmd struct{}
+
+func (versionCmd) Run(p *program) error {
+	p.Printf("ftclock %s\n", programVersion())
+	p.Printf("built with %s\n", goVersion())
+	if v, err := libvirt.GetVersion(); err == nil {
+		p.Printf("libvirt library %s\n", hypervisor.Dotted(v))
+	}
+	return nil
 }

@@ -13,6 +13,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"ftclock/cmd/ftclock/internal/fakeshim"
+	"ftclock/cmd/ftclock/internal/ui"
 	"ftclock/control"
 )
 
@@ -86,31 +88,24 @@ func pausedStatus(name, uuid string, now time.Time) control.Status {
 	return s
 }
 
-// say changes what a fake shim answers.
-func (f *fakeShim) say(change func(*control.Status)) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	change(&f.status)
-}
-
 const noLibvirt = "ftclock -c test:///nowhere/at/all watch"
 
 func TestWatch(t *testing.T) {
 	now := time.Now()
 	dir := shimsIn(t, pausedStatus("web1", "11111111-1111-4111-8111-111111111111", now))
-	lost, err := startFakeShim(dir, pausedStatus("lost", "22222222-2222-4222-8222-222222222222", now))
+	lost, err := fakeshim.Start(dir, pausedStatus("lost", "22222222-2222-4222-8222-222222222222", now))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer lost.stop()
+	defer lost.Stop()
 	evil := pausedStatus("zzz\x1b[2J\x1b[31m", "33333333-3333-4333-8333-333333333333", now)
 	evil.State, evil.Why = control.Uncorrected, "the module\x1b[31m couldn't be loaded"
 	evil.Records = nil
-	last, err := startFakeShim(dir, evil)
+	last, err := fakeshim.Start(dir, evil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer last.stop()
+	defer last.Stop()
 	term := openTerminal(t, dir, 80, 24, "C.UTF-8", noLibvirt)
 
 	screen := term.until(`^ftclock watch   3 domains, 1 with a problem +\d\d:\d\d:\d\d UTC$`, `^▸ lost +correcting +0.0 +-12 ns +240 ns  ▁{10,}`,
@@ -121,7 +116,7 @@ func TestWatch(t *testing.T) {
 	}
 
 	// Pauses come, and one of them is bad.
-	lost.say(func(s *control.Status) {
+	lost.Say(func(s *control.Status) {
 		s.Pauses += 40
 		r := s.Records[len(s.Records)-1]
 		r.Number, r.ResidualStop, r.ContReal = s.Pauses, 500_000, uint64(time.Now().UnixNano())
@@ -145,34 +140,43 @@ func TestWatch(t *testing.T) {
 	term.keys("Escape")
 	term.until(`^▸ web1`)
 
-	// A shim that is killed leaves its directory; the others go on.
-	lost.listener.Close()
-	lost.group.Wait()
-	term.until(`^  lost +gone `, `2 with a problem`, `^▸ web1 +correcting`)
-	// One that ends takes it along.
-	if err := os.RemoveAll(lost.path); err != nil {
-		t.Fatal(err)
-	}
-	term.until(`^  lost +ended `, `1 with a problem`)
-	// And the domain's next start.
-	again, err := startFakeShim(dir, pausedStatus("lost", "22222222-2222-4222-8222-222222222222", time.Now()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer again.stop()
-	term.until(`^  lost +correcting .*▁`)
+	endAndStart(term, dir, lost)
 
-	// Smaller and larger.
+	resize(term)
+	term.keys("q")
+	term.until(`^ended with 0$`)
+}
+
+// resize makes the terminal smaller and larger.
+func resize(term *terminal) {
+	term.Helper()
 	term.tmux("resize-window", "-x", "60", "-y", "10")
 	term.until(`^q quit +↑↓ select +enter details$`, `^▸ web1 +correcting`)
 	if screen := term.screen(); strings.Count(strings.TrimRight(screen, "\n"), "\n") > 9 {
-		t.Errorf("it doesn't fit 60x10:\n%s", screen)
+		term.Errorf("it doesn't fit 60x10:\n%s", screen)
 	}
 	term.tmux("resize-window", "-x", "140", "-y", "30")
 	term.until(`^▸ web1 +correcting .*▁{70,}`)
+}
 
-	term.keys("q")
-	term.until(`^ended with 0$`)
+// endAndStart shows a shim that is killed, one that ends, and the domain's next start.
+func endAndStart(term *terminal, dir string, lost *fakeshim.Shim) {
+	term.Helper()
+	// A shim that is killed leaves its directory; the others go on.
+	lost.Kill()
+	term.until(`^  lost +gone `, `2 with a problem`, `^▸ web1 +correcting`)
+	// One that ends takes it along.
+	if err := os.RemoveAll(lost.Path); err != nil {
+		term.Fatal(err)
+	}
+	term.until(`^  lost +ended `, `1 with a problem`)
+	// And the domain's next start.
+	again, err := fakeshim.Start(dir, pausedStatus("lost", "22222222-2222-4222-8222-222222222222", time.Now()))
+	if err != nil {
+		term.Fatal(err)
+	}
+	term.Cleanup(again.Stop)
+	term.until(`^  lost +correcting .*▁`)
 }
 
 // Without colour, in a terminal that has no more than ASCII.
@@ -216,13 +220,13 @@ func TestWatchLibvirt(t *testing.T) {
 
 func TestWatchNeedsATerminal(t *testing.T) {
 	_, stderr, code := told("watch")
-	if code != exitError || stderr != "ftclock: error: watch draws on a terminal, and there is none\nftclock: hint: `ftclock status` prints the same once\n" {
+	if code != ui.ExitError || stderr != "ftclock: error: watch draws on a terminal, and there is none\nftclock: hint: `ftclock status` prints the same once\n" {
 		t.Errorf("code %d, %s", code, stderr)
 	}
 }
 
-// engine pauses a fake shim's guest every period until the test ends.
-func (f *fakeShim) engine(t *testing.T, period time.Duration, residual func(n uint64) int64) {
+// checkpoints pauses a fake shim's guest every period until the test ends.
+func checkpoints(t *testing.T, f *fakeshim.Shim, period time.Duration, residual func(n uint64) int64) {
 	done := make(chan struct{})
 	var group sync.WaitGroup
 	group.Go(func() {
@@ -234,14 +238,14 @@ func (f *fakeShim) engine(t *testing.T, period time.Duration, residual func(n ui
 				return
 			case <-tick.C:
 			}
-			f.say(func(s *control.Status) {
+			f.Say(func(s *control.Status) {
 				s.Pauses++
 				s.Dropped++
 				s.CaughtUp += 5_010_000
 				r := s.Records[len(s.Records)-1]
 				r.Number, r.ContReal, r.ResidualStop = s.Pauses, uint64(time.Now().UnixNano()), residual(s.Pauses)
 				s.Records = append(slices.Clone(s.Records[1:]), r)
-				s.WorstResidual = max(s.WorstResidual, magnitude(r.ResidualStop))
+				s.WorstResidual = max(s.WorstResidual, uint64(max(r.ResidualStop, -r.ResidualStop)))
 			})
 		}
 	})
@@ -277,13 +281,13 @@ func TestWatchUnderCheckpoints(t *testing.T) {
 		if domain.period == 0 {
 			s.Records, s.Pauses, s.Dropped, s.CaughtUp, s.WorstResidual, s.Method = nil, 0, 0, 0, 0, ""
 		}
-		f, err := startFakeShim(dir, s)
+		f, err := fakeshim.Start(dir, s)
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(f.stop)
+		t.Cleanup(f.Stop)
 		if domain.period > 0 {
-			f.engine(t, domain.period, func(n uint64) int64 {
+			checkpoints(t, f, domain.period, func(n uint64) int64 {
 				if n%130 == 0 && domain.name == "mail" || n%317 == 0 {
 					return 2_400
 				}
@@ -301,49 +305,4 @@ func TestWatchUnderCheckpoints(t *testing.T) {
 
 	term = openTerminal(t, t.TempDir(), 100, 24, "C.UTF-8", "SHIMS="+dir+" ftclock -c test:///default status 2>/dev/null")
 	keep("status.txt", strings.ReplaceAll(term.until(`^DOMAIN +STATE`, `^ended with 1$`), "ended with 1", ""))
-}
-
-// Seconds of which not all pauses are known are drawn as that; seconds without a pause are empty.
-func TestWatchedKnowsWhatItDoesNot(t *testing.T) {
-	t0 := time.Unix(1_800_000_000, 0)
-	status := func(pauses uint64, at ...time.Duration) control.Status {
-		s := control.Status{Pauses: pauses, Since: t0.Add(-time.Hour)}
-		for i, after := range at {
-			s.Records = append(s.Records, control.Record{Number: pauses - uint64(len(at)-1-i), ResidualStop: 150, ContReal: uint64(t0.Add(after).UnixNano())})
-		}
-		return s
-	}
-	d := &watched{}
-	d.forget()
-	tell := func(after time.Duration, s control.Status) {
-		d.answered(shimAnswered{entry: entry{Status: s}, at: t0.Add(after)})
-	}
-	line := func(after time.Duration, seconds int, want string) {
-		t.Helper()
-		if got := d.sparkline(t0.Add(after), seconds); got != want {
-			t.Errorf("after %v: %q, want %q", after, got, want)
-		}
-	}
-	const s = time.Second
-	tell(0, status(5, -4*s, -2*s, -1*s)) // of the first two nothing is known
-	line(0, 6, "·▂ ▂▂ ")
-	tell(1*s, status(6, -2*s, -1*s, 1*s))
-	tell(2*s, status(6, -2*s, -1*s, 1*s))
-	line(2*s, 6, " ▂▂ ▂ ")
-	// It is silent for six seconds, and the ring has gone round.
-	tell(8*s, status(500, 6*s, 7*s, 8*s))
-	line(8*s, 8, "▂ ···▂▂▂")
-	// A new QEMU counts anew.
-	tell(9*s, status(1, 9*s))
-	line(9*s, 3, "  ▂")
-	if d.rate() != "-" {
-		t.Errorf("the rate is %s after one answer", d.rate())
-	}
-	tell(11*s, status(41, 9*s, 10*s))
-	if d.rate() != "20.0" {
-		t.Errorf("the rate is %s", d.rate())
-	}
-	// One that can't be asked isn't known to have had no pause.
-	d.answered(shimAnswered{entry: entry{mute: true, Status: control.Status{State: gone}}, at: t0.Add(12 * s)})
-	line(13*s, 3, " · ")
 }

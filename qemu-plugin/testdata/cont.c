@@ -4,7 +4,7 @@
 /* clang-format on */
 /*
  * Pauses and continues a guest so many times: cont N. The host is a simulated one whose calls cost next to nothing, so
- * that what callgrind counts in rule.c is the module's own. An order lies there for each pause, as from a shim. With
+ * that what callgrind counts in rule*.c is the module's own. An order lies there for each pause, as from a shim. With
  * a second argument the kernel's clock is always off, so that each cont writes the anchor's value. In the end it says
  * what was decided, and how often the kernel and clocks were asked at all stops and at all conts.
  */

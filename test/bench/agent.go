@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +12,7 @@ import (
 	"ftclock/test/built"
 	"ftclock/test/guest"
 	"ftclock/test/linuxguest"
+	"ftclock/test/measure"
 	"ftclock/test/privatelibvirt"
 
 	"golang.org/x/sys/unix"
@@ -37,7 +37,7 @@ func (b *bench) agent() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	t := newTable("CLOCK_REALTIME of the guest, behind the host's", "before", "after 10 pauses", "100", "1,000")
+	t := measure.NewTable("CLOCK_REALTIME of the guest, behind the host's", "before", "after 10 pauses", "100", "1,000")
 
 	withAgent, err := b.startAgentGuest("agent", initrd, "")
 	if err != nil {
@@ -75,13 +75,13 @@ func (b *bench) agent() (string, error) {
 		if err != nil {
 			return "", err
 		}
-		cells = append(cells, drift(before))
+		cells = append(cells, measure.Drift(before))
 		done := 0
 		var took []float64
 		var left int64
 		for _, count := range c.counts {
 			for ; done < count; done++ {
-				if err := withAgent.pause(length); err != nil {
+				if err := withAgent.Pause(length); err != nil {
 					return "", err
 				}
 				if c.after == nil {
@@ -96,20 +96,20 @@ func (b *bench) agent() (string, error) {
 			if left, err = withAgent.behind(); err != nil {
 				return "", err
 			}
-			cells = append(cells, drift(left))
+			cells = append(cells, measure.Drift(left))
 		}
 		lost = append(lost, left-before)
 		if c.after != nil {
-			cells[0] += fmt.Sprintf(" (%.2f s each)", median(took))
-			cells = append(cells, fmt.Sprintf("would take %.0f minutes", median(took)*1000/60))
+			cells[0] += fmt.Sprintf(" (%.2f s each)", measure.Median(took))
+			cells = append(cells, fmt.Sprintf("would take %.0f minutes", measure.Median(took)*1000/60))
 		}
-		t.row(cells...)
+		t.Row(cells...)
 		fmt.Fprintf(b.progress, "bench:   %v\n", cells)
 	}
-	b.check(lost[0] >= 1000*int64(length), "the emulated guest lost only %s of 1,000 pauses of %v", drift(lost[0]), length)
+	b.check(lost[0] >= 1000*int64(length), "the emulated guest lost only %s of 1,000 pauses of %v", measure.Drift(lost[0]), length)
 	for i, name := range []string{"--sync", "--now"} {
 		// It knows whole seconds only: that much ahead isn't wrong, and behind by all of the pauses is nothing done.
-		b.check(lost[i+1] < corrected*int64(length) && lost[i+1] > -2*int64(time.Second), "virsh domtime %s left %s of %d pauses: it didn't do its work", name, drift(lost[i+1]), corrected)
+		b.check(lost[i+1] < corrected*int64(length) && lost[i+1] > -2*int64(time.Second), "virsh domtime %s left %s of %d pauses: it didn't do its work", name, measure.Drift(lost[i+1]), corrected)
 	}
 	withAgent.end()
 
@@ -135,7 +135,7 @@ func (b *bench) agent() (string, error) {
 }
 
 // chrony has chronyd in the guest follow one on the host while there are ten pauses a second; steps is for makestep.
-func (b *bench) chrony(t *table, initrd, steps, name string, length time.Duration, counts []int) error {
+func (b *bench) chrony(t *measure.Table, initrd, steps, name string, length time.Duration, counts []int) error {
 	conf := filepath.Join(privatelibvirt.Dir, "chrony.conf")
 	if err := os.WriteFile(conf, []byte("local stratum 3\nallow\nbindaddress 127.0.0.1\ncmdport 0\npidfile /run/chronyd-bench.pid\n"), 0o644); err != nil {
 		return err
@@ -169,15 +169,15 @@ func (b *bench) chrony(t *table, initrd, steps, name string, length time.Duratio
 			break
 		}
 		if time.Now().After(end) {
-			return fmt.Errorf("chrony leaves the guest %s behind in 90 s without pauses", drift(before))
+			return fmt.Errorf("chrony leaves the guest %s behind in 90 s without pauses", measure.Drift(before))
 		}
 	}
-	cells := []string{name, drift(before)}
+	cells := []string{name, measure.Drift(before)}
 	done := 0
 	var left int64
 	for _, count := range counts {
 		for ; done < count; done++ {
-			if err := g.pause(length); err != nil {
+			if err := g.Pause(length); err != nil {
 				return err
 			}
 			time.Sleep(80 * time.Millisecond)
@@ -185,19 +185,19 @@ func (b *bench) chrony(t *table, initrd, steps, name string, length time.Duratio
 		if left, err = g.behind(); err != nil {
 			return err
 		}
-		cells = append(cells, drift(left))
+		cells = append(cells, measure.Drift(left))
 	}
 	time.Sleep(30 * time.Second)
 	rest, err := g.behind()
 	if err != nil {
 		return err
 	}
-	cells[len(cells)-1] += fmt.Sprintf(" (%d), %s half a minute later", done, drift(rest))
-	t.row(cells...)
+	cells[len(cells)-1] += fmt.Sprintf(" (%d), %s half a minute later", done, measure.Drift(rest))
+	t.Row(cells...)
 	fmt.Fprintf(b.progress, "bench:   %v\n", cells)
 	// It slews by a twelfth at most: of half a minute these are two seconds and a half.
 	b.check(rest < int64(10*time.Millisecond) || left-rest > int64(time.Second), "chrony left %s of %d pauses, and %s half a minute later: it didn't do its work",
-		drift(left), done, drift(rest))
+		measure.Drift(left), done, measure.Drift(rest))
 	return nil
 }
 
@@ -229,14 +229,14 @@ func (b *bench) agentInitrd() (string, error) {
 
 func (b *bench) startAgentGuest(name, initrd, words string) (*agentGuest, error) {
 	kernel := filepath.Join(privatelibvirt.Dir, "agent-kernel")
-	if err := copyFile(kernel, filepath.Join(b.guest, "vmlinuz")); err != nil {
-		return nil, err
+	if out, err := exec.Command("install", "-m", "644", filepath.Join(b.guest, "vmlinuz"), kernel).CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("copying the guest's kernel: %w: %s", err, out)
 	}
 	x := privatelibvirt.GuestXML(name, kernel)
 	x.Type, x.Memory.Value = "qemu", 256
 	x.OS.Initrd, x.OS.Cmdline = initrd, "console=ttyS0 quiet "+words
 	// With the timers that such a machine has.
-	x.Features = &libvirtxml.DomainFeatureList{ACPI: &libvirtxml.DomainFeature{}}
+	privatelibvirt.ACPI(x)
 	x.Clock = &libvirtxml.DomainClock{Offset: "utc"}
 	x.Devices.Channels = []libvirtxml.DomainChannel{{
 		Source: &libvirtxml.DomainChardevSource{UNIX: &libvirtxml.DomainChardevSourceUNIX{Mode: "bind"}},
@@ -279,14 +279,6 @@ func (g *agentGuest) end() {
 	g.subject.end()
 }
 
-func (g *agentGuest) pause(length time.Duration) error {
-	if err := g.Suspend(); err != nil {
-		return err
-	}
-	time.Sleep(length)
-	return g.Resume()
-}
-
 // behind is how much the guest's CLOCK_REALTIME is behind the host's, ns. What TCG and a busy machine make of a reading is in it: some microseconds.
 func (g *agentGuest) behind() (int64, error) {
 	var c *guest.Clock = g.clocks.Realtime
@@ -299,18 +291,4 @@ func (g *agentGuest) behind() (int64, error) {
 		return 0, os.NewSyscallError("clock_gettime", err)
 	}
 	return offset + real.Nano() - guest.Raw(), nil
-}
-
-func copyFile(to, from string) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	out, err := os.Create(to)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Close())
 }

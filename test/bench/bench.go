@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"os/exec"
 	"strings"
 	"time"
@@ -12,15 +11,12 @@ import (
 	"ftclock/test/built"
 	"ftclock/test/guest"
 	"ftclock/test/kvmhost"
+	"ftclock/test/measure"
 	"ftclock/test/privatelibvirt"
 
 	"golang.org/x/sys/unix"
 	"libvirt.org/go/libvirt"
-	"libvirt.org/go/libvirtxml"
 )
-
-// clockElement lets a guest wait for its turn for as long as others are measured: that isn't to be taken for a suspend.
-const clockElement = `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"><ftclock:on event="checkpoint" do="catch-up" limit="15m"/></ftclock:clock>`
 
 type options struct {
 	quick                       bool
@@ -81,7 +77,7 @@ func run(o options, stdout, stderr io.Writer) error {
 		if !b.wanted(s.name) {
 			continue
 		}
-		begin, load, wrongBefore := time.Now(), loads(), len(b.wrong)
+		begin, load, wrongBefore := time.Now(), measure.Load(), len(b.wrong)
 		fmt.Fprintf(stderr, "bench: %s\n", s.title)
 		body, err := "", error(unavailable("a figure of time means nothing in an emulated host"))
 		if !s.timed || !kvmhost.Emulated() {
@@ -101,10 +97,10 @@ func run(o options, stdout, stderr io.Writer) error {
 			text += "**Wrong in this run:** " + strings.Join(wrong, "; ") + ".\n\n"
 		}
 		text += fmt.Sprintf("<sub>Measured %s in %v, load average %s before and %s after; %s.</sub>\n",
-			begin.UTC().Format("2006-01-02 15:04"), took, load, loads(), versions)
+			begin.UTC().Format("2006-01-02 15:04"), took, load, measure.Load(), versions)
 		if b.page == "-" {
 			fmt.Fprintln(stdout, text)
-		} else if err := replace(b.page, s.name, text); err != nil {
+		} else if err := measure.WriteSection(b.page, s.name, text); err != nil {
 			return err
 		}
 	}
@@ -150,40 +146,12 @@ func (b *bench) versions() string {
 	return strings.Join(all, ", ")
 }
 
-func loads() string {
-	text, err := os.ReadFile("/proc/loadavg")
-	if err != nil {
-		return "?"
-	}
-	return strings.SplitN(string(text), " ", 2)[0]
-}
-
 func cpus() int {
 	var set unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &set); err != nil {
 		return 0
 	}
 	return set.Count()
-}
-
-// marks are those between which a section of the page is the benchmark's.
-func marks(name string) (begin, end string) {
-	return "<!-- measured: " + name + " -->\n", "<!-- end: " + name + " -->\n"
-}
-
-// replace puts text between the marks of a page's section.
-func replace(path, name, text string) error {
-	page, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	begin, end := marks(name)
-	before, rest, ok := strings.Cut(string(page), begin)
-	_, after, ok2 := strings.Cut(rest, end)
-	if !ok || !ok2 {
-		return fmt.Errorf("writing %s: it lacks the marks %q and %q", path, begin, end)
-	}
-	return os.WriteFile(path, []byte(before+begin+text+end+after), 0o644)
 }
 
 // subject is a running domain of the private libvirt that is measured.
@@ -194,23 +162,13 @@ type subject struct {
 }
 
 // startSubject starts the guest's domain, waits until its clock moves, and pauses it, so that it leaves the CPUs to the
-// next one; change may change its XML before.
-func (b *bench) startSubject(name string, change func(*libvirtxml.Domain)) (*subject, error) {
-	x := privatelibvirt.GuestXML(name, b.elf)
-	if change != nil {
-		change(x)
-	}
-	d, err := privatelibvirt.Define(b.conn, x)
+// next one. Metadata is its own, if it isn't empty.
+func (b *bench) startSubject(name, metadata string) (*subject, error) {
+	d, clock, err := privatelibvirt.Started(b.conn, privatelibvirt.Manage(privatelibvirt.GuestXML(name, b.elf), metadata))
 	if err != nil {
 		return nil, err
 	}
-	s := &subject{name: name, Domain: d}
-	if err := d.Create(); err != nil {
-		return nil, errors.Join(fmt.Errorf("starting %s: %w", name, err), d.Remove())
-	}
-	if s.clock, err = d.Clock(); err != nil {
-		return nil, errors.Join(err, d.Remove())
-	}
+	s := &subject{name: name, Domain: d, clock: clock}
 	if err := s.Suspend(); err != nil {
 		s.end()
 		return nil, err
@@ -225,9 +183,8 @@ func (s *subject) end() {
 	_ = s.Remove()
 }
 
-func managed(x *libvirtxml.Domain) {
-	x.Metadata = &libvirtxml.DomainMetadata{XML: clockElement}
-}
+// managed lets a guest wait for its turn for as long as others are measured: that isn't to be taken for a suspend.
+const managed = privatelibvirt.PatientElement
 
 const moduleLibrary = privatelibvirt.Prefix + "/lib/ftclock/libftclock-qemu.so"
 

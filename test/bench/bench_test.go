@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"ftclock/test/check"
+	"ftclock/test/measure"
 	"ftclock/test/privatelibvirt"
 )
 
@@ -27,19 +29,14 @@ func TestKVMBenchQuick(t *testing.T) {
 	page, pictures := filepath.Join(t.TempDir(), "page.md"), t.TempDir()
 	empty := "# A page\n"
 	for _, s := range sections {
-		begin, end := marks(s.name)
+		begin, end := measure.Marks(s.name)
 		empty += begin + "old\n" + end + "between\n"
 	}
-	if err := os.WriteFile(page, []byte(empty), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.WriteFile(page, []byte(empty), 0o644))
 	if err := run(options{quick: true, page: page, pictures: pictures}, t.Output(), t.Output()); err != nil {
 		t.Error(err)
 	}
-	text, err := os.ReadFile(page)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := check.Value(os.ReadFile(page))(t)
 	t.Logf("%s", text)
 	if strings.Contains(string(text), "old") || strings.Count(string(text), "between\n") != len(sections) {
 		t.Error("what isn't the benchmark's was changed, or what is its own wasn't")
@@ -60,40 +57,19 @@ func TestKVMBenchQuick(t *testing.T) {
 
 // The committed page has the marks.
 func TestThePageCanBeWritten(t *testing.T) {
-	text, err := os.ReadFile("docs/performance.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := check.Value(os.ReadFile("docs/performance.md"))(t)
 	path := filepath.Join(t.TempDir(), "page.md")
-	if err := os.WriteFile(path, text, 0o644); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.WriteFile(path, text, 0o644))
 	for _, s := range sections {
-		if err := replace(path, s.name, "new "+s.name+"\n"); err != nil {
-			t.Fatal(err)
-		}
-		begin, end := marks(s.name)
+		check.NoError(t, measure.WriteSection(path, s.name, "new "+s.name+"\n"))
+		begin, end := measure.Marks(s.name)
 		after, err := os.ReadFile(path)
 		if err != nil || !strings.Contains(string(after), begin+"new "+s.name+"\n"+end) {
 			t.Errorf("%v:\n%s", err, after)
 		}
 	}
-	if err := replace(path, "none", "new\n"); err == nil {
+	if err := measure.WriteSection(path, "none", "new\n"); err == nil {
 		t.Error("a section without marks was written")
-	}
-}
-
-func TestFigures(t *testing.T) {
-	if median(nil) != 0 || median([]float64{3, 1, 2}) != 2 || quantile([]float64{3, 1, 2}, 0) != 1 || quantile([]float64{3, 1, 2}, 1) != 3 {
-		t.Error("quantiles are wrong")
-	}
-	if d := differences([]float64{5, 6, 7}, []float64{1, 1}); len(d) != 2 || d[0] != 4 || d[1] != 5 {
-		t.Errorf("differences %v", d)
-	}
-	for ns, want := range map[int64]string{-1234: "-1.23 µs", 1_500_000: "1.50 ms", 60_780_000_000: "60.78 s", 0: "0.00 µs"} {
-		if got := drift(ns); got != want {
-			t.Errorf("%d ns are %s, want %s", ns, got, want)
-		}
 	}
 }
 
@@ -101,7 +77,7 @@ func TestFigures(t *testing.T) {
 func TestCheck(t *testing.T) {
 	b := &bench{options: options{only: "drift,m"}}
 	b.check(true, "fine")
-	b.check(false, "%s left %s", "stock", drift(1000))
+	b.check(false, "%s left %s", "stock", measure.Drift(1000))
 	if len(b.wrong) != 1 || b.wrong[0] != "stock left 1.00 µs" {
 		t.Errorf("%q", b.wrong)
 	}

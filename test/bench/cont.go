@@ -2,9 +2,9 @@ package main
 
 import (
 	"fmt"
-	"slices"
 	"time"
 
+	"ftclock/test/measure"
 	"ftclock/test/rig"
 )
 
@@ -42,7 +42,7 @@ func (b *bench) cont() (string, error) {
 
 	// All are paused but the one whose turn it is.
 	for _, w := range ways {
-		if _, err := w.shim.Execute("stop", nil); err != nil {
+		if err := w.shim.Run("stop"); err != nil {
 			return "", fmt.Errorf("%s: %w", w.name, err)
 		}
 	}
@@ -53,7 +53,7 @@ func (b *bench) cont() (string, error) {
 	timed := func(into map[string][]float64, w *kept, command string) error {
 		begin := time.Now()
 		_, err := w.shim.Execute(command, nil)
-		into[w.name] = append(into[w.name], micros(time.Since(begin)))
+		into[w.name] = append(into[w.name], measure.Micros(time.Since(begin)))
 		if err != nil {
 			err = fmt.Errorf("%s: %w", w.name, err)
 		}
@@ -64,13 +64,12 @@ func (b *bench) cont() (string, error) {
 		if b.late(began) {
 			break
 		}
-		// Whose turn is first finds other things in the caches than whose is last.
-		turns := slices.Concat(ways[i%len(ways):], ways[:i%len(ways)])
+		turns := measure.Turns(ways, i)
 		for _, w := range turns {
 			if err := timed(conts, w, "cont"); err != nil {
 				return "", err
 			}
-			if _, err := w.shim.Execute("stop", nil); err != nil {
+			if err := w.shim.Run("stop"); err != nil {
 				return "", fmt.Errorf("%s: %w", w.name, err)
 			}
 		}
@@ -81,19 +80,19 @@ func (b *bench) cont() (string, error) {
 		}
 	}
 
-	t := newTable("in µs", "cont", "over stock, pairwise", "ratio", "query-status", "over stock, pairwise", "ratio")
+	t := measure.NewTable("in µs", "cont", "over stock, pairwise", "ratio", "query-status", "over stock, pairwise", "ratio")
 	for _, w := range ways {
 		cells := []string{w.name}
 		for _, all := range []map[string][]float64{conts, trips} {
 			base := all[stock.name]
-			cells = append(cells, fmt.Sprintf("%.0f", median(all[w.name])))
+			cells = append(cells, fmt.Sprintf("%.0f", measure.Median(all[w.name])))
 			if w == stock {
 				cells = append(cells, "", "")
 				continue
 			}
-			cells = append(cells, fmt.Sprintf("%+.0f", median(differences(all[w.name], base))), fmt.Sprintf("× %.2f", median(all[w.name])/median(base)))
+			cells = append(cells, fmt.Sprintf("%+.0f", measure.Median(measure.Differences(all[w.name], base))), fmt.Sprintf("× %.2f", measure.Median(all[w.name])/measure.Median(base)))
 		}
-		t.row(cells...)
+		t.Row(cells...)
 	}
 	// Each of stock's pauses lasted for the turns of all the others.
 	if err := b.kept("at conts", time.Duration(len(conts[stock.name]))*100*time.Microsecond, stock, past, attached, preloaded); err != nil {
@@ -113,11 +112,11 @@ func (b *bench) cont() (string, error) {
 		}
 		b.check(len(costs) > 0, "%s: no cont through the shim had an order", k.name)
 	}
-	relay := median(differences(conts[attached.name], conts[past.name]))
+	relay := measure.Median(measure.Differences(conts[attached.name], conts[past.name]))
 	fmt.Fprintf(t, "\nMedians of %d rounds, each way once in a round, each in a QEMU of its own, the others paused. Of a cont through the shim the module takes "+
 		"**%.1f µs** (median of its own records; 99 %%: %.1f µs), its ioctls and the write that it leaves out included; relay and order together add "+
 		"**%.0f µs**, where socat adds %.0f µs. The order alone is BenchmarkOrder below. An agent and NTP do nothing at a cont.\n",
-		len(conts[stock.name]), median(costs), quantile(costs, 0.99), relay,
-		median(differences(conts[through.name], conts[stock.name])))
+		len(conts[stock.name]), measure.Median(costs), measure.Quantile(costs, 0.99), relay,
+		measure.Median(measure.Differences(conts[through.name], conts[stock.name])))
 	return t.String(), nil
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"image/color"
 	"math"
 	"path/filepath"
 	"slices"
@@ -14,18 +13,13 @@ import (
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
 
-	"ftclock/test/picture"
+	"ftclock/test/guest"
+	"ftclock/test/measure"
 	"ftclock/test/qmp"
 	"ftclock/test/rig"
 )
 
-const (
-	pauseLength = 2 * time.Millisecond
-	// maxDrift is what ftclock may leave of any number of pauses, ns; a reading on a busy machine has its part in it.
-	maxDrift = 10_000
-)
-
-var palette = []color.Color{picture.Vermilion, picture.Orange, picture.Blue, picture.Green, picture.Purple}
+const pauseLength = 2 * time.Millisecond
 
 // kept is a guest whose clock is kept in some way, or isn't: paused, unless it is its turn.
 type kept struct {
@@ -114,10 +108,10 @@ func (b *bench) kept(where string, least time.Duration, stock *kept, others ...*
 		}
 		lost := offset - k.first
 		if k == stock {
-			b.check(lost >= int64(least), "%s, stock QEMU lost only %s of %v: the measuring is broken", where, drift(lost), least)
+			b.check(lost >= int64(least), "%s, stock QEMU lost only %s of %v: the measuring is broken", where, measure.Drift(lost), least)
 			continue
 		}
-		b.check(lost < maxDrift && lost > -maxDrift, "%s, %s left %s", where, k.name, drift(lost))
+		b.check(!guest.Off(lost), "%s, %s left %s", where, k.name, measure.Drift(lost))
 		b.check(backsteps == 0, "%s, %s: the guest saw its clock go back %d times", where, k.name, backsteps)
 	}
 	return nil
@@ -146,10 +140,7 @@ func (b *bench) drift() (string, error) {
 				if i == 0 && done > 0 {
 					paused += time.Since(stopped)
 				}
-				if _, err := s.shim.Execute("cont", nil); err != nil {
-					return "", fmt.Errorf("%s: %w", s.name, err)
-				}
-				if _, err := s.shim.Execute("stop", nil); err != nil {
+				if err := s.shim.Run("cont", "stop"); err != nil {
 					return "", fmt.Errorf("%s: %w", s.name, err)
 				}
 				if i == 0 {
@@ -188,25 +179,25 @@ func (b *bench) drift() (string, error) {
 	for _, n := range shown {
 		head = append(head, fmt.Sprint(n))
 	}
-	t := newTable(append(head, "saw time go back")...)
+	t := measure.NewTable(append(head, "saw time go back")...)
 	last := counts[len(counts)-1]
 	for i, s := range subjects {
 		cells := []string{s.name}
 		for _, n := range shown {
-			cells = append(cells, drift(drifts[n][i]))
+			cells = append(cells, measure.Drift(drifts[n][i]))
 		}
-		t.row(append(cells, fmt.Sprintf("%d times", backsteps[i]))...)
+		t.Row(append(cells, fmt.Sprintf("%d times", backsteps[i]))...)
 		// Stock loses each pause; the others were there to do something about it, and did.
 		lost := drifts[last][i]
 		switch i {
 		case 0:
-			b.check(lost >= int64(paused), "stock QEMU lost only %s of %d pauses of %v in all: the measuring is broken", drift(lost), last, paused)
+			b.check(lost >= int64(paused), "stock QEMU lost only %s of %d pauses of %v in all: the measuring is broken", measure.Drift(lost), last, paused)
 		case 1:
-			b.check(lost < int64(paused)/10 && lost > -int64(paused)/10, "KVM_CLOCK_REALTIME left %s: it didn't do its work", drift(lost))
+			b.check(lost < int64(paused)/10 && lost > -int64(paused)/10, "KVM_CLOCK_REALTIME left %s: it didn't do its work", measure.Drift(lost))
 		default:
 			for _, n := range counts {
 				d := drifts[n][i]
-				b.check(d < maxDrift && d > -maxDrift, "%s left %s of %d pauses", s.name, drift(d), n)
+				b.check(!guest.Off(d), "%s left %s of %d pauses", s.name, measure.Drift(d), n)
 			}
 			b.check(backsteps[i] == 0, "%s: the guest saw its clock go back %d times", s.name, backsteps[i])
 		}
@@ -229,12 +220,9 @@ func (b *bench) drift() (string, error) {
 
 // drawDrift draws what was left, both axes logarithmic.
 func drawDrift(path string, subjects []*kept, counts []int, drifts map[int][]int64) error {
-	p := plot.New()
-	p.Title.Text = "Drift left over the number of pauses"
-	p.X.Label.Text, p.Y.Label.Text = "pauses", "µs, magnitude"
+	p := measure.NewPlot("Drift left over the number of pauses", "pauses", "µs, magnitude")
 	p.X.Scale, p.Y.Scale = plot.LogScale{}, plot.LogScale{}
 	p.X.Tick.Marker, p.Y.Tick.Marker = plot.LogTicks{Prec: -1}, decades(2)
-	p.Add(plotter.NewGrid())
 	shapes := []draw.GlyphDrawer{draw.CircleGlyph{}, draw.TriangleGlyph{}, draw.SquareGlyph{}, draw.CrossGlyph{}}
 	for i, s := range subjects {
 		var xys plotter.XYs
@@ -242,12 +230,10 @@ func drawDrift(path string, subjects []*kept, counts []int, drifts map[int][]int
 			d := drifts[n][i]
 			xys = append(xys, plotter.XY{X: float64(n), Y: max(0.01, float64(max(d, -d))/1e3)})
 		}
-		line, dots, err := plotter.NewLinePoints(xys)
+		line, dots, err := measure.Curve(xys, measure.Palette[i], shapes[i])
 		if err != nil {
 			return err
 		}
-		line.Color, line.Width = palette[i], vg.Points(1.4)
-		dots.Color, dots.Shape, dots.Radius = palette[i], shapes[i], vg.Points(3)
 		p.Add(line, dots)
 		p.Legend.Add(s.name, line, dots)
 	}
@@ -256,7 +242,7 @@ func drawDrift(path string, subjects []*kept, counts []int, drifts map[int][]int
 	p.Legend.Top, p.Legend.Left, p.Legend.Padding = true, true, vg.Points(3)
 	p.Legend.XOffs, p.Legend.YOffs = vg.Points(405), vg.Points(-70)
 	p.X.Max *= 30
-	return picture.Write(path, p)
+	return measure.WritePlots(path, p)
 }
 
 // decades marks each power of ten, and labels each n-th.

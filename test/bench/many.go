@@ -2,19 +2,18 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/plotter"
-	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
 
 	"ftclock/test/guest"
-	"ftclock/test/picture"
+	"ftclock/test/measure"
 	"ftclock/test/privatelibvirt"
 	"ftclock/test/qmp"
 	"ftclock/test/rig"
@@ -77,15 +76,15 @@ func (b *bench) many() (string, error) {
 		}
 		crowds = append(crowds, c)
 		fmt.Fprintf(b.progress, "bench:   %+v\n", c)
-		b.check(c.drift < maxDrift && c.drift > -maxDrift, "one of %d domains is off by %s", len(all), drift(c.drift))
+		b.check(!guest.Off(c.drift), "one of %d domains is off by %s", len(all), measure.Drift(c.drift))
 		b.check(c.backsteps == 0, "of %d domains some saw their clock go back %d times", n, c.backsteps)
 		b.check(c.pauses > 0, "%d domains made no checkpoints", n)
 	}
-	t := newTable("domains", "checkpoints a second of each", "processor time of the shims for a checkpoint", "memory (PSS) of the shims, a domain", "all",
+	t := measure.NewTable("domains", "checkpoints a second of each", "processor time of the shims for a checkpoint", "memory (PSS) of the shims, a domain", "all",
 		"largest drift left")
 	for _, c := range crowds {
-		t.row(fmt.Sprint(c.domains), fmt.Sprintf("%.1f", c.rate), fmt.Sprintf("%.0f µs", c.cpu), fmt.Sprintf("%.1f MiB", c.pss),
-			fmt.Sprintf("%.0f MiB", c.pss*float64(c.domains)), fmt.Sprintf("%s (%d pauses, %d guests read)", drift(c.drift), c.pauses, c.read))
+		t.Row(fmt.Sprint(c.domains), fmt.Sprintf("%.1f", c.rate), fmt.Sprintf("%.0f µs", c.cpu), fmt.Sprintf("%.1f MiB", c.pss),
+			fmt.Sprintf("%.0f MiB", c.pss*float64(c.domains)), fmt.Sprintf("%s (%d pauses, %d guests read)", measure.Drift(c.drift), c.pauses, c.read))
 	}
 	t.WriteString("\nQEMUs without libvirt, each with a shim of its own and the module loaded. All of them together have two CPUs, and a guest that is emulated takes all of one: so " +
 		"each guest is paused but for the fraction of a millisecond between a cont and the next stop. Memory and processor time are the shims', as under systemd.\n" + short)
@@ -117,27 +116,31 @@ func (b *bench) bootedState() (string, error) {
 	if err := clock.WaitMoving(2 * time.Minute); err != nil {
 		return "", err
 	}
-	if _, err := conn.Execute("stop", nil); err != nil {
+	if err := conn.Run("stop"); err != nil {
 		return "", err
 	}
 	path := filepath.Join(privatelibvirt.Dir, "booted")
 	if _, err := conn.Execute("migrate", map[string]string{"uri": "exec:cat >" + path}); err != nil {
 		return "", err
 	}
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		answer, err := conn.Execute("query-migrate", nil)
+	return path, awaitStatus(conn, "query-migrate", "completed")
+}
+
+// awaitStatus waits for a minute until the answer to a query has one of the statuses.
+func awaitStatus(conn *qmp.Conn, query string, wanted ...string) error {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		answer, err := conn.Execute(query, nil)
 		var info struct{ Status string }
 		if err == nil {
 			err = json.Unmarshal(answer, &info)
 		}
-		if err != nil {
-			return "", err
+		if err != nil || slices.Contains(wanted, info.Status) {
+			return err
 		}
-		if info.Status == "completed" {
-			return path, nil
+		if time.Now().After(end) {
+			return fmt.Errorf("after a minute the status of a booted guest is %s, want one of %v", info.Status, wanted)
 		}
 	}
-	return "", errors.New("saving a booted guest takes longer than a minute")
 }
 
 // settle starts a guest from the state of one that has booted, in a QEMU with that environment, with a shim or without. It runs, and was
@@ -162,21 +165,8 @@ func (b *bench) settle(shim bool, env ...string) (_ *resident, err error) {
 	if err != nil {
 		return nil, err
 	}
-	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		answer, err := direct.Execute("query-status", nil)
-		var info struct{ Status string }
-		if err == nil {
-			err = json.Unmarshal(answer, &info)
-		}
-		if err != nil {
-			return nil, err
-		}
-		if info.Status == "paused" || info.Status == "running" {
-			break
-		}
-		if time.Now().After(end) {
-			return nil, fmt.Errorf("loading a booted guest: it is still %s after a minute", info.Status)
-		}
+	if err := awaitStatus(direct, "query-status", "paused", "running"); err != nil {
+		return nil, fmt.Errorf("loading it: %w", err)
 	}
 	if r.shim = direct; shim {
 		direct.Close() // there is one such monitor, and who comes next waits for it
@@ -187,7 +177,7 @@ func (b *bench) settle(shim bool, env ...string) (_ *resident, err error) {
 	if r.clock, err = guest.Open(q.PID); err != nil {
 		return nil, err
 	}
-	if _, err := r.shim.Execute("cont", nil); err != nil { // it was saved while it was paused
+	if err := r.shim.Run("cont"); err != nil { // it was saved while it was paused
 		return nil, err
 	}
 	if err := r.clock.WaitMoving(time.Minute); err != nil {
@@ -203,20 +193,16 @@ func (b *bench) settle(shim bool, env ...string) (_ *resident, err error) {
 
 // run pauses a guest, or leaves it paused, and has it run for that long before it is paused again.
 func (r *resident) run(length time.Duration) error {
-	if _, err := r.shim.Execute("stop", nil); err != nil {
-		return err
-	}
-	if _, err := r.shim.Execute("cont", nil); err != nil {
+	if err := r.shim.Run("stop", "cont"); err != nil {
 		return err
 	}
 	time.Sleep(length)
-	_, err := r.shim.Execute("stop", nil)
-	return err
+	return r.shim.Run("stop")
 }
 
 // look reads a paused guest's offset and how often it saw its clock go back.
 func (r *resident) look() (offset int64, backsteps uint64, err error) {
-	if _, err := r.shim.Execute("cont", nil); err != nil {
+	if err := r.shim.Run("cont"); err != nil {
 		return 0, 0, err
 	}
 	if _, err := r.clock.Steady(); err != nil {
@@ -225,12 +211,10 @@ func (r *resident) look() (offset int64, backsteps uint64, err error) {
 	if offset, _, err = r.clock.Offset(500 * time.Millisecond); err != nil {
 		return 0, 0, err
 	}
-	reading, err := r.clock.Steady()
-	if err != nil {
+	if backsteps, _, err = r.clock.Backsteps(); err != nil {
 		return 0, 0, err
 	}
-	_, err = r.shim.Execute("stop", nil)
-	return offset, reading.Backsteps, err
+	return offset, backsteps, r.shim.Run("stop")
 }
 
 // checkpointsOf has each guest continued and stopped again so many times a second.
@@ -250,17 +234,14 @@ func checkpointsOf(all []*resident, perSecond int, length time.Duration) (c crow
 			return c, err
 		}
 	}
-	before, err := rig.CPU(pids...)
+	before, err := measure.CPU(pids...)
 	if err != nil {
 		return c, err
 	}
 	begin := time.Now()
 	for time.Since(begin) < length {
 		for _, r := range all {
-			if _, err := r.shim.Execute("cont", nil); err != nil {
-				return c, err
-			}
-			if _, err := r.shim.Execute("stop", nil); err != nil {
+			if err := r.shim.Run("cont", "stop"); err != nil {
 				return c, err
 			}
 		}
@@ -268,13 +249,13 @@ func checkpointsOf(all []*resident, perSecond int, length time.Duration) (c crow
 		time.Sleep(time.Until(begin.Add(time.Duration(c.pauses) * time.Second / time.Duration(perSecond))))
 	}
 	c.rate = float64(c.pauses) / time.Since(begin).Seconds()
-	after, err := rig.CPU(pids...)
+	after, err := measure.CPU(pids...)
 	if err != nil {
 		return c, err
 	}
 	c.cpu = float64(after-before) / 1e3 / float64(c.pauses*len(all))
 	for _, pid := range pids {
-		pss, _, err := rig.MemoryKiB(pid)
+		pss, _, err := measure.MemoryKiB(pid)
 		if err != nil {
 			return c, err
 		}
@@ -304,21 +285,18 @@ func drawCrowds(path string, crowds []crowd) error {
 		{"Memory (PSS) of a domain's shim", "MiB", func(c crowd) float64 { return c.pss }},
 		{"Largest drift left", "µs, magnitude", func(c crowd) float64 { return float64(max(c.drift, -c.drift)) / 1e3 }},
 	} {
-		p := plot.New()
-		p.Title.Text, p.X.Label.Text, p.Y.Label.Text = curve.title, "domains", curve.unit
+		p := measure.NewPlot(curve.title, "domains", curve.unit)
 		var xys plotter.XYs
 		for _, c := range crowds {
 			xys = append(xys, plotter.XY{X: float64(c.domains), Y: curve.of(c)})
 		}
-		line, dots, err := plotter.NewLinePoints(xys)
+		line, dots, err := measure.Curve(xys, measure.Palette[i], draw.CircleGlyph{})
 		if err != nil {
 			return err
 		}
-		line.Color, line.Width = palette[i], vg.Points(1.4)
-		dots.Color, dots.Shape, dots.Radius = palette[i], draw.CircleGlyph{}, vg.Points(3)
-		p.Add(plotter.NewGrid(), line, dots)
+		p.Add(line, dots)
 		p.Y.Min, p.Y.Max = 0, p.Y.Max*1.2
 		plots = append(plots, p)
 	}
-	return picture.Write(path, plots...)
+	return measure.WritePlots(path, plots...)
 }

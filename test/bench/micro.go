@@ -7,13 +7,13 @@ import (
 	"regexp"
 	"strconv"
 
-	"ftclock/test/rig"
+	"ftclock/test/measure"
 )
 
 // goBenchmarks runs those of the packages on the path of a cont. The output is benchstat's input.
 func (b *bench) goBenchmarks() (string, error) {
 	cmd := exec.Command("go", "test", "-run", "^$", "-bench", ".", "-benchmem", "-count", pick(b, "5", "1"), "-benchtime", pick(b, "300ms", "10ms"),
-		"./qmp-shim", "./clockpage")
+		"./relay", "./qmp-shim", "./clockpage")
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("go test: %w\n%s", err, out)
@@ -33,7 +33,7 @@ func (b *bench) goBenchmarks() (string, error) {
 	if len(names) == 0 {
 		return "", fmt.Errorf("go test printed no benchmark:\n%s", out)
 	}
-	t := newTable("benchmark", "ns, median", "least", "what")
+	t := measure.NewTable("benchmark", "ns, median", "least", "what")
 	what := map[string]string{
 		"Recogniser": "a whole recorded conversation of libvirt and QEMU, 217 kB", "Order": "the order for a pause, from the cont's arrival until it is in the page",
 		"Relay/query-status": "command and answer through the relay, with a client and a server in the same process", "Relay/cont": "the same with a cont, which is held for the order",
@@ -41,24 +41,24 @@ func (b *bench) goBenchmarks() (string, error) {
 		"Counts": "the module's counts read",
 	}
 	for _, name := range names {
-		t.row(name, fmt.Sprintf("%.0f", median(times[name])), fmt.Sprintf("%.0f", quantile(times[name], 0)), what[name])
+		t.Row(name, fmt.Sprintf("%.0f", measure.Median(times[name])), fmt.Sprintf("%.0f", measure.Quantile(times[name], 0)), what[name])
 	}
-	t.WriteString("\n`go test -run '^$' -bench . -benchmem -count 5 ./qmp-shim ./clockpage` prints what benchstat reads.\n")
+	t.WriteString("\n`go test -run '^$' -bench . -benchmem -count 5 ./relay ./qmp-shim ./clockpage` prints what benchstat reads.\n")
 	return t.String(), nil
 }
 
 // instructions counts those of the module at a cont, in a simulated host (qemu-plugin/testdata/cont.c).
 func (b *bench) instructions() (string, error) {
-	counted, err := rig.Instructions()
-	if errors.Is(err, rig.ErrNoValgrind) {
+	counted, err := measure.Instructions()
+	if errors.Is(err, measure.ErrNoValgrind) {
 		return "", unavailable(err.Error())
 	}
 	if err != nil {
 		return "", err
 	}
-	t := newTable("", "instructions", "ioctls", "readings of clocks")
+	t := measure.NewTable("", "instructions", "ioctls", "readings of clocks")
 	for _, c := range counted {
-		t.row(c.Name, fmt.Sprintf("%.0f", c.Instructions), fmt.Sprintf("%.0f", c.Ioctls), fmt.Sprintf("%.0f", c.Readings))
+		t.Row(c.Name, fmt.Sprintf("%.0f", c.Instructions), fmt.Sprintf("%.0f", c.Ioctls), fmt.Sprintf("%.0f", c.Readings))
 	}
 	t.WriteString("\nCounted by callgrind in the machine code as it is built for QEMU, the ioctls and the readings of clocks by the vDSO left out; a mean of 1,000. " +
 		"The aim for a cont is 500.\n")

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"ftclock/test/measure"
 	"ftclock/test/qmp"
 )
 
@@ -24,7 +25,7 @@ func (b *bench) rates() (string, error) {
 	defer ours.qemu.Close()
 	conns := []*qmp.Conn{stock.shim, ours.shim}
 	for _, conn := range conns {
-		if _, err := conn.Execute("stop", nil); err != nil {
+		if err := conn.Run("stop"); err != nil {
 			return "", err
 		}
 	}
@@ -32,7 +33,7 @@ func (b *bench) rates() (string, error) {
 		return "", err
 	}
 	var pauses time.Duration
-	t := newTable("checkpoints a second", "made in fact", "stop and cont: stock", "ftclock", "difference", "duty cycle lost to ftclock", "drift left")
+	t := measure.NewTable("checkpoints a second", "made in fact", "stop and cont: stock", "ftclock", "difference", "duty cycle lost to ftclock", "drift left")
 	drifted := ours.first
 	for _, rate := range []int{5, 25, 40, 200} {
 		var took [2][]float64
@@ -52,7 +53,7 @@ func (b *bench) rates() (string, error) {
 				if i == 0 {
 					pauses += time.Duration(len(times)) * checkpointPause
 				}
-				took[i], middle[i] = append(took[i], times...), median(times)
+				took[i], middle[i] = append(took[i], times...), measure.Median(times)
 			}
 			more = append(more, middle[1]-middle[0])
 		}
@@ -60,10 +61,10 @@ func (b *bench) rates() (string, error) {
 		if err != nil {
 			return "", err
 		}
-		left := drift(offset - drifted)
+		left := measure.Drift(offset - drifted)
 		drifted = offset
-		t.row(fmt.Sprint(rate), fmt.Sprintf("%.1f", float64(made)/spent.Seconds()), fmt.Sprintf("%.0f µs", median(took[0])),
-			fmt.Sprintf("%.0f µs", median(took[1])), fmt.Sprintf("%+.0f µs", median(more)), fmt.Sprintf("%.2f %%", median(more)*float64(rate)/1e4), left)
+		t.Row(fmt.Sprint(rate), fmt.Sprintf("%.1f", float64(made)/spent.Seconds()), fmt.Sprintf("%.0f µs", measure.Median(took[0])),
+			fmt.Sprintf("%.0f µs", measure.Median(took[1])), fmt.Sprintf("%+.0f µs", measure.Median(more)), fmt.Sprintf("%.2f %%", measure.Median(more)*float64(rate)/1e4), left)
 	}
 	if err := b.kept("at rates", pauses, stock, ours); err != nil {
 		return "", err
@@ -76,26 +77,25 @@ func (b *bench) rates() (string, error) {
 // checkpoints has a paused guest run for that long with so many checkpoints a second, and gives what stop and cont of each
 // took, in µs.
 func checkpoints(conn *qmp.Conn, rate int, length time.Duration) (took []float64, err error) {
-	if _, err := conn.Execute("cont", nil); err != nil {
+	if err := conn.Run("cont"); err != nil {
 		return nil, err
 	}
 	begin := time.Now()
 	for {
 		time.Sleep(time.Until(begin.Add(time.Duration(len(took)+1) * time.Second / time.Duration(rate))))
 		if time.Since(begin) > length {
-			_, err := conn.Execute("stop", nil)
-			return took, err
+			return took, conn.Run("stop")
 		}
 		from := time.Now()
-		if _, err := conn.Execute("stop", nil); err != nil {
+		if err := conn.Run("stop"); err != nil {
 			return nil, err
 		}
 		stopped := time.Now()
 		time.Sleep(checkpointPause)
 		resuming := time.Now()
-		if _, err := conn.Execute("cont", nil); err != nil {
+		if err := conn.Run("cont"); err != nil {
 			return nil, err
 		}
-		took = append(took, micros(stopped.Sub(from)+time.Since(resuming)))
+		took = append(took, measure.Micros(stopped.Sub(from)+time.Since(resuming)))
 	}
 }

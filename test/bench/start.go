@@ -9,23 +9,20 @@ import (
 	"time"
 
 	"ftclock/control"
+	"ftclock/test/measure"
 	"ftclock/test/privatelibvirt"
 )
 
 // served tells whether a shim has the module in a domain's QEMU and keeps its clock.
 func (b *bench) served(d *privatelibvirt.Domain) (bool, error) {
-	uuid, err := d.GetUUIDString()
-	if err != nil {
-		return false, err
-	}
-	answer, err := control.Ask(control.Dir, uuid, control.Request{Do: "status"})
+	status, err := d.Status(0)
 	if errors.Is(err, os.ErrNotExist) {
 		return false, nil
 	}
 	if err != nil {
 		return false, err
 	}
-	return answer.Status.State == control.Correcting, nil
+	return status.State == control.Correcting, nil
 }
 
 // start times virsh start of domains with and without metadata, with and without the hook, in turns.
@@ -49,12 +46,8 @@ func (b *bench) start() (_ string, err error) {
 	defer func() { err = errors.Join(err, install(true)) }()
 
 	domains := map[bool]*privatelibvirt.Domain{}
-	for _, isManaged := range []bool{false, true} {
-		x := privatelibvirt.GuestXML(fmt.Sprintf("start-%t", isManaged), b.elf)
-		if isManaged {
-			managed(x)
-		}
-		d, err := privatelibvirt.Define(b.conn, x)
+	for isManaged, metadata := range map[bool]string{false: "", true: managed} {
+		d, err := privatelibvirt.Define(b.conn, privatelibvirt.Manage(privatelibvirt.GuestXML(fmt.Sprintf("start-%t", isManaged), b.elf), metadata))
 		if err != nil {
 			return "", err
 		}
@@ -77,7 +70,7 @@ func (b *bench) start() (_ string, err error) {
 			if _, err := privatelibvirt.Virsh("start", domains[w.managed].Name); err != nil {
 				return "", err
 			}
-			d := micros(time.Since(begin)) / 1e3
+			d := measure.Micros(time.Since(begin)) / 1e3
 			if round > 0 { // the first fills caches
 				took[w] = append(took[w], d)
 			}
@@ -106,7 +99,7 @@ func (b *bench) start() (_ string, err error) {
 			if out, err := cmd.CombinedOutput(); err != nil {
 				return "", fmt.Errorf("%s: %w: %s", program, err, out)
 			}
-			if d := micros(time.Since(begin)) / 1e3; program == target {
+			if d := measure.Micros(time.Since(begin)) / 1e3; program == target {
 				alone = append(alone, d)
 			} else {
 				nothing = append(nothing, d)
@@ -114,7 +107,7 @@ func (b *bench) start() (_ string, err error) {
 		}
 	}
 
-	t := newTable("virsh start, in ms", "without the hook", "with it", "the hook's part, pairwise (quarter to three quarters)", "aim")
+	t := measure.NewTable("virsh start, in ms", "without the hook", "with it", "the hook's part, pairwise (quarter to three quarters)", "aim")
 	aims := map[bool]float64{false: 5, true: 40}
 	for _, isManaged := range []bool{false, true} {
 		name := "not managed"
@@ -122,11 +115,11 @@ func (b *bench) start() (_ string, err error) {
 			name = "managed: shim started, module loaded"
 		}
 		without, with := took[way{isManaged, false}], took[way{isManaged, true}]
-		parts := differences(with, without)
-		t.row(name, fmt.Sprintf("%.0f", median(without)), fmt.Sprintf("%.0f", median(with)),
-			fmt.Sprintf("%+.1f (%+.0f to %+.0f)", median(parts), quantile(parts, 0.25), quantile(parts, 0.75)), fmt.Sprintf("%.0f", aims[isManaged]))
+		parts := measure.Differences(with, without)
+		t.Row(name, fmt.Sprintf("%.0f", measure.Median(without)), fmt.Sprintf("%.0f", measure.Median(with)),
+			fmt.Sprintf("%+.1f (%+.0f to %+.0f)", measure.Median(parts), measure.Quantile(parts, 0.25), measure.Quantile(parts, 0.75)), fmt.Sprintf("%.0f", aims[isManaged]))
 	}
 	fmt.Fprintf(t, "\nMedians of %d starts each, in turns. Each start calls the hook three times, which a domain that isn't managed leaves at once: one such "+
-		"call takes %.1f ms, where starting a program that does nothing takes %.1f ms.\n", len(took[ways[0]]), median(alone), median(nothing))
+		"call takes %.1f ms, where starting a program that does nothing takes %.1f ms.\n", len(took[ways[0]]), measure.Median(alone), measure.Median(nothing))
 	return t.String(), nil
 }

@@ -8,26 +8,22 @@ import (
 
 	"ftclock/test/guest"
 	"ftclock/test/linuxguest"
+	"ftclock/test/measure"
 	"ftclock/test/privatelibvirt"
-
-	"libvirt.org/go/libvirtxml"
 )
 
 // work counts the loops that guests complete, with and without checkpoints and ftclock.
 func (b *bench) work() (string, error) {
 	var subjects [2]*subject
-	for i, k := range []struct {
-		name   string
-		change func(*libvirtxml.Domain)
-	}{{"work-stock", nil}, {"work-kept", managed}} {
-		s, err := b.startSubject(k.name, k.change)
+	for i, k := range [][2]string{{"work-stock", ""}, {"work-kept", managed}} {
+		s, err := b.startSubject(k[0], k[1])
 		if err != nil {
 			return "", err
 		}
 		defer s.end()
 		subjects[i] = s
 	}
-	out := newTable("loops in a second", "checkpoints a second", "stock", "ftclock", "ftclock over stock, pairwise", "stock, of none")
+	out := measure.NewTable("loops in a second", "checkpoints a second", "stock", "ftclock", "ftclock over stock, pairwise", "stock, of none")
 	if err := b.workOf(out, "the freestanding guest", subjects, [2]*guest.Clock{subjects[0].clock, subjects[1].clock}); err != nil {
 		return "", err
 	}
@@ -44,7 +40,7 @@ func (b *bench) work() (string, error) {
 }
 
 // workOf measures a pair of paused guests, the second of which ftclock keeps.
-func (b *bench) workOf(t *table, name string, subjects [2]*subject, clocks [2]*guest.Clock) error {
+func (b *bench) workOf(t *measure.Table, name string, subjects [2]*subject, clocks [2]*guest.Clock) error {
 	// A pause before the first look takes the anchor.
 	var before [2]int64
 	for i, s := range subjects {
@@ -76,11 +72,11 @@ func (b *bench) workOf(t *table, name string, subjects [2]*subject, clocks [2]*g
 			ratios[i] = speed[1][i] / speed[0][i]
 		}
 		if rate == 0 {
-			none = median(speed[0])
+			none = measure.Median(speed[0])
 		}
-		t.row(name, fmt.Sprint(rate), fmt.Sprintf("%.0f", median(speed[0])), fmt.Sprintf("%.0f", median(speed[1])),
-			fmt.Sprintf("× %.3f (%.3f to %.3f)", median(ratios), quantile(ratios, 0.25), quantile(ratios, 0.75)),
-			fmt.Sprintf("%.0f %%", 100*median(speed[0])/none))
+		t.Row(name, fmt.Sprint(rate), fmt.Sprintf("%.0f", measure.Median(speed[0])), fmt.Sprintf("%.0f", measure.Median(speed[1])),
+			fmt.Sprintf("× %.3f (%.3f to %.3f)", measure.Median(ratios), measure.Quantile(ratios, 0.25), measure.Quantile(ratios, 0.75)),
+			fmt.Sprintf("%.0f %%", 100*measure.Median(speed[0])/none))
 	}
 	least := time.Duration(pauses) * pauseLength
 	for i, s := range subjects {
@@ -90,9 +86,9 @@ func (b *bench) workOf(t *table, name string, subjects [2]*subject, clocks [2]*g
 		}
 		lost := after - before[i]
 		if i == 0 {
-			b.check(lost >= int64(least), "at work, %s lost only %s of %v: the measuring is broken", s.name, drift(lost), least)
+			b.check(lost >= int64(least), "at work, %s lost only %s of %v: the measuring is broken", s.name, measure.Drift(lost), least)
 		} else {
-			b.check(lost < maxDrift && lost > -maxDrift, "at work, %s is left %s", s.name, drift(lost))
+			b.check(!guest.Off(lost), "at work, %s is left %s", s.name, measure.Drift(lost))
 		}
 	}
 	return nil
@@ -130,11 +126,7 @@ func workFor(s *subject, c *guest.Clock, rate int, length time.Duration) (speed 
 		if time.Since(begin) >= length {
 			break
 		}
-		if err := s.Suspend(); err != nil {
-			return 0, 0, err
-		}
-		time.Sleep(pauseLength)
-		if err := s.Resume(); err != nil {
+		if err := s.Pause(pauseLength); err != nil {
 			return 0, 0, err
 		}
 		made++
@@ -148,7 +140,7 @@ func workFor(s *subject, c *guest.Clock, rate int, length time.Duration) (speed 
 }
 
 // linuxWork does the same with a real Linux.
-func (b *bench) linuxWork(t *table) error {
+func (b *bench) linuxWork(t *measure.Table) error {
 	if missing := linuxguest.Missing(); len(missing) > 0 {
 		return unavailable(strings.Join(missing, "; "))
 	}
@@ -161,16 +153,12 @@ func (b *bench) linuxWork(t *table) error {
 	}
 	var subjects [2]*subject
 	var clocks [2]*guest.Clock
-	for i, name := range []string{"linux-stock", "linux-kept"} {
-		x := linuxguest.XML(name, image, 1)
-		if i == 1 {
-			managed(x)
-		}
-		d, err := privatelibvirt.Define(b.conn, x)
+	for i, k := range [][2]string{{"linux-stock", ""}, {"linux-kept", managed}} {
+		d, err := privatelibvirt.Define(b.conn, privatelibvirt.Manage(linuxguest.XML(k[0], image, 1), k[1]))
 		if err != nil {
 			return err
 		}
-		s := &subject{name: name, Domain: d}
+		s := &subject{name: k[0], Domain: d}
 		defer s.end()
 		if err := d.Create(); err != nil {
 			return err

@@ -5,7 +5,6 @@ package main
 
 import (
 	"fmt"
-	"math"
 	"os"
 	"strconv"
 	"strings"
@@ -22,7 +21,7 @@ func main() {
 			fmt.Fprintf(os.Stderr, "clock: error: %s: %v\n", name, err)
 			os.Exit(1)
 		}
-		fmt.Println(name, offset, backsteps, realtime())
+		fmt.Println(name, offset, backsteps, guest.RealtimeAhead())
 	}
 }
 
@@ -48,18 +47,4 @@ func read(name string) (offset, backsteps int64, err error) {
 	}
 	count, _, err := c.Backsteps()
 	return offset, int64(count), err
-}
-
-// realtime takes the best of some readings: CLOCK_REALTIME was read at some time between two of CLOCK_MONOTONIC_RAW.
-func realtime() (ahead int64) {
-	shortest := int64(math.MaxInt64)
-	for range 100 {
-		before := guest.Raw()
-		real := time.Now().UnixNano()
-		after := guest.Raw()
-		if after-before < shortest {
-			shortest, ahead = after-before, real-before-(after-before)/2
-		}
-	}
-	return ahead
 }

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"ftclock/test/check"
 	"ftclock/test/privatelibvirt"
 )
 
@@ -12,31 +13,20 @@ func TestKVMContainerBoots(t *testing.T) {
 	if missing := Missing(); len(missing) > 0 {
 		privatelibvirt.LeaveOut(t, strings.Join(missing, "; "))
 	}
-	c, err := Start(Debian12, Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := check.Value(Start(Debian12, Options{}))(t)
 	defer c.Close()
 	if out, err := c.Run("virsh", "-c", "qemu:///system", "capabilities"); err != nil || !strings.Contains(out, "<domain type='kvm'") {
 		t.Errorf("libvirt in it: %v\n%s", err, out)
 	}
-	if err := os.WriteFile(c.Path("/etc/written"), []byte("by the test"), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.WriteFile(c.Path("/etc/written"), []byte("by the test"), 0o644))
 	if out, err := c.Run("cat", "/etc/written"); err != nil || out != "by the test" {
 		t.Errorf("%v: %s", err, out)
 	}
-	image, err := Image(Debian12)
-	if err != nil {
-		t.Fatal(err)
-	}
+	image := check.Value(Image(Debian12))(t)
 	if _, err := os.Stat(image + "/etc/written"); err == nil {
 		t.Error("the container writes to its image")
 	}
-	other, err := Start(Debian12, Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	other := check.Value(Start(Debian12, Options{}))(t)
 	defer other.Close()
 	for _, in := range []*Container{c, other} {
 		if out, err := in.Run("virsh", "-c", "qemu:///system", "list"); err != nil { // an idle libvirtd has ended; its socket starts it

@@ -1,6 +1,7 @@
 package container
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -19,6 +20,9 @@ const (
 	Debian12 = "bookworm"
 	Debian13 = "trixie"
 )
+
+// Suite is the one that a test boots: FTCLOCK_SUITE, or else Debian 12.
+func Suite() string { return cmp.Or(os.Getenv("FTCLOCK_SUITE"), Debian12) }
 
 // mirror is where packages come from unless FTCLOCK_DEBIAN_MIRROR names another place.
 const mirror = "http://deb.debian.org/debian"

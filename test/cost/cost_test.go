@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"ftclock/test/check"
+	"ftclock/test/measure"
 	"ftclock/test/rig"
 )
 
@@ -21,30 +23,16 @@ func TestCost(t *testing.T) {
 	if _, err := os.Stat(bin + "/ftclock-shim"); err != nil {
 		t.Fatalf("%v; fix: make build", err)
 	}
-	q, err := rig.Start(nil, "-machine", "pc", "-m", "16")
-	if err != nil {
-		t.Fatal(err)
-	}
+	q := check.Value(rig.Start(nil, "-machine", "pc", "-m", "16"))(t)
 	defer q.Close()
-	conn, err := q.DialShim(bin)
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := check.Value(q.DialShim(bin))(t)
 	for range 100 {
-		for _, command := range []string{"stop", "cont"} {
-			if _, err := conn.Execute(command, nil); err != nil {
-				t.Fatal(err)
-			}
-		}
+		check.NoError(t, conn.Run("stop", "cont"))
 	}
 	// What the last pause left to do ends by itself, however long that takes here: then there is a second without a wake-up.
 	switches := func() uint64 {
 		t.Helper()
-		n, err := rig.Switches(q.Shim)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
+		return check.Value(measure.Switches(q.Shim))(t)
 	}
 	last := switches()
 	for end := time.Now().Add(2 * time.Minute); ; {
@@ -58,7 +46,7 @@ func TestCost(t *testing.T) {
 		}
 		last = now
 	}
-	pss, _, err := rig.MemoryKiB(q.Shim)
+	pss, _, err := measure.MemoryKiB(q.Shim)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,7 +13,7 @@ import (
 )
 
 func main() {
-	if err := errors.Join(measure(os.Stdout), count(os.Stdout)); err != nil {
+	if err := errors.Join(costs(os.Stdout), count(os.Stdout)); err != nil {
 		fmt.Fprintln(os.Stderr, "cost: error:", err)
 		os.Exit(1)
 	}

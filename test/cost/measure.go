@@ -4,9 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"time"
 
+	"ftclock/test/measure"
 	"ftclock/test/qmp"
 	"ftclock/test/rig"
 )
@@ -29,7 +29,7 @@ type way struct {
 // The trips that are timed, as the commands of each. All guests are paused but the one whose turn it is.
 var trips = [][]string{{"query-status"}, {"cont", "stop"}}
 
-func measure(out io.Writer) error {
+func costs(out io.Writer) error {
 	if why := rig.Missing(); why != "" {
 		return errors.New(why)
 	}
@@ -78,10 +78,10 @@ func roundTrips(out io.Writer, ways []*way, commands []string) error {
 	times := make([][]float64, len(ways)) // µs
 	switches := make([]float64, len(ways))
 	for i, w := range ways {
-		if _, err := w.conn.Execute("stop", nil); err != nil {
+		if err := w.conn.Run("stop"); err != nil {
 			return fmt.Errorf("%s: %w", w.name, err)
 		}
-		n, err := rig.Switches(w.pids()...)
+		n, err := measure.Switches(w.pids()...)
 		if err != nil {
 			return err
 		}
@@ -91,58 +91,41 @@ func roundTrips(out io.Writer, ways []*way, commands []string) error {
 		for turn := range ways {
 			i := (round + turn) % len(ways) // whose turn is first finds other things in the caches than whose is last
 			begin := time.Now()
-			for _, command := range commands {
-				if _, err := ways[i].conn.Execute(command, nil); err != nil {
-					return fmt.Errorf("%s: %w", ways[i].name, err)
-				}
+			if err := ways[i].conn.Run(commands...); err != nil {
+				return fmt.Errorf("%s: %w", ways[i].name, err)
 			}
-			times[i] = append(times[i], time.Since(begin).Seconds()*1e6)
+			times[i] = append(times[i], measure.Micros(time.Since(begin)))
 		}
 	}
 	fmt.Fprintf(out, "QMP round trip (%v), %d each way, taking turns:\n", commands, rounds)
 	for i, w := range ways {
-		n, err := rig.Switches(w.pids()...)
+		n, err := measure.Switches(w.pids()...)
 		if err != nil {
 			return err
 		}
 		switches[i] += float64(n)
 		fmt.Fprintf(out, "  %-7s median %7.1f µs   × %.3f of direct, pairwise %+6.1f µs    99 %% %7.1f µs   × %.3f    wake-ups %.2f\n", w.name,
-			quantile(times[i], 0.5), quantile(times[i], 0.5)/quantile(times[0], 0.5), quantile(less(times[i], times[0]), 0.5),
-			quantile(times[i], 0.99), quantile(times[i], 0.99)/quantile(times[0], 0.99), switches[i]/rounds)
+			measure.Median(times[i]), measure.Median(times[i])/measure.Median(times[0]), measure.Median(measure.Differences(times[i], times[0])),
+			measure.Quantile(times[i], 0.99), measure.Quantile(times[i], 0.99)/measure.Quantile(times[0], 0.99), switches[i]/rounds)
 	}
 	socat, shim := times[1], times[2]
-	fmt.Fprintf(out, "  shim over socat: median × %.3f, pairwise %+.1f µs, 99 %% × %.3f\n", quantile(shim, 0.5)/quantile(socat, 0.5),
-		quantile(less(shim, socat), 0.5), quantile(shim, 0.99)/quantile(socat, 0.99))
+	fmt.Fprintf(out, "  shim over socat: median × %.3f, pairwise %+.1f µs, 99 %% × %.3f\n", measure.Median(shim)/measure.Median(socat),
+		measure.Median(measure.Differences(shim, socat)), measure.Quantile(shim, 0.99)/measure.Quantile(socat, 0.99))
 	return nil
-}
-
-// less gives the differences of pairs.
-func less(a, b []float64) (all []float64) {
-	for i := range a {
-		all = append(all, a[i]-b[i])
-	}
-	return all
-}
-
-func quantile(values []float64, q float64) float64 {
-	sorted := slices.Sorted(slices.Values(values))
-	return sorted[int(q*float64(len(sorted)-1))]
 }
 
 // rest measures what else the shim costs.
 func rest(out io.Writer, q *rig.QEMU, conn *qmp.Conn) error {
-	before, err := rig.CPU(q.Shim)
+	before, err := measure.CPU(q.Shim)
 	if err != nil {
 		return err
 	}
 	for range checkpoints {
-		for _, command := range []string{"stop", "cont"} {
-			if _, err := conn.Execute(command, nil); err != nil {
-				return err
-			}
+		if err := conn.Run("stop", "cont"); err != nil {
+			return err
 		}
 	}
-	after, err := rig.CPU(q.Shim)
+	after, err := measure.CPU(q.Shim)
 	if err != nil {
 		return err
 	}
@@ -151,18 +134,18 @@ func rest(out io.Writer, q *rig.QEMU, conn *qmp.Conn) error {
 
 	// At the end of a minute that had pauses it is written into the record, once: idle is what comes after.
 	time.Sleep(time.Until(time.Now().Truncate(time.Minute).Add(time.Minute + time.Second)))
-	first, err := rig.Switches(q.Shim)
+	first, err := measure.Switches(q.Shim)
 	if err != nil {
 		return err
 	}
 	time.Sleep(idle)
-	last, err := rig.Switches(q.Shim)
+	last, err := measure.Switches(q.Shim)
 	if err != nil {
 		return err
 	}
 	fmt.Fprintf(out, "wake-ups of the shim when nothing passes: %d in %v\n", last-first, idle)
 
-	pss, own, err := rig.MemoryKiB(q.Shim)
+	pss, own, err := measure.MemoryKiB(q.Shim)
 	if err != nil {
 		return err
 	}
@@ -173,7 +156,7 @@ func rest(out io.Writer, q *rig.QEMU, conn *qmp.Conn) error {
 
 // count prints the module's instructions, which are the same on any machine.
 func count(out io.Writer) error {
-	counted, err := rig.Instructions()
+	counted, err := measure.Instructions()
 	if err != nil {
 		return err
 	}

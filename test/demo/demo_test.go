@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"image/color"
 	"image/png"
-	"math"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -12,6 +11,9 @@ import (
 	"strings"
 	"testing"
 
+	"ftclock/test/check"
+	"ftclock/test/guest"
+	"ftclock/test/measure"
 	"ftclock/test/privatelibvirt"
 
 	"libvirt.org/go/libvirt"
@@ -29,15 +31,9 @@ func TestKVMDemo(t *testing.T) {
 	defer func(n int) { checkpoints = n }(checkpoints)
 	checkpoints = 40
 	t.Chdir(t.TempDir()) // the pictures go there
-	stdout, err := os.Create("stdout")
-	if err != nil {
-		t.Fatal(err)
-	}
+	stdout := check.Value(os.Create("stdout"))(t)
 	defer stdout.Close()
-	stderr, err := os.Create("stderr")
-	if err != nil {
-		t.Fatal(err)
-	}
+	stderr := check.Value(os.Create("stderr"))(t)
 	defer stderr.Close()
 	failed := demonstrate(stdout, stderr)
 	said, err := os.ReadFile("stdout")
@@ -70,26 +66,6 @@ func example(lost int64) *course {
 	}
 	c.commands = []int64{200_000, 300_000, 250_000}
 	return c
-}
-
-func TestMedian(t *testing.T) {
-	for _, c := range []struct {
-		of   []int64
-		want int64
-	}{
-		{nil, 0}, {[]int64{7}, 7}, {[]int64{9, 1}, 5}, {[]int64{5, 1, 3}, 3}, {[]int64{4, 1, 2, 1000}, 3},
-		{[]int64{-3, -1}, -2}, {[]int64{math.MaxInt64, math.MaxInt64 - 2}, math.MaxInt64 - 1},
-	} {
-		before := append([]int64(nil), c.of...)
-		if got := median(c.of); got != c.want {
-			t.Errorf("median of %v: %d, want %d", c.of, got, c.want)
-		}
-		for i := range before {
-			if before[i] != c.of[i] {
-				t.Errorf("median changed %v to %v", before, c.of)
-			}
-		}
-	}
 }
 
 func TestRatio(t *testing.T) {
@@ -134,8 +110,8 @@ func TestVerdict(t *testing.T) {
 		want        []string // all of it, nothing where it is empty
 	}{
 		{"good", good, example(0), nil},
-		{"at the bound", good, off(maxDrift), nil},
-		{"behind", good, off(maxDrift + 1), []string{"off by 10.0 µs"}},
+		{"at the bound", good, off(guest.MaxDrift), nil},
+		{"behind", good, off(guest.MaxDrift + 1), []string{"off by 10.0 µs"}},
 		{"ahead", good, off(-25_000), []string{"off by -25.0 µs, more than 10 µs"}},
 		{"stock loses nothing", example(0), example(0), []string{"measuring is broken"}},
 		{"stock loses half", example(3_000_000), example(0), nil},
@@ -199,20 +175,14 @@ func TestPicture(t *testing.T) {
 		if err := writePicture(svg, image, example(6_000_000), kept, "libvirt <1>"); err != nil {
 			t.Fatal(name, err)
 		}
-		text, err := os.ReadFile(svg)
-		if err != nil {
-			t.Fatal(err)
-		}
+		text := check.Value(os.ReadFile(svg))(t)
 		for _, want := range []string{"stroke:#D55E00", "stroke:#0072B2", "stock libvirt and QEMU", "with ftclock", "time lost (ms)",
 			"residual (µs)", "±10 µs", "checkpoints", "libvirt &lt;1&gt;", "sans-serif"} {
 			if !bytes.Contains(text, []byte(want)) {
 				t.Errorf("%s: %q isn't in the SVG", name, want)
 			}
 		}
-		f, err := os.Open(image)
-		if err != nil {
-			t.Fatal(err)
-		}
+		f := check.Value(os.Open(image))(t)
 		defer f.Close()
 		img, err := png.Decode(f)
 		if err != nil {
@@ -224,7 +194,7 @@ func TestPicture(t *testing.T) {
 				pixels[color.RGBAModel.Convert(img.At(x, y))]++
 			}
 		}
-		for _, c := range []color.Color{vermilion, blue, paleBlue} {
+		for _, c := range []color.Color{measure.Vermilion, measure.Blue, paleBlue} {
 			if pixels[c] < 1000 {
 				t.Errorf("%s: %d pixels of %v in the PNG", name, pixels[c], c)
 			}
@@ -236,10 +206,7 @@ func TestPicture(t *testing.T) {
 }
 
 func TestProgressElsewhereThanOnATerminal(t *testing.T) {
-	f, err := os.Create(filepath.Join(t.TempDir(), "out"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	f := check.Value(os.Create(filepath.Join(t.TempDir(), "out")))(t)
 	defer f.Close()
 	p := newProgress(f)
 	p.begin("stock")
@@ -247,10 +214,7 @@ func TestProgressElsewhereThanOnATerminal(t *testing.T) {
 		p.step(n, int64(n)*6_000_000)
 	}
 	p.finish()
-	text, err := os.ReadFile(f.Name())
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := check.Value(os.ReadFile(f.Name()))(t)
 	lines := strings.Split(strings.TrimSuffix(string(text), "\n"), "\n")
 	if len(lines) != 5 || lines[4] != "stock    guest's clock lost   1200.0 ms  (200 of 200)" || strings.ContainsAny(string(text), "\r\x1b") {
 		t.Errorf("%q", text)

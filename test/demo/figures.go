@@ -6,10 +6,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-)
 
-// maxDrift is what ftclock may leave of any number of checkpoints, in ns.
-const maxDrift = 10_000
+	"ftclock/test/guest"
+	"ftclock/test/measure"
+)
 
 // verdict is what is wrong with the clocks, or with the measuring of them.
 func verdict(stock, kept *course) error {
@@ -18,9 +18,9 @@ func verdict(stock, kept *course) error {
 		wrong = append(wrong, fmt.Sprintf("the measuring is broken: without ftclock the guest was paused for %s ms, but lost only %s ms",
 			fixed(ms(stock.paused), 1), fixed(ms(stock.drift()), 1)))
 	}
-	if drift := kept.drift(); drift > maxDrift || drift < -maxDrift {
+	if drift := kept.drift(); guest.Off(drift) {
 		wrong = append(wrong, fmt.Sprintf("with ftclock the guest's clock is off by %s µs, more than %s µs",
-			fixed(us(drift), 1), fixed(us(maxDrift), 0)))
+			fixed(us(drift), 1), fixed(us(guest.MaxDrift), 0)))
 	}
 	if kept.backsteps > 0 {
 		wrong = append(wrong, fmt.Sprintf("with ftclock the guest saw its clock go back %d times", kept.backsteps))
@@ -31,25 +31,12 @@ func verdict(stock, kept *course) error {
 	return errors.New(strings.Join(wrong, "; "))
 }
 
-// median of ns; 0 of none.
-func median(of []int64) int64 {
-	if len(of) == 0 {
-		return 0
-	}
-	sorted := slices.Sorted(slices.Values(of))
-	half := len(sorted) / 2
-	if len(sorted)%2 == 1 {
-		return sorted[half]
-	}
-	return sorted[half-1] + (sorted[half]-sorted[half-1])/2
-}
-
 // ratio of two medians, as it is read; "-" where there is none.
 func ratio(stock, kept []int64) string {
-	if median(stock) == 0 || median(kept) == 0 {
+	if measure.Median(stock) == 0 || measure.Median(kept) == 0 {
 		return "-"
 	}
-	return fmt.Sprintf("× %.2f", float64(median(kept))/float64(median(stock)))
+	return fmt.Sprintf("× %.2f", float64(measure.Median(kept))/float64(measure.Median(stock)))
 }
 
 func ms(ns int64) float64 { return float64(ns) / 1e6 }
@@ -81,12 +68,12 @@ func table(stock, kept *course) string {
 	both("guest's clock lost", func(c *course) string { return fixed(ms(c.drift()), 1) + " ms" }, "")
 	both("drift left", func(c *course) string { return fixed(us(c.drift()), 2) + " µs" }, "")
 	both("guest saw its clock go back, times", func(c *course) string { return strconv.FormatUint(c.backsteps, 10) }, "")
-	both("suspend and resume, less the pause, median", func(c *course) string { return fixed(us(median(c.overheads)), 0) + " µs" },
+	both("suspend and resume, less the pause, median", func(c *course) string { return fixed(us(measure.Median(c.overheads)), 0) + " µs" },
 		ratio(stock.overheads, kept.overheads))
-	both("QMP stop and cont, median", func(c *course) string { return fixed(us(median(c.commands)), 0) + " µs" },
+	both("QMP stop and cont, median", func(c *course) string { return fixed(us(measure.Median(c.commands)), 0) + " µs" },
 		ratio(stock.commands, kept.commands))
 	if len(kept.module) > 0 {
-		row("module's part of a cont, median", "-", fixed(us(median(kept.module)), 1)+" µs", "")
+		row("module's part of a cont, median", "-", fixed(us(measure.Median(kept.module)), 1)+" µs", "")
 		row("module's part of a cont, longest", "-", fixed(us(slices.Max(kept.module)), 1)+" µs", "")
 	}
 	return strings.TrimSuffix(b.String(), "\n")

@@ -71,7 +71,7 @@ func demonstrate(stdout, stderr *os.File) (err error) {
 	}
 	defer l.close()
 	var subjects []*subject
-	for _, run := range []struct{ name, metadata string }{{"stock", ""}, {"ftclock", clockElement}} {
+	for _, run := range []struct{ name, metadata string }{{"stock", ""}, {"ftclock", privatelibvirt.ClockElement}} {
 		s, failed := l.start(run.name, run.metadata)
 		if failed != nil {
 			return failed

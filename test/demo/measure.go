@@ -8,13 +8,12 @@ import (
 	"sync"
 	"time"
 
-	"libvirt.org/go/libvirt"
-	"libvirt.org/go/libvirtxml"
-
 	"ftclock/control"
 	"ftclock/host"
 	"ftclock/test/guest"
 	"ftclock/test/privatelibvirt"
+
+	"libvirt.org/go/libvirt"
 )
 
 // checkpoints are so many of each domain; its test makes fewer.
@@ -30,8 +29,6 @@ const (
 	glance   = 250 * time.Millisecond // a reading of the drift along the way
 	look     = time.Second            // the first and the last, which decide
 	patience = 10 * time.Second       // for the events of QEMU that are still on their way
-
-	clockElement = `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`
 )
 
 // point is the guest's drift after so many checkpoints: what its clock has lost to CLOCK_MONOTONIC_RAW, in ns.
@@ -93,11 +90,7 @@ type subject struct {
 
 // start starts a domain with that metadata.
 func (l *laboratory) start(name, metadata string) (_ *subject, err error) {
-	x := privatelibvirt.GuestXML(name, l.elf)
-	if metadata != "" {
-		x.Metadata = &libvirtxml.DomainMetadata{XML: metadata}
-	}
-	d, err := privatelibvirt.Define(l.conn, x)
+	d, err := privatelibvirt.Define(l.conn, privatelibvirt.Manage(privatelibvirt.GuestXML(name, l.elf), metadata))
 	if err != nil {
 		return nil, err
 	}
@@ -248,18 +241,14 @@ func (s *subject) recorded() ([]control.Record, error) {
 	if !s.served {
 		return nil, nil
 	}
-	uuid, err := s.GetUUIDString()
+	status, err := s.Status(256)
 	if err != nil {
 		return nil, err
 	}
-	answer, err := control.Ask(control.Dir, uuid, control.Request{Do: "status", Records: 256})
-	if err != nil {
-		return nil, err
-	}
-	if status := answer.Status; status.State != control.Correcting {
+	if status.State != control.Correcting {
 		return nil, fmt.Errorf("ftclock isn't correcting the clock, it is %s: %s", status.State, status.Why)
 	}
-	return answer.Status.Records, nil
+	return status.Records, nil
 }
 
 // pauseWatch adds up a domain's pauses as QEMU itself tells of them.

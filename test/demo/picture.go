@@ -1,14 +1,15 @@
 package main
 
 import (
-	"bytes"
+	"errors"
 	"fmt"
 	"image/color"
-	"io"
 	"math"
-	"os"
 	"slices"
 	"strconv"
+
+	"ftclock/test/guest"
+	"ftclock/test/measure"
 
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/font"
@@ -16,27 +17,20 @@ import (
 	"gonum.org/v1/plot/text"
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
-	"gonum.org/v1/plot/vg/vgimg"
-	"gonum.org/v1/plot/vg/vgsvg"
 )
 
 const (
 	svgPath = "./demo.svg"
 	pngPath = "./demo.png"
 
-	width      = 9 * vg.Inch
-	height     = 8.4 * vg.Inch
-	resolution = 144 // of the PNG, dots an inch
-	margin     = 14  // points, around everything and between its parts
+	height = 8.4 * vg.Inch
+	margin = 14 // points, around everything and between its parts
 )
 
-// The palette of Okabe and Ito, which the colour-blind can tell apart.
 var (
-	vermilion = color.RGBA{R: 0xd5, G: 0x5e, A: 0xff}
-	blue      = color.RGBA{G: 0x72, B: 0xb2, A: 0xff}
-	paleBlue  = color.RGBA{R: 0xdc, G: 0xee, B: 0xf8, A: 0xff}
-	paleGrey  = color.RGBA{R: 0xe2, G: 0xe2, B: 0xe2, A: 0xff}
-	darkGrey  = color.RGBA{R: 0x44, G: 0x44, B: 0x44, A: 0xff}
+	paleBlue = color.RGBA{R: 0xdc, G: 0xee, B: 0xf8, A: 0xff}
+	paleGrey = color.RGBA{R: 0xe2, G: 0xe2, B: 0xe2, A: 0xff}
+	darkGrey = color.RGBA{R: 0x44, G: 0x44, B: 0x44, A: 0xff}
 )
 
 // writePicture draws both runs into two files.
@@ -47,27 +41,8 @@ func writePicture(svg, png string, stock, kept *course, host string) error {
 	}
 	words := caption(stock, kept, host)
 
-	image := vgimg.NewWith(vgimg.UseWH(width, height), vgimg.UseDPI(resolution))
-	compose(draw.New(image), panels, words)
-	vector := vgsvg.New(width, height)
-	compose(draw.New(vector), panels, words)
-
-	// Both are encoded before either is written.
-	var svgText, pngText bytes.Buffer
-	for _, out := range []struct {
-		from io.WriterTo
-		to   *bytes.Buffer
-	}{{vgimg.PngCanvas{Canvas: image}, &pngText}, {vector, &svgText}} {
-		if _, err := out.from.WriteTo(out.to); err != nil {
-			return fmt.Errorf("drawing: %w", err)
-		}
-	}
-	// The font isn't in the file; these have the same widths.
-	portable := bytes.ReplaceAll(svgText.Bytes(), []byte("font-family:Liberation Sans;"), []byte("font-family:Liberation Sans,Arial,Helvetica,sans-serif;"))
-	if err := os.WriteFile(svg, portable, 0o644); err != nil {
-		return err
-	}
-	return os.WriteFile(png, pngText.Bytes(), 0o644)
+	both := func(c draw.Canvas) { compose(c, panels, words) }
+	return errors.Join(measure.WritePicture(svg, height, both), measure.WritePicture(png, height, both))
 }
 
 // caption tells the figures, a string a line.
@@ -76,12 +51,12 @@ func caption(stock, kept *course, host string) []string {
 		fmt.Sprintf("Stock: paused for %s ms in all, the guest's clock lost %s ms. With ftclock: paused for %s ms, drift left %s µs.",
 			fixed(ms(stock.paused), 1), fixed(ms(stock.drift()), 1), fixed(ms(kept.paused), 1), fixed(us(kept.drift()), 2)),
 		fmt.Sprintf("Suspend and resume less the pause, median: %s µs stock, %s µs with ftclock (%s). QMP stop and cont: %s µs, %s µs (%s).",
-			fixed(us(median(stock.overheads)), 0), fixed(us(median(kept.overheads)), 0), ratio(stock.overheads, kept.overheads),
-			fixed(us(median(stock.commands)), 0), fixed(us(median(kept.commands)), 0), ratio(stock.commands, kept.commands)),
+			fixed(us(measure.Median(stock.overheads)), 0), fixed(us(measure.Median(kept.overheads)), 0), ratio(stock.overheads, kept.overheads),
+			fixed(us(measure.Median(stock.commands)), 0), fixed(us(measure.Median(kept.commands)), 0), ratio(stock.commands, kept.commands)),
 	}
 	if len(kept.module) > 0 {
 		lines = append(lines, fmt.Sprintf("The module's part of a cont: %s µs (median), %s µs (longest). The guest saw its clock go back %d times (stock: %d).",
-			fixed(us(median(kept.module)), 1), fixed(us(slices.Max(kept.module)), 1), kept.backsteps, stock.backsteps))
+			fixed(us(measure.Median(kept.module)), 1), fixed(us(slices.Max(kept.module)), 1), kept.backsteps, stock.backsteps))
 	}
 	return append(lines,
 		"A reading is the smallest of many of CLOCK_MONOTONIC_RAW less the guest's kvmclock, from outside; a busy host makes it too large.",
@@ -92,11 +67,11 @@ func caption(stock, kept *course, host string) []string {
 type panels struct{ lost, residual *plot.Plot }
 
 func newPanels(stock, kept *course) (panels, error) {
-	stockLine, stockDots, err := curve(stock, ms, vermilion, draw.CircleGlyph{})
+	stockLine, stockDots, err := curve(stock, ms, measure.Vermilion, draw.CircleGlyph{})
 	if err != nil {
 		return panels{}, err
 	}
-	keptLine, keptDots, err := curve(kept, ms, blue, draw.BoxGlyph{})
+	keptLine, keptDots, err := curve(kept, ms, measure.Blue, draw.BoxGlyph{})
 	if err != nil {
 		return panels{}, err
 	}
@@ -108,11 +83,11 @@ func newPanels(stock, kept *course) (panels, error) {
 	// A flat line at 0 shall not lie on the axis.
 	lost.Y.Min, lost.Y.Max = min(-0.05*ms(highest(stock)), lost.Y.Min), 1.05*max(ms(highest(stock)), lost.Y.Max)
 
-	usLine, usDots, err := curve(kept, us, blue, draw.BoxGlyph{})
+	usLine, usDots, err := curve(kept, us, measure.Blue, draw.BoxGlyph{})
 	if err != nil {
 		return panels{}, err
 	}
-	bound := us(maxDrift)
+	bound := us(guest.MaxDrift)
 	band, err := plotter.NewPolygon(plotter.XYs{{X: 0, Y: -bound}, {X: float64(checkpoints), Y: -bound}, {X: float64(checkpoints), Y: bound}, {X: 0, Y: bound}})
 	if err != nil {
 		return panels{}, err
@@ -142,12 +117,11 @@ func curve(c *course, scale func(ns int64) float64, colour color.Color, shape dr
 	for i, p := range c.points {
 		xys[i].X, xys[i].Y = float64(p.checkpoints), scale(p.drift)
 	}
-	line, dots, err := plotter.NewLinePoints(xys)
+	line, dots, err := measure.Curve(xys, colour, shape)
 	if err != nil {
 		return nil, nil, err
 	}
-	line.Color, line.Width = colour, 1.6
-	dots.Color, dots.Shape, dots.Radius = colour, shape, 2.2
+	line.Width, dots.Radius = 1.6, 2.2
 	return line, dots, nil
 }
 
@@ -197,8 +171,6 @@ func sans(size font.Length) font.Font {
 
 // compose puts the panels and the caption on a canvas.
 func compose(c draw.Canvas, p panels, words []string) {
-	c.SetColor(color.White)
-	c.Fill(c.Rectangle.Path())
 	c = draw.Crop(c, margin, -margin, margin, -margin)
 
 	style := text.Style{Color: darkGrey, Font: sans(10), Handler: plot.DefaultTextHandler}

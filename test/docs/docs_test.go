@@ -1,16 +1,12 @@
-// Package docs runs the commands of the documentation, in a private libvirt with a domain web1, as a reader would.
+// Package docs runs the commands of the documentation, in a private libvirt with a domain web1, as a reader would. For what
+// can be checked without a KVM host see package pages.
 package docs
 
 import (
-	"go/ast"
-	"go/parser"
-	"go/token"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -178,115 +174,4 @@ func join(all []command) string {
 		b.WriteString(c.text + "\n")
 	}
 	return b.String()
-}
-
-// Links between the pages lead somewhere, and the index has every page.
-func TestLinks(t *testing.T) {
-	index, err := os.ReadFile(filepath.Join(repo, "docs/README.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	link := regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`)
-	for _, page := range pages(t) {
-		text, err := os.ReadFile(filepath.Join(repo, page))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, found := range link.FindAllStringSubmatch(string(text), -1) {
-			if _, err := os.Stat(filepath.Join(repo, filepath.Dir(page), found[1])); err != nil {
-				t.Errorf("%s: %v", page, err)
-			}
-		}
-		if name := filepath.Base(page); name != "README.md" && !strings.Contains(string(index), "]("+name+")") {
-			t.Errorf("the index has no %s", name)
-		}
-	}
-}
-
-// literals are the strings in the Go code of these directories, but for tests.
-func literals(t *testing.T, dirs ...string) (all []string) {
-	t.Helper()
-	for _, dir := range dirs {
-		files, err := filepath.Glob(filepath.Join(repo, dir, "*.go"))
-		if err != nil || len(files) == 0 {
-			t.Fatalf("no code in %s: %v", dir, err)
-		}
-		for _, file := range files {
-			if strings.HasSuffix(file, "_test.go") {
-				continue
-			}
-			parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
-			if err != nil {
-				t.Fatal(err)
-			}
-			ast.Inspect(parsed, func(n ast.Node) bool {
-				if lit, ok := n.(*ast.BasicLit); ok && lit.Kind == token.STRING {
-					if text, err := strconv.Unquote(lit.Value); err == nil {
-						all = append(all, text)
-					}
-				}
-				return true
-			})
-		}
-	}
-	return all
-}
-
-var verb = regexp.MustCompile(`%[-+# 0-9.]*(\[\d+\])?[a-zA-Z]`)
-
-// The troubleshooting page's headings are messages that the programs have, and it has all that the loader and the starting of a
-// shim can end with.
-func TestTroubleshooting(t *testing.T) {
-	page, err := os.ReadFile(filepath.Join(repo, "docs/troubleshooting.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	known := literals(t, "hooks", "spawn", "unit", "disk", "qmp-shim", "attach", "control", "record", "cmd/ftclock")
-	var headings []string
-	for _, found := range regexp.MustCompile("(?m)^### `(.+)`$").FindAllStringSubmatch(string(page), -1) {
-		headings = append(headings, found[1])
-	}
-	if len(headings) < 30 {
-		t.Fatalf("%d headings", len(headings))
-	}
-	// What stands between the places for names has to be in one message, in that order.
-	in := func(heading, message string) bool {
-		message = verb.ReplaceAllString(message, "…")
-		for part := range strings.SplitSeq(heading, "…") {
-			part = strings.Trim(part, ` "`)
-			_, rest, found := strings.Cut(message, part)
-			if !found {
-				return false
-			}
-			message = rest
-		}
-		return true
-	}
-	for _, heading := range headings {
-		if !slices.ContainsFunc(known, func(message string) bool { return in(heading, message) }) {
-			t.Errorf("no program says %q", heading)
-		}
-	}
-	sentinels := regexp.MustCompile(`Err[A-Z]\w+\s+= errors\.New\("([^"]+)"\)`).FindAllSubmatch(source(t, "attach"), -1)
-	if len(sentinels) < 5 {
-		t.Fatalf("%d errors of the loader", len(sentinels))
-	}
-	for _, found := range sentinels {
-		if !slices.Contains(headings, string(found[1])) {
-			t.Errorf("the page has no %q", found[1])
-		}
-	}
-}
-
-func source(t *testing.T, dir string) (all []byte) {
-	t.Helper()
-	files, _ := filepath.Glob(filepath.Join(repo, dir, "*.go"))
-	for _, file := range files {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, text...)
-	}
-	return all
 }

@@ -18,26 +18,14 @@ import (
 	"ftclock/clockpage"
 	"ftclock/control"
 	"ftclock/test/built"
+	"ftclock/test/check"
+	"ftclock/test/domaintest"
 	"ftclock/test/guest"
 	"ftclock/test/privatelibvirt"
 
 	"golang.org/x/sys/unix"
 	"libvirt.org/go/libvirt"
 )
-
-// How often something is killed: little in a normal run, as much as one likes with `make chaos`.
-func times(t *testing.T, variable string, normally int) int {
-	t.Helper()
-	text := os.Getenv(variable)
-	if text == "" {
-		return normally
-	}
-	n, err := strconv.Atoi(text)
-	if err != nil || n < 0 {
-		t.Fatalf("%s=%s isn't a number", variable, text)
-	}
-	return n
-}
 
 // commands are what virsh is made to do all the time. None changes the domain's state.
 var commands = [][]string{
@@ -122,9 +110,7 @@ func (c *traffic) end() {
 // inChaos runs disturb while there is traffic, and checks that nobody noticed.
 func inChaos(t *testing.T, disturb func(t *testing.T, d *privatelibvirt.Domain, c *traffic) string) {
 	x := managed("chaos", patientElement)
-	if _, err := privatelibvirt.AddMonitor(x); err != nil {
-		t.Fatal(err)
-	}
+	check.Value(privatelibvirt.AddMonitor(x))(t)
 	d, clock := start(t, x)
 	pause(t, d, 5*time.Millisecond)
 	before := offset(t, clock)
@@ -143,15 +129,11 @@ func inChaos(t *testing.T, disturb func(t *testing.T, d *privatelibvirt.Domain, 
 	t.Logf("%s in %.0f s: %d pauses, %.1f a second, %d virsh commands, the longest took %v; drift %d ns; workers %d, dropped %d, anchored %d, orders %d",
 		what, took, c.pauses.Load(), float64(c.pauses.Load())/took, c.virsh.Load(), time.Duration(c.largest.Load()).Round(time.Millisecond),
 		drift, s.Workers, s.Dropped, s.Anchored, s.Orders)
-	if drift > maxDrift || drift < -maxDrift {
-		t.Errorf("drift of %d ns", drift)
-	}
+	check.Within(t, drift, maxDrift, "drift")
 	if active, err := d.IsActive(); err != nil || !active {
 		t.Errorf("the domain is gone: %v", err)
 	}
-	if count, largest, err := clock.Backsteps(); err != nil || count != 0 {
-		t.Errorf("the guest saw time go back %d times, by up to %d ns: %v", count, largest, err)
-	}
+	domaintest.NoBacksteps(t, clock)
 	if s.State != control.Correcting || s.Disagreements != 0 || s.Passed > 1 || s.Held != 0 {
 		s.Records = nil
 		t.Errorf("status: %+v", s)
@@ -167,9 +149,7 @@ func quiet(t *testing.T, d *privatelibvirt.Domain) {
 	t.Helper()
 	var state libvirt.DomainState
 	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
-		if _, err := d.QemuMonitorCommand(`{"execute":"query-status"}`, libvirt.DOMAIN_QEMU_MONITOR_COMMAND_DEFAULT); err != nil {
-			t.Fatal(err)
-		}
+		check.Value(d.QemuMonitorCommand(`{"execute":"query-status"}`, libvirt.DOMAIN_QEMU_MONITOR_COMMAND_DEFAULT))(t)
 		var err error
 		if state, _, err = d.GetState(); err != nil {
 			t.Fatal(err)
@@ -184,11 +164,7 @@ func quiet(t *testing.T, d *privatelibvirt.Domain) {
 // whole waits until the shim's pair is complete and answers, and gives its status.
 func whole(t *testing.T, d *privatelibvirt.Domain) *control.Status {
 	t.Helper()
-	uuid, err := d.GetUUIDString()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return wholeOf(t, uuid)
+	return wholeOf(t, domaintest.UUID(t, d))
 }
 
 func wholeOf(t *testing.T, uuid string) *control.Status {
@@ -240,14 +216,11 @@ func killYoung(t *testing.T, uuid string, s *control.Status) (pid int) {
 }
 
 func TestKVMChaosKillsOfTheShim(t *testing.T) {
-	workers, keepers := times(t, "FTCLOCK_WORKER_KILLS", 40), times(t, "FTCLOCK_KEEPER_KILLS", 10)
+	workers, keepers := check.Count(t, "FTCLOCK_WORKER_KILLS", 40), check.Count(t, "FTCLOCK_KEEPER_KILLS", 10)
 	inChaos(t, func(t *testing.T, d *privatelibvirt.Domain, c *traffic) string {
 		c.checkpoints(d.Suspend, d.Resume)
 		c.commands()
-		uuid, err := d.GetUUIDString()
-		if err != nil {
-			t.Fatal(err)
-		}
+		uuid := domaintest.UUID(t, d)
 		c.floor = int64(workers + keepers)
 		left, early := []int{workers, keepers}, 0
 		for left[0]+left[1] > 0 && !t.Failed() {
@@ -258,9 +231,7 @@ func TestKVMChaosKillsOfTheShim(t *testing.T) {
 				pid, kind = s.Keeper, 1
 			}
 			left[kind]--
-			if err := unix.Kill(pid, unix.SIGKILL); err != nil {
-				t.Fatal(err)
-			}
+			check.NoError(t, unix.Kill(pid, unix.SIGKILL))
 			if kind == 0 && left[0] > 0 && rand.IntN(3) == 0 { // a quarter of all, counting both
 				pid = killYoung(t, uuid, s)
 				left[0]--
@@ -276,26 +247,14 @@ func TestKVMChaosKillsOfTheShim(t *testing.T) {
 }
 
 func TestKVMChaosKillsOfLibvirtd(t *testing.T) {
-	kills := times(t, "FTCLOCK_LIBVIRTD_KILLS", 4)
+	kills := check.Count(t, "FTCLOCK_LIBVIRTD_KILLS", 4)
 	inChaos(t, func(t *testing.T, d *privatelibvirt.Domain, c *traffic) string {
 		// The checkpoints go over a monitor of their own: libvirtd isn't there all the time.
-		monitor := monitorOf(t, d)
-		run := func(command string) func() error {
-			return func() error {
-				_, err := monitor.Execute(command, nil)
-				return err
-			}
-		}
-		c.checkpoints(run("stop"), run("cont"))
+		c.checkpoints(stopAndCont(monitorOf(t, d)))
 		c.floor = int64(kills)
 		for range kills {
 			time.Sleep(time.Duration(rand.IntN(200)) * time.Millisecond)
-			if err := privatelibvirt.Kill(); err != nil {
-				t.Fatal(err)
-			}
-			if err := privatelibvirt.Start(); err != nil {
-				t.Fatal(err)
-			}
+			check.NoError(t, errors.Join(privatelibvirt.Kill(), privatelibvirt.Start()))
 			for _, args := range commands {
 				if out, err := virsh(args...); err != nil {
 					t.Errorf("virsh %s: %v: %s", strings.Join(args, " "), err, out)
@@ -311,13 +270,8 @@ func TestKVMChaosKillsOfLibvirtd(t *testing.T) {
 // reconnect connects to a libvirtd that was started anew.
 func reconnect(t *testing.T, d *privatelibvirt.Domain) {
 	t.Helper()
-	var err error
-	if conn, err = libvirt.NewConnect(privatelibvirt.URI); err != nil {
-		t.Fatal(err)
-	}
-	if d.Domain, err = conn.LookupDomainByName(d.Name); err != nil {
-		t.Fatal(err)
-	}
+	conn = check.Value(libvirt.NewConnect(privatelibvirt.URI))(t)
+	d.Domain = check.Value(conn.LookupDomainByName(d.Name))(t)
 }
 
 // What virsh says when libvirtd is gone, or goes.
@@ -390,7 +344,7 @@ func (m *mortal) resume() {
 // virsh suspends and resumes the guest through the shim, and asks for it, while libvirtd dies; some deaths come while the
 // guest is suspended.
 func TestKVMChaosKillsOfABusyLibvirtd(t *testing.T) {
-	kills := times(t, "FTCLOCK_LIBVIRTD_KILLS", 6)
+	kills := check.Count(t, "FTCLOCK_LIBVIRTD_KILLS", 6)
 	inChaos(t, func(t *testing.T, d *privatelibvirt.Domain, c *traffic) string {
 		m := &mortal{c: c}
 		c.loop(func() {
@@ -408,9 +362,7 @@ func TestKVMChaosKillsOfABusyLibvirtd(t *testing.T) {
 		for i := range kills {
 			time.Sleep(time.Duration(200+rand.IntN(300)) * time.Millisecond)
 			if i%3 != 2 {
-				if err := m.restart(); err != nil {
-					t.Fatal(err)
-				}
+				check.NoError(t, m.restart())
 				continue
 			}
 			between++
@@ -441,29 +393,18 @@ func installer(t *testing.T) (install func(version string)) {
 	t.Helper()
 	shims := map[string]string{}
 	for version, name := range map[string]string{"one": built.ShimOne, "two": built.ShimTwo} {
-		path, err := built.Path(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		shims[version] = path
+		shims[version] = check.Value(built.Path(name))(t)
 	}
 	return func(v string) {
 		t.Helper()
-		text, err := os.ReadFile(shims[v])
-		if err != nil {
-			t.Fatal(err)
-		}
+		text := check.Value(os.ReadFile(shims[v]))(t)
 		next := installedShim + ".next"
 		// A virsh that is started meanwhile would have the file open for writing until it is virsh, and a program that is can't be run.
 		syscall.ForkLock.RLock()
-		err = os.WriteFile(next, text, 0o755)
+		err := os.WriteFile(next, text, 0o755)
 		syscall.ForkLock.RUnlock()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Rename(next, installedShim); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, err)
+		check.NoError(t, os.Rename(next, installedShim))
 	}
 }
 
@@ -471,9 +412,7 @@ func installer(t *testing.T) (install func(version string)) {
 func upgrade(t *testing.T, d *privatelibvirt.Domain, version string) {
 	t.Helper()
 	s := whole(t, d)
-	if err := unix.Kill(s.Keeper, unix.SIGHUP); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, unix.Kill(s.Keeper, unix.SIGHUP))
 	deadline := time.Now().Add(time.Minute)
 	for next := whole(t, d); next.Version != version || next.Shim == s.Shim; next = whole(t, d) {
 		if next.Keeper != s.Keeper || time.Now().After(deadline) {
@@ -489,7 +428,7 @@ func upgrade(t *testing.T, d *privatelibvirt.Domain, version string) {
 
 // Two programs take turns as the installed one.
 func TestKVMChaosUpgradesInPlace(t *testing.T) {
-	upgrades := times(t, "FTCLOCK_UPGRADES", 4)
+	upgrades := check.Count(t, "FTCLOCK_UPGRADES", 4)
 	install := installer(t)
 	inChaos(t, func(t *testing.T, d *privatelibvirt.Domain, c *traffic) string {
 		c.checkpoints(d.Suspend, d.Resume)
@@ -511,16 +450,12 @@ func TestKVMUpgradeInsideAPause(t *testing.T) {
 	pause(t, d, 5*time.Millisecond) // takes the anchor
 	for _, v := range versions {
 		before, s0 := offset(t, clock), whole(t, d)
-		if err := d.Suspend(); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, d.Suspend())
 		began := guest.Raw()
 		install(v)
 		upgrade(t, d, v)
 		least := guest.Raw() - began
-		if err := d.Resume(); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, d.Resume())
 		s := status(t, d)
 		r := s.Records[len(s.Records)-1]
 		t.Logf("version %s in a pause of %v: %s, %s, ordered %v", v, time.Duration(r.Lost), r.Event, r.Decision, r.Ordered)
@@ -533,5 +468,5 @@ func TestKVMUpgradeInsideAPause(t *testing.T) {
 		}
 		lostAsRecorded(t, clock, before, nil)
 	}
-	noBacksteps(t, clock)
+	domaintest.NoBacksteps(t, clock)
 }

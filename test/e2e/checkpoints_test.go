@@ -4,26 +4,20 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"ftclock/control"
+	"ftclock/test/check"
+	"ftclock/test/domaintest"
 	"ftclock/test/guest"
-	"ftclock/test/kvmhost"
 	"ftclock/test/privatelibvirt"
 	"ftclock/test/qmp"
 )
-
-const maxDrift = 10_000 // ns: what a guest may be off after any number of checkpoints
-
-// maxWritten is what a guest's clock may be off after it was written, ns.
-var maxWritten = kvmhost.Stretched(maxDrift)
 
 // manyTimes is how many checkpoints a test makes: more than the module's ring holds, and with FTCLOCK_LONG=1 a thousand.
 var manyTimes = func() int {
@@ -37,20 +31,14 @@ var manyTimes = func() int {
 // "" if nothing is. It doesn't fail the test: one test relies on its finding something.
 func checkpoints(t *testing.T, clock *guest.Clock, stop, cont func() error) string {
 	t.Helper()
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	random := rand.New(rand.NewPCG(seed, 0))
+	random, _ := check.Random(t)
 	before := offset(t, clock)
 	var drifts []int64
 	for range 4 {
 		for range manyTimes / 4 {
-			if err := stop(); err != nil {
-				t.Fatal(err)
-			}
+			check.NoError(t, stop())
 			time.Sleep(time.Millisecond + time.Duration(random.IntN(19_000))*time.Microsecond)
-			if err := cont(); err != nil {
-				t.Fatal(err)
-			}
+			check.NoError(t, cont())
 		}
 		drifts = append(drifts, offset(t, clock)-before)
 	}
@@ -61,17 +49,22 @@ func checkpoints(t *testing.T, clock *guest.Clock, stop, cont func() error) stri
 	}
 	var wrong []string
 	for i, drift := range drifts {
-		if drift > maxDrift || drift < -maxDrift {
+		if guest.Off(drift) {
 			wrong = append(wrong, fmt.Sprintf("drift of %d ns after quarter %d", drift, i+1))
 		}
 	}
-	if growth := drifts[3] - drifts[0]; growth > maxDrift || growth < -maxDrift {
+	if growth := drifts[3] - drifts[0]; guest.Off(growth) {
 		wrong = append(wrong, fmt.Sprintf("drift grows by %d ns", growth))
 	}
 	if backsteps > 0 {
 		wrong = append(wrong, fmt.Sprintf("the guest saw time go back %d times, by up to %d ns", backsteps, largest))
 	}
 	return strings.Join(wrong, "; ")
+}
+
+// stopAndCont are those commands on a monitor, for checkpoints.
+func stopAndCont(monitor *qmp.Conn) (stop, cont func() error) {
+	return func() error { return monitor.Run("stop") }, func() error { return monitor.Run("cont") }
 }
 
 // wellKept checks what the shim says after the checkpoints.
@@ -108,14 +101,7 @@ func TestKVMCheckpointsWithMetadataOnly(t *testing.T) {
 func TestKVMCheckpointsWithPreload(t *testing.T) {
 	d := define(t, privatelibvirt.GuestXML("preload", elf))
 	ftclock(t, "enable", "preload", "--preload")
-	if err := d.Create(); err != nil {
-		t.Fatal(err)
-	}
-	clock, err := d.Clock()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer clock.Close()
+	clock := domaintest.StartClock(t, d)
 	if wrong := checkpoints(t, clock, d.Suspend, d.Resume); wrong != "" {
 		t.Error(wrong)
 	}
@@ -125,15 +111,7 @@ func TestKVMCheckpointsWithPreload(t *testing.T) {
 func TestKVMCheckpointsAfterEnableLive(t *testing.T) {
 	d, clock := start(t, privatelibvirt.GuestXML("live", elf))
 	// It has a past without ftclock.
-	for range 10 {
-		if err := d.Suspend(); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(5 * time.Millisecond)
-		if err := d.Resume(); err != nil {
-			t.Fatal(err)
-		}
-	}
+	pauses(t, d, 10, 5*time.Millisecond)
 	ftclock(t, "enable", "live", "--live")
 	if wrong := checkpoints(t, clock, d.Suspend, d.Resume); wrong != "" {
 		t.Error(wrong)
@@ -148,60 +126,27 @@ func TestKVMCheckpointsAfterEnableLive(t *testing.T) {
 // bareQEMU starts a QEMU that libvirt knows nothing of; it goes with the test.
 func bareQEMU(t *testing.T, name string, args ...string) (*exec.Cmd, *qmp.Conn) {
 	t.Helper()
-	dir, err := privatelibvirt.QEMUDir("bare")
-	if err != nil {
-		t.Fatal(err)
-	}
-	socket := filepath.Join(dir, name+".sock")
-	qemu := exec.Command("qemu-system-x86_64", append([]string{"-accel", "kvm", "-machine", "pc,memory-backend=ram", "-m", "32",
-		"-object", "memory-backend-memfd,id=ram,size=32M,share=on", "-nodefaults", "-display", "none", "-kernel", elf,
-		"-name", name, "-chardev", "socket,id=m,path=" + socket + ",server=on,wait=off", "-mon", "chardev=m,mode=control"}, args...)...)
-	qemu.Stderr = os.Stderr
-	if err := qemu.Start(); err != nil {
-		t.Fatal(err)
-	}
+	qemu, monitor, err := privatelibvirt.BareQEMU(name, elf, args...)
+	check.NoError(t, err)
 	t.Cleanup(func() {
+		_ = monitor.Close()
 		_ = qemu.Process.Kill()
 		_ = qemu.Wait()
 	})
-	monitor, err := qmp.Dial(socket, 30*time.Second)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { monitor.Close() })
 	return qemu, monitor
-}
-
-// clockOf waits until the guest's clock moves.
-func clockOf(t *testing.T, qemu *exec.Cmd) *guest.Clock {
-	t.Helper()
-	clock, err := guest.Open(qemu.Process.Pid)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { clock.Close() })
-	if err := clock.WaitMoving(2 * time.Minute); err != nil {
-		t.Fatal(err)
-	}
-	return clock
 }
 
 func TestKVMCheckpointsOfAnAttachedQEMU(t *testing.T) {
 	const name = "engine's own"
 	t.Cleanup(func() { nothingLeft(t) })
 	qemu, monitor := bareQEMU(t, name)
-	clock := clockOf(t, qemu)
+	clock := domaintest.ClockOfProcess(t, qemu.Process.Pid)
 	pid := strconv.Itoa(qemu.Process.Pid)
 	if out := ftclock(t, "attach", pid); !strings.Contains(out, name) {
 		t.Errorf("it isn't named:\n%s", out)
 	}
-	run := func(command string) func() error {
-		return func() error {
-			_, err := monitor.Execute(command, nil)
-			return err
-		}
-	}
-	if wrong := checkpoints(t, clock, run("stop"), run("cont")); wrong != "" {
+	stop, cont := stopAndCont(monitor)
+	if wrong := checkpoints(t, clock, stop, cont); wrong != "" {
 		t.Error(wrong)
 	}
 	if out := ftclock(t, "status"); !strings.Contains(out, name) || !strings.Contains(out, "correcting") {
@@ -215,14 +160,12 @@ func TestKVMCheckpointsOfAnAttachedQEMU(t *testing.T) {
 	if kept := all[0].Kept; kept == nil || kept.Missed != 0 || kept.Pauses < uint64(manyTimes) {
 		t.Errorf("the record: %+v", kept)
 	}
-	if out := ftclock(t, "detach", pid); !strings.Contains(out, "QEMU's again") {
+	if out := ftclock(t, "detach", pid); !strings.Contains(out, "no longer corrected") {
 		t.Errorf("detach:\n%s", out)
 	}
 	before := offset(t, clock)
 	for range 5 {
-		if err := errors.Join(run("stop")(), run("cont")()); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, errors.Join(stop(), cont()))
 	}
 	if lost := offset(t, clock) - before; lost <= maxDrift {
 		t.Errorf("it is corrected still: %d ns lost", lost)
@@ -231,13 +174,8 @@ func TestKVMCheckpointsOfAnAttachedQEMU(t *testing.T) {
 
 func TestKVMCheckpointsOverASecondMonitor(t *testing.T) {
 	d, clock, monitor := startWithMonitor(t, "second")
-	run := func(command string) func() error {
-		return func() error {
-			_, err := monitor.Execute(command, nil)
-			return err
-		}
-	}
-	if wrong := checkpoints(t, clock, run("stop"), run("cont")); wrong != "" {
+	stop, cont := stopAndCont(monitor)
+	if wrong := checkpoints(t, clock, stop, cont); wrong != "" {
 		t.Error(wrong)
 	}
 	s := status(t, d)
@@ -263,10 +201,7 @@ func TestKVMCheckpointsSwitchedOffDrift(t *testing.T) {
 // ftclock runs the installed command line, which must succeed, and gives what it prints.
 func ftclock(t *testing.T, args ...string) string {
 	t.Helper()
-	out, err := exec.Command(privatelibvirt.Prefix+"/bin/ftclock", args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("ftclock %s: %v\n%s", strings.Join(args, " "), err, out)
-	}
+	out := check.Output(t, ftclockCommand(args...))
 	t.Logf("ftclock %s:\n%s", strings.Join(args, " "), out)
 	return string(out)
 }

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"image/color"
 	"os"
 	"path/filepath"
 	"testing"
@@ -12,8 +11,9 @@ import (
 	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/vg"
 
+	"ftclock/test/check"
 	"ftclock/test/guest"
-	"ftclock/test/picture"
+	"ftclock/test/measure"
 )
 
 // course is a guest's drift, in µs, over the seconds since COLO began: the primary's, and from died on the secondary's.
@@ -40,27 +40,18 @@ func drawCourses(t *testing.T, courses []*course) {
 	}
 	var plots []*plot.Plot
 	for _, c := range courses {
-		p := plot.New()
-		p.Title.Text = fmt.Sprintf("COLO with a checkpoint delay of %d ms: the primary's guest, then the secondary's", c.delay)
-		p.X.Label.Text, p.Y.Label.Text = "s", "µs behind"
+		p := measure.NewPlot(fmt.Sprintf("COLO with a checkpoint delay of %d ms: the primary's guest, then the secondary's", c.delay), "s", "µs behind")
 		p.Y.Min, p.Y.Max = -maxDrift/1e3, maxDrift/1e3
-		dots, err := plotter.NewScatter(c.drift)
-		if err != nil {
-			t.Fatal(err)
-		}
-		dots.Color, dots.Radius = picture.Blue, vg.Points(2)
-		failover, err := plotter.NewLine(plotter.XYs{{X: c.died, Y: p.Y.Min}, {X: c.died, Y: p.Y.Max}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		failover.Color, failover.Dashes = color.Color(picture.Vermilion), []vg.Length{vg.Points(4), vg.Points(3)}
-		p.Add(plotter.NewGrid(), dots, failover)
+		dots := check.Value(measure.Dots(c.drift))(t)
+		failover := check.Value(plotter.NewLine(plotter.XYs{{X: c.died, Y: p.Y.Min}, {X: c.died, Y: p.Y.Max}}))(t)
+		failover.Color, failover.Dashes = measure.Vermilion, []vg.Length{vg.Points(4), vg.Points(3)}
+		p.Add(dots, failover)
 		p.Legend.Top = true
 		p.Legend.Add("seen from outside", dots)
 		p.Legend.Add("the primary is killed", failover)
 		plots = append(plots, p)
 	}
-	if err := picture.Write(filepath.Join(dir, "colo.svg"), plots...); err != nil {
+	if err := measure.WritePlots(filepath.Join(dir, "colo.svg"), plots...); err != nil {
 		t.Error(err)
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"strconv"
 	"strings"
 	"testing"
@@ -14,7 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ftclock/control"
-	"ftclock/test/guest"
+	"ftclock/test/check"
+	"ftclock/test/domaintest"
 	"ftclock/test/privatelibvirt"
 	metadata "ftclock/xml-templates"
 )
@@ -28,13 +28,9 @@ const envCOLO = "FTCLOCK_COLO_SECONDS"
 // QEMU's own checkpointing engine, COLO: it pauses its guest from inside, so that no cont comes over any monitor, and
 // loads every checkpoint into a second QEMU. Then the first one is killed, and the second goes on.
 func TestKVMCOLO(t *testing.T) {
-	length, delays := 12*time.Second, []int{100}
-	if s := os.Getenv(envCOLO); s != "" {
-		n, err := strconv.Atoi(s)
-		if err != nil || n < 1 {
-			t.Fatalf("%s=%s", envCOLO, s)
-		}
-		length, delays = time.Duration(n)*time.Second, []int{20, 100, 500}
+	length, delays := time.Duration(check.Count(t, envCOLO, 12))*time.Second, []int{100}
+	if os.Getenv(envCOLO) != "" {
+		delays = []int{20, 100, 500}
 	}
 	var courses []*course
 	for i, delay := range delays {
@@ -50,16 +46,12 @@ func colo(t *testing.T, port int, length time.Duration, c *course) {
 	x := managed("colo-secondary", coloSecondary)
 	privatelibvirt.AddArguments(x, "-incoming", "tcp:"+address)
 	secondary := define(t, x)
-	if err := secondary.Create(); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, secondary.Create())
 	primary, clock := start(t, managed("colo-primary", clockElement))
 	t.Cleanup(func() { _ = secondary.Destroy() }) // before what is left of the primary is looked for
 	monitor := func(d *privatelibvirt.Domain, command string) {
 		t.Helper()
-		if out, err := virsh("qemu-monitor-command", d.Name, command); err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
+		mustVirsh(t, "qemu-monitor-command", d.Name, command)
 	}
 	const colo = `{"execute":"migrate-set-capabilities","arguments":{"capabilities":[{"capability":"x-colo","state":true}]}}`
 	monitor(secondary, colo)
@@ -81,71 +73,40 @@ func colo(t *testing.T, port int, length time.Duration, c *course) {
 	if int(s.Pauses) < int(length/time.Second) {
 		t.Errorf("only %d checkpoints: COLO doesn't run", s.Pauses)
 	}
-	if drift > maxDrift || drift < -maxDrift {
-		t.Errorf("the primary's drift is %d ns", drift)
-	}
-	rightOn(t, "primary", clock)
+	check.Within(t, drift, maxDrift, "the primary's drift")
+	domaintest.NoBacksteps(t, clock)
 
-	pid, err := primary.PID()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
+	pid := domaintest.PID(t, primary)
+	check.NoError(t, unix.Kill(pid, unix.SIGKILL))
 	c.died = time.Since(c.began).Seconds()
 	monitor(secondary, `{"execute":"x-colo-lost-heartbeat"}`)
-	second, err := secondary.Clock()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer second.Close()
+	second := domaintest.Clock(t, secondary)
 	drift = offset(t, second) - before
 	s = status(t, secondary)
 	last := s.Records[len(s.Records)-1]
 	t.Logf("secondary: off by %d ns after %d checkpoints and the failover, %d anchored; at last %s, %s: %s", drift, s.Pauses, s.Anchored,
 		last.Event, last.Decision, last.Reason)
-	if drift > maxDrift || drift < -maxDrift {
-		t.Errorf("the secondary's guest is off by %d ns", drift)
-	}
+	check.Within(t, drift, maxDrift, "the secondary's guest is off")
 	if int(s.Anchored) < int(length/time.Second) {
 		t.Errorf("only %d of the secondary's checkpoints were caught up", s.Anchored)
 	}
-	rightOn(t, "secondary", second)
+	domaintest.NoBacksteps(t, second)
 	// It is a guest like any other now.
 	for range 20 {
 		pause(t, secondary, 5*time.Millisecond)
 		c.look(t, second, before)
 	}
-	if drift = offset(t, second) - before; drift > maxDrift || drift < -maxDrift {
-		t.Errorf("the secondary's guest is off by %d ns after 20 pauses more", drift)
-	}
-	rightOn(t, "secondary", second)
-}
-
-// rightOn checks that the guest never saw time go back.
-func rightOn(t *testing.T, who string, clock *guest.Clock) {
-	t.Helper()
-	count, largest, err := clock.Backsteps()
-	if err != nil || count != 0 {
-		t.Errorf("the guest on the %s saw time go back %d times, by up to %d ns: %v", who, count, largest, err)
-	}
+	check.Within(t, offset(t, second)-before, maxDrift, "the secondary's guest is off after 20 pauses more")
+	domaintest.NoBacksteps(t, second)
 }
 
 // statusOf asks the shim of an attached QEMU.
 func statusOf(t *testing.T, pid string) *control.Status {
 	t.Helper()
-	infos, err := control.List(control.Dir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	infos := check.Value(control.List(control.Dir))(t)
 	for _, info := range infos {
 		if strings.HasPrefix(info.UUID, "pid-"+pid+"-") {
-			answer, err := control.Ask(control.Dir, info.UUID, control.Request{Do: "status", Records: 256})
-			if err != nil {
-				t.Fatal(err)
-			}
-			return answer.Status
+			return domaintest.StatusOf(t, control.Dir, info.UUID)
 		}
 	}
 	t.Fatalf("no shim serves process %s", pid)
@@ -159,35 +120,23 @@ func importChanged(t *testing.T, export, to string, change map[string]any, boot 
 	fields := map[string]any{}
 	decoder := json.NewDecoder(strings.NewReader(export))
 	decoder.UseNumber()
-	if err := decoder.Decode(&fields); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, decoder.Decode(&fields))
 	for name, by := range change {
 		n, isNumber := by.(int64)
 		if !isNumber {
 			fields[name] = by
 			continue
 		}
-		was, err := fields[name].(json.Number).Int64()
-		if err != nil {
-			t.Fatal(err)
-		}
+		was := check.Value(fields[name].(json.Number).Int64())(t)
 		fields[name] = was + n
 	}
 	if boot != "" {
 		fields["boot_id"] = boot
 	}
-	text, err := json.Marshal(fields)
-	if err == nil {
-		err = json.Unmarshal(text, &given)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := exec.Command(privatelibvirt.Prefix+"/bin/ftclock", "anchor", "import", to)
+	text := check.Value(json.Marshal(fields))(t)
+	check.NoError(t, json.Unmarshal(text, &given))
+	c := ftclockCommand("anchor", "import", to)
 	c.Stdin = bytes.NewReader(text)
-	if out, err := c.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	check.Output(t, c)
 	return given
 }

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bufio"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,6 +18,8 @@ import (
 	"ftclock/control"
 	"ftclock/host"
 	"ftclock/record"
+	"ftclock/test/check"
+	"ftclock/test/domaintest"
 	"ftclock/test/privatelibvirt"
 )
 
@@ -41,10 +44,7 @@ func leftAlone(t *testing.T, d *privatelibvirt.Domain) {
 	if len(sockets) != 1 || filepath.Base(sockets[0]) != control.MonitorSocket {
 		t.Fatalf("sockets: %v", sockets)
 	}
-	f, err := os.Open("/proc/net/unix")
-	if err != nil {
-		t.Fatal(err)
-	}
+	f := check.Value(os.Open("/proc/net/unix"))(t)
 	defer f.Close()
 	var monitor []string
 	for lines := bufio.NewScanner(f); lines.Scan(); {
@@ -61,10 +61,7 @@ func leftAlone(t *testing.T, d *privatelibvirt.Domain) {
 		}
 		return n
 	}
-	qemu, err := d.PID()
-	if err != nil {
-		t.Fatal(err)
-	}
+	qemu := domaintest.PID(t, d)
 	if n := held(strconv.Itoa(qemu)); n < 2 { // it listens, and libvirt has connected
 		t.Errorf("QEMU holds %d of %v", n, monitor)
 	}
@@ -92,15 +89,9 @@ func killed(t *testing.T) {
 // A domain whose metadata wants nothing on its monitor has its clock kept all the same, by the module's standing policy.
 func TestKVMAMonitorLeftDirect(t *testing.T) {
 	const name = "direct"
-	dir, err := privatelibvirt.QEMUDir("save")
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := check.Value(privatelibvirt.QEMUDir("save"))(t)
 	d, clock := start(t, managed(name, directClock))
-	uuid, err := d.GetUUIDString()
-	if err != nil {
-		t.Fatal(err)
-	}
+	uuid := domaintest.UUID(t, d)
 	leftAlone(t, d)
 	if len(shims()) != 2 {
 		t.Errorf("shims: %v", shims())
@@ -115,11 +106,7 @@ func TestKVMAMonitorLeftDirect(t *testing.T) {
 	}
 	says(t, 0, "whose monitor is left alone", "status", name)
 	says(t, 0, "kvmclock holds", "verify", name)
-	for end := time.Now().Add(time.Minute); !record.Managed(host.DataDir, uuid); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("nothing says that it is managed")
-		}
-	}
+	check.Await(t, time.Minute, 10*time.Millisecond, func() bool { return record.Managed(host.DataDir, uuid) }, "nothing says that it is managed")
 
 	// What is asked for by now is for the next start.
 	mustVirsh(t, "metadata", name, "urn:ftclock:domain:1", "--live", "--key", "ftclock", "--set", `<clock><on event="restore" do="catch-up"/></clock>`)
@@ -129,12 +116,7 @@ func TestKVMAMonitorLeftDirect(t *testing.T) {
 	says(t, 0, "whose monitor is left alone", "status", name)
 
 	// libvirtd goes and comes.
-	if err := privatelibvirt.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	if err := privatelibvirt.Start(); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, errors.Join(privatelibvirt.Kill(), privatelibvirt.Start()))
 	reconnect(t, d)
 	leftAlone(t, d)
 	holds(t, d, clock, 20)
@@ -148,7 +130,7 @@ func TestKVMAMonitorLeftDirect(t *testing.T) {
 	nothingLeft(t)
 	time.Sleep(rulePause)
 	mustVirsh(t, "restore", file)
-	clock = reopened(t, d)
+	clock = domaintest.Clock(t, d)
 	checkRestored(t, restored(t, d, clock), "catch-up", clockpage.FromImport)
 	carriedOn(t, clock, before, "catch-up")
 	leftAlone(t, d)
@@ -162,12 +144,9 @@ func TestKVMAMonitorLeftDirect(t *testing.T) {
 	if s := status(t, d); s.State != control.Correcting || s.Mode != control.Watch {
 		t.Errorf("status: %+v", withoutRecords(s))
 	}
-	noBacksteps(t, clock)
+	domaintest.NoBacksteps(t, clock)
 	killed(t)
-	if err := d.Destroy(); err != nil {
-		t.Fatal(err)
-	}
-	nothingLeft(t)
+	ended(t, d)
 }
 
 // An internal snapshot is loaded before the shim is there, and the guest goes on after that.
@@ -180,7 +159,7 @@ func TestKVMASnapshotWithADirectMonitor(t *testing.T) {
 	clock.Close()
 	time.Sleep(rulePause)
 	mustVirsh(t, "snapshot-revert", "direct", "one")
-	clock = reopened(t, d)
+	clock = domaintest.Clock(t, d)
 	checkRestored(t, restored(t, d, clock), "catch-up", clockpage.FromImport)
 	carriedOn(t, clock, before, "catch-up")
 	leftAlone(t, d)

@@ -12,6 +12,8 @@ import (
 
 	"ftclock/control"
 	"ftclock/host"
+	"ftclock/test/check"
+	"ftclock/test/domaintest"
 	"ftclock/test/guest"
 	"ftclock/test/hang"
 	"ftclock/test/privatelibvirt"
@@ -21,23 +23,15 @@ import (
 func holds(t *testing.T, d *privatelibvirt.Domain, clock *guest.Clock, checkpoints int) {
 	t.Helper()
 	before := offset(t, clock)
-	for range checkpoints {
-		pause(t, d, 5*time.Millisecond)
-	}
-	if drift := offset(t, clock) - before; drift > maxDrift || drift < -maxDrift {
-		t.Errorf("drift of %d ns", drift)
-	}
+	pauses(t, d, checkpoints, 5*time.Millisecond)
+	check.Within(t, offset(t, clock)-before, maxDrift, "drift")
 }
 
 // mounted hides a directory behind a small memory file system for the length of the test.
 func mounted(t *testing.T, dir string, flags uintptr) {
 	t.Helper()
-	if err := os.MkdirAll(dir, 0o711); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Mount("ftclock-test", dir, "tmpfs", flags, "size=64k,mode=711"); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.MkdirAll(dir, 0o711))
+	check.NoError(t, unix.Mount("ftclock-test", dir, "tmpfs", flags, "size=64k,mode=711"))
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 }
 
@@ -45,19 +39,14 @@ func mounted(t *testing.T, dir string, flags uintptr) {
 // log says once what is wrong.
 func TestKVMABadDiskUnderTheRecords(t *testing.T) {
 	const dir = host.DataDir
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.MkdirAll(dir, 0o700))
 	run := func(t *testing.T, name, problem, logged string) {
 		d, clock := start(t, managed(name, clockElement))
 		holds(t, d, clock, 20)
 		if s := status(t, d); s.State != control.Correcting || s.Kept != nil && !strings.Contains(s.Kept.Problem, problem) {
 			t.Errorf("status: %s, %+v", s.State, s.Kept)
 		}
-		if err := d.Destroy(); err != nil {
-			t.Fatal(err)
-		}
-		nothingLeft(t)
+		ended(t, d)
 		log := shimLog(name)
 		if strings.Contains(log, "a cont goes on without the module") || strings.Count(log, logged) != 1 {
 			t.Errorf("the log:\n%s", log)
@@ -68,10 +57,7 @@ func TestKVMABadDiskUnderTheRecords(t *testing.T) {
 		run(t, "read-only", "read-only file system", "the record of this clock isn't kept")
 	})
 	t.Run("hangs", func(t *testing.T) {
-		end, err := hang.Mount(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
+		end := check.Value(hang.Mount(dir))(t)
 		defer end()
 		run(t, "hangs", "doesn't answer", "no record is kept, and no reading")
 	})
@@ -81,10 +67,7 @@ func TestKVMABadDiskUnderTheRecords(t *testing.T) {
 func TestKVMNoRoomInRun(t *testing.T) {
 	mounted(t, control.Dir, 0)
 	d, clock := start(t, managed("cramped", clockElement))
-	uuid, err := d.GetUUIDString()
-	if err != nil {
-		t.Fatal(err)
-	}
+	uuid := domaintest.UUID(t, d)
 	if err := os.Remove(filepath.Join(control.Dir, uuid, control.InfoName)); err != nil { // what it has room for already
 		t.Fatal(err)
 	}
@@ -94,9 +77,7 @@ func TestKVMNoRoomInRun(t *testing.T) {
 	}
 	holds(t, d, clock, 10)
 	first := status(t, d)
-	if err := unix.Kill(first.Shim, unix.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, unix.Kill(first.Shim, unix.SIGKILL))
 	holds(t, d, clock, 10)
 	if s := status(t, d); s.State != control.Correcting || s.Workers != first.Workers+1 || s.Pauses != first.Pauses+10 {
 		t.Errorf("status: %+v", withoutRecords(s))
@@ -104,9 +85,7 @@ func TestKVMNoRoomInRun(t *testing.T) {
 	if n := strings.Count(shimLog("cramped"), "make room in /run"); n != 1 {
 		t.Errorf("it is logged %d times:\n%s", n, shimLog("cramped"))
 	}
-	if err := os.Remove(full); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.Remove(full))
 }
 
 // While libvirtd is stopped, an engine with a monitor of its own goes on: QEMU's events fill what there is between it and libvirtd, and
@@ -114,9 +93,7 @@ func TestKVMNoRoomInRun(t *testing.T) {
 func TestKVMAStoppedLibvirtd(t *testing.T) {
 	d, clock, monitor := startWithMonitor(t, "deaf")
 	before := offset(t, clock)
-	if err := unix.Kill(privatelibvirt.PID(), unix.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, unix.Kill(privatelibvirt.PID(), unix.SIGSTOP))
 	stopped := true
 	goOn := func() {
 		if stopped {
@@ -142,9 +119,7 @@ func TestKVMAStoppedLibvirtd(t *testing.T) {
 	}
 	time.Sleep(3 * time.Second)
 	checkpoints(300) // more than the module's ring has room for
-	if drift := offset(t, clock) - before; drift > maxDrift || drift < -maxDrift {
-		t.Errorf("drift of %d ns after %d checkpoints", drift, pauses)
-	}
+	check.Within(t, offset(t, clock)-before, maxDrift, "drift after %d checkpoints", pauses)
 	time.Sleep(2 * time.Second)
 	s := status(t, d)
 	if s.State != control.Correcting || s.Disagreements != 0 || s.Kept == nil || s.Kept.Pauses != s.Pauses || s.Kept.Missed != 0 || s.Pauses < uint64(pauses) {

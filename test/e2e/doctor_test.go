@@ -15,6 +15,8 @@ import (
 
 	"ftclock/control"
 	"ftclock/host"
+	"ftclock/test/check"
+	"ftclock/test/domaintest"
 	"ftclock/test/privatelibvirt"
 )
 
@@ -29,7 +31,7 @@ const (
 // doctor runs the doctor, whose exit code has to be that, and gives what it says.
 func doctor(t *testing.T, code int, args ...string) string {
 	t.Helper()
-	cmd := exec.Command(privatelibvirt.Prefix+"/bin/ftclock", append([]string{"doctor"}, args...)...)
+	cmd := ftclockCommand(append([]string{"doctor"}, args...)...)
 	out, err := cmd.CombinedOutput()
 	t.Logf("doctor:\n%s", out)
 	if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != code {
@@ -86,23 +88,13 @@ func TestKVMDoctorProvesByDoing(t *testing.T) {
 	if s := status(t, d); s.Pauses != pauses || s.State != control.Correcting {
 		t.Errorf("the domain beside it: %+v", withoutRecords(s))
 	}
-	if drift := offset(t, clock) - before; drift > maxDrift || drift < -maxDrift {
-		t.Errorf("the clock of the domain beside it moved by %d ns", drift)
-	}
+	check.Within(t, offset(t, clock)-before, maxDrift, "the clock of the domain beside it moved")
 	if out := doctor(t, 0, "--no-probe"); strings.Contains(out, "probe") {
 		t.Error("--no-probe has a probe")
 	}
 
 	t.Run("a QEMU that can't take the module", func(t *testing.T) {
-		d, err := privatelibvirt.Define(conn, x)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if err := d.Remove(); err != nil {
-				t.Error(err)
-			}
-		})
+		domaintest.Define(t, conn, x)
 		out := doctor(t, 1)
 		wantLine(t, out, probeServed, "/usr/bin/qemu-system-x86_64 takes the module")
 		wantLine(t, out, "bad  a probe domain on "+odd+" can't be served: ", "doesn't begin like one for glibc")
@@ -119,18 +111,9 @@ func TestKVMDoctorProvesByDoing(t *testing.T) {
 // begin like a program for glibc, as one for musl doesn't.
 func oddQEMU(t *testing.T) string {
 	t.Helper()
-	path, err := exec.LookPath("qemu-system-x86_64")
-	if err != nil {
-		t.Fatal(err)
-	}
-	image, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f, err := binary.NewFile(bytes.NewReader(image))
-	if err != nil {
-		t.Fatal(err)
-	}
+	path := check.Value(exec.LookPath("qemu-system-x86_64"))(t)
+	image := check.Value(os.ReadFile(path))(t)
+	f := check.Value(binary.NewFile(bytes.NewReader(image)))(t)
 	const xor, same = "\x31\xed", "\x33\xed" // xor %ebp, %ebp
 	for _, p := range f.Progs {
 		if p.Type != binary.PT_LOAD || f.Entry < p.Vaddr || f.Entry >= p.Vaddr+p.Filesz {
@@ -159,21 +142,14 @@ func oddQEMU(t *testing.T) string {
 func TestKVMDoctorFindsAHookThatIsNotCalled(t *testing.T) {
 	restart := func(meanwhile func() error) {
 		t.Helper()
-		if err := errors.Join(privatelibvirt.Stop(), meanwhile(), privatelibvirt.Start()); err != nil {
-			t.Fatal(err)
-		}
-		fresh, err := privatelibvirt.Connect()
-		if err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, errors.Join(privatelibvirt.Stop(), meanwhile(), privatelibvirt.Start()))
+		fresh := check.Value(privatelibvirt.Connect())(t)
 		_, _ = conn.Close()
 		conn = fresh
 	}
 	aside := privatelibvirt.HooksDir + ".aside"
 	restart(func() error { return os.Rename(privatelibvirt.HooksDir, aside) })
-	if err := os.Rename(aside, privatelibvirt.HooksDir); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.Rename(aside, privatelibvirt.HooksDir))
 	out := doctor(t, 1)
 	wantLine(t, out, "ok   /etc/libvirt/hooks/qemu.d/50-ftclock is there", "")
 	wantLine(t, out, "bad  libvirt doesn't call the hook: ", "")
@@ -186,17 +162,11 @@ func TestKVMDoctorFindsAHookThatIsNotCalled(t *testing.T) {
 func TestKVMDoctorInterrupted(t *testing.T) {
 	for _, signal := range []unix.Signal{unix.SIGINT, unix.SIGKILL} {
 		t.Run(signal.String(), func(t *testing.T) {
-			cmd := exec.Command(privatelibvirt.Prefix+"/bin/ftclock", "doctor")
+			cmd := ftclockCommand("doctor")
 			var out strings.Builder
 			cmd.Stdout, cmd.Stderr = &out, &out
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			for end := time.Now().Add(2 * time.Minute); len(probeLeft()) == 0; time.Sleep(10 * time.Millisecond) {
-				if time.Now().After(end) {
-					t.Fatal("no probe came")
-				}
-			}
+			check.NoError(t, cmd.Start())
+			check.Await(t, 2*time.Minute, 10*time.Millisecond, func() bool { return len(probeLeft()) > 0 }, "no probe came")
 			if out := doctor(t, 0); !strings.Contains(out, "warn no probe domain was tried: ") {
 				t.Error("a second doctor doesn't keep away")
 			}

@@ -3,7 +3,6 @@ package e2e
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -13,6 +12,8 @@ import (
 
 	"ftclock/clockpage"
 	"ftclock/test/built"
+	"ftclock/test/check"
+	"ftclock/test/domaintest"
 	"ftclock/test/privatelibvirt"
 
 	"golang.org/x/sys/unix"
@@ -23,20 +24,13 @@ import (
 // checkpoint afterwards, or around it, is caught up once.
 func TestKVMAnEngineThatFreezesNoClock(t *testing.T) {
 	d, clock := start(t, managed("frozen", clockElement))
-	pid, err := d.PID()
-	if err != nil {
-		t.Fatal(err)
-	}
+	pid := domaintest.PID(t, d)
 	pause(t, d, 5*time.Millisecond) // takes the anchor
 	process := func(t *testing.T) {
 		t.Helper()
-		if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, unix.Kill(pid, unix.SIGSTOP))
 		time.Sleep(20 * time.Millisecond)
-		if err := unix.Kill(pid, unix.SIGCONT); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, unix.Kill(pid, unix.SIGCONT))
 	}
 	for _, c := range []struct {
 		name   string
@@ -46,13 +40,9 @@ func TestKVMAnEngineThatFreezesNoClock(t *testing.T) {
 		{"the process", 0, process},
 		{"the vCPU's thread", 0, func(t *testing.T) { haltVCPU(t, pid, 20*time.Millisecond) }},
 		{"the process in a checkpoint", 1, func(t *testing.T) {
-			if err := d.Suspend(); err != nil {
-				t.Fatal(err)
-			}
+			check.NoError(t, d.Suspend())
 			process(t)
-			if err := d.Resume(); err != nil {
-				t.Fatal(err)
-			}
+			check.NoError(t, d.Resume())
 		}},
 	} {
 		for _, r := range []rule{rules[0], rules[3]} {
@@ -68,14 +58,12 @@ func TestKVMAnEngineThatFreezesNoClock(t *testing.T) {
 					t.Errorf("%d pauses were seen, want %d", s.Pauses-s0.Pauses, times*c.pauses)
 				}
 				lostAsRecorded(t, clock, before, nil)
-				for range 5 {
-					pause(t, d, 5*time.Millisecond)
-				}
+				pauses(t, d, 5, 5*time.Millisecond)
 				lostAsRecorded(t, clock, before, nil)
 				if s := status(t, d); s.Held != 0 || s.Passed != 1 || s.Reanchored != 0 || s.Anchor.Epoch != s0.Anchor.Epoch || s.Disagreements != 0 {
 					t.Errorf("status: %+v", withoutRecords(s))
 				}
-				noBacksteps(t, clock)
+				domaintest.NoBacksteps(t, clock)
 			})
 		}
 	}
@@ -84,10 +72,7 @@ func TestKVMAnEngineThatFreezesNoClock(t *testing.T) {
 // haltVCPU stops the thread of QEMU's first vCPU for that long.
 func haltVCPU(t *testing.T, qemu int, length time.Duration) {
 	t.Helper()
-	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/comm", qemu))
-	if err != nil {
-		t.Fatal(err)
-	}
+	tasks := check.Value(filepath.Glob(fmt.Sprintf("/proc/%d/task/*/comm", qemu)))(t)
 	vcpu := 0
 	for _, task := range tasks {
 		if name, _ := os.ReadFile(task); strings.TrimSpace(string(name)) == "CPU 0/KVM" {
@@ -127,23 +112,12 @@ func haltVCPU(t *testing.T, qemu int, length time.Duration) {
 // A QEMU that makes up for downtime itself, by having the kernel add to the clock, must not make it count twice. The
 // stand-in is described where it is, in testdata/downtime.c.
 func TestKVMAQEMUThatAccountsForDowntime(t *testing.T) {
-	library, err := built.Copy(built.Downtime, privatelibvirt.Dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir, err := privatelibvirt.QEMUDir("downtime")
-	if err != nil {
-		t.Fatal(err)
-	}
-	disk := filepath.Join(dir, "disk")
-	if out, err := exec.Command("qemu-img", "create", "-f", "qcow2", disk, "4M").CombinedOutput(); err != nil {
-		t.Fatalf("qemu-img: %v\n%s", err, out)
-	}
+	library := check.Value(built.Copy(built.Downtime, privatelibvirt.Dir))(t)
+	disk := domaintest.Disk(t, domaintest.File(t, "downtime", "disk"))
 	domain := func(name string) *libvirtxml.Domain {
 		x := managed(name, clockElement)
-		privatelibvirt.AddArguments(x)
-		x.QEMUCommandline.Envs = []libvirtxml.DomainQEMUCommandlineEnv{{Name: "LD_PRELOAD", Value: library}}
-		x.Devices.Disks = []libvirtxml.DomainDisk{qcow2(disk)}
+		privatelibvirt.SetEnvironment(x, [2]string{"LD_PRELOAD", library})
+		x.Devices.Disks = []libvirtxml.DomainDisk{privatelibvirt.QCOW2(disk)}
 		return x
 	}
 	const times, length = 20, 20 * time.Millisecond
@@ -153,9 +127,7 @@ func TestKVMAQEMUThatAccountsForDowntime(t *testing.T) {
 		x.Metadata = nil
 		d, clock := start(t, x)
 		before := offset(t, clock)
-		for range times {
-			pause(t, d, length)
-		}
+		pauses(t, d, times, length)
 		if lost := offset(t, clock) - before; lost > times*int64(length)/10 || lost < -times*int64(length)/10 {
 			t.Fatalf("the guest lost %d ns: the stand-in doesn't do what it is for", lost)
 		}
@@ -166,9 +138,7 @@ func TestKVMAQEMUThatAccountsForDowntime(t *testing.T) {
 
 		t.Run("caught up", func(t *testing.T) {
 			before := offset(t, clock)
-			for range times {
-				pause(t, d, length)
-			}
+			pauses(t, d, times, length)
 			lostAsRecorded(t, clock, before, nil)
 			if s := status(t, d); s.Dropped+s.Anchored != times+1 || s.Held != 0 || s.Disagreements != 0 || len(s.Warnings) != 0 {
 				t.Errorf("status: %+v", withoutRecords(s))
@@ -189,9 +159,7 @@ func TestKVMAQEMUThatAccountsForDowntime(t *testing.T) {
 				t.Errorf("record: %+v\nstatus: %+v", r, withoutRecords(s))
 			}
 			before = offset(t, clock)
-			for range times {
-				pause(t, d, length)
-			}
+			pauses(t, d, times, length)
 			lostAsRecorded(t, clock, before, nil)
 		})
 		// Here the module writes the clock itself.
@@ -208,16 +176,6 @@ func TestKVMAQEMUThatAccountsForDowntime(t *testing.T) {
 				t.Errorf("record: %+v", r)
 			}
 		})
-		noBacksteps(t, clock)
+		domaintest.NoBacksteps(t, clock)
 	})
-}
-
-// qcow2 is a disk that can hold snapshots.
-func qcow2(path string) libvirtxml.DomainDisk {
-	return libvirtxml.DomainDisk{
-		Device: "disk",
-		Driver: &libvirtxml.DomainDiskDriver{Name: "qemu", Type: "qcow2"},
-		Source: &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: path}},
-		Target: &libvirtxml.DomainDiskTarget{Dev: "hda", Bus: "ide"},
-	}
 }

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"encoding/json"
-	"math"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -10,6 +9,8 @@ import (
 	"time"
 
 	"ftclock/clockpage"
+	"ftclock/test/check"
+	"ftclock/test/domaintest"
 	"ftclock/test/guest"
 	"ftclock/test/kvmhost"
 	"ftclock/test/qmp"
@@ -55,7 +56,7 @@ func TestKVMFailover(t *testing.T) {
 			sent := guest.Raw()
 			execute(t, b.monitor, "cont", nil)
 			answered := guest.Raw()
-			clock := clockOf(t, b.qemu)
+			clock := domaintest.ClockOfProcess(t, b.qemu.Process.Pid)
 			s := statusOf(t, b.pid)
 			r := s.Records[0]
 			if r.Event != clockpage.Migrate.String() || r.Decision != c.decision.String() || r.Reason != c.reason.String() {
@@ -106,10 +107,10 @@ func TestKVMFailover(t *testing.T) {
 			if limit := kvmhost.Stretched(maxDrift); later > off+limit || later < off-int64(r.Cost)-limit {
 				t.Errorf("after 5 pauses more it is %d ns behind, before %d", later, off)
 			}
-			if c.boot == "" && c.reason == clockpage.FromImport && (later > maxDrift || later < -maxDrift) {
+			if c.boot == "" && c.reason == clockpage.FromImport && guest.Off(later) {
 				t.Errorf("after 5 pauses more it is %d ns behind", later)
 			}
-			rightOn(t, "backup", clock)
+			domaintest.NoBacksteps(t, clock)
 		})
 	}
 }
@@ -139,14 +140,14 @@ func TestKVMArrivesFromAHostWhoseClockWasWrong(t *testing.T) {
 			}
 			importChanged(t, p.export, b.pid, map[string]any{"real_ns": ahead}, "another")
 			execute(t, b.monitor, "cont", nil)
-			clock := clockOf(t, b.qemu)
+			clock := domaintest.ClockOfProcess(t, b.qemu.Process.Pid)
 			r := statusOf(t, b.pid).Records[0]
 			if r.Decision != clockpage.Anchored.String() || r.Reason != c.reason.String() {
 				t.Errorf("the record says %s: %s", r.Decision, r.Reason)
 			}
 			// Until the checkpoint its clock ran at its own rate, since then it is to run as CLOCK_REALTIME does.
 			faster := int64(float64(r.Saved-p.anchor.Clock) * float64(p.anchor.Rate) / 1e9)
-			want := func() int64 { return ahead + faster - (realAhead() - int64(p.anchor.Real-p.anchor.Raw)) }
+			want := func() int64 { return ahead + faster - (guest.RealtimeAhead() - int64(p.anchor.Real-p.anchor.Raw)) }
 			owes := want() - (offset(t, clock) - p.before)
 			if c.away && owes < maxFailover {
 				t.Errorf("the guest owes only %d ns", owes)
@@ -162,28 +163,13 @@ func TestKVMArrivesFromAHostWhoseClockWasWrong(t *testing.T) {
 			off := offset(t, clock) - p.before - want()
 			s := statusOf(t, b.pid)
 			t.Logf("the guest was %d ns ahead of where it should be, and is %d behind of it after %d pauses: %+v", owes, off, pauses, s.Follow)
-			if off > maxFailover || off < -maxFailover {
-				t.Errorf("the guest is %d ns behind of where it should be", off)
-			}
+			check.Within(t, off, maxFailover, "the guest is behind of where it should be")
 			if s.Follow.GivenUp != 0 || s.Follow.Bases != 1 || s.Reanchored != 0 || s.Passed != 0 {
 				t.Errorf("status: %+v, %+v", withoutRecords(s), s.Follow)
 			}
-			rightOn(t, "backup", clock)
+			domaintest.NoBacksteps(t, clock)
 		})
 	}
-}
-
-// realAhead is what CLOCK_REALTIME is ahead of CLOCK_MONOTONIC_RAW by, ns.
-func realAhead() (ahead int64) {
-	least := int64(math.MaxInt64)
-	for range 100 {
-		before := guest.Raw()
-		real := time.Now().UnixNano()
-		if took := guest.Raw() - before; took < least {
-			least, ahead = took, real-before-took/2
-		}
-	}
-	return ahead
 }
 
 // primary is what is left of one.
@@ -202,19 +188,15 @@ func primaryDies(t *testing.T) (p primary) {
 	const age = 300 * time.Millisecond
 	p.state = t.TempDir() + "/checkpoint"
 	qemu, monitor := bareQEMU(t, "primary")
-	clock := clockOf(t, qemu)
+	clock := domaintest.ClockOfProcess(t, qemu.Process.Pid)
 	pid := strconv.Itoa(qemu.Process.Pid)
 	ftclock(t, "attach", pid)
 	for range 5 {
-		execute(t, monitor, "stop", nil)
-		time.Sleep(5 * time.Millisecond)
-		execute(t, monitor, "cont", nil)
+		check.NoError(t, monitor.Pause(5*time.Millisecond))
 	}
 	p.before = offset(t, clock)
 	p.export = ftclock(t, "anchor", "export", pid)
-	if err := json.Unmarshal([]byte(p.export), &p.anchor); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, json.Unmarshal([]byte(p.export), &p.anchor))
 	p.lead = tscLead(t, clock, p.anchor.KHz)
 	p.stop = guest.Raw()
 	execute(t, monitor, "stop", nil)
@@ -223,9 +205,7 @@ func primaryDies(t *testing.T) (p primary) {
 	awaitMigration(t, monitor, "completed")
 	execute(t, monitor, "cont", nil)
 	time.Sleep(age)
-	if err := qemu.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, qemu.Process.Kill())
 	_ = qemu.Wait()
 	return p
 }
@@ -250,9 +230,7 @@ func (p primary) backup(t *testing.T, options ...string) (b backup) {
 // pause makes a checkpoint of that length.
 func (b backup) pause(t *testing.T, length time.Duration) {
 	t.Helper()
-	execute(t, b.monitor, "stop", nil)
-	time.Sleep(length)
-	execute(t, b.monitor, "cont", nil)
+	check.NoError(t, b.monitor.Pause(length))
 }
 
 // ofSynchronisation is what has to be said of two hosts' clocks where a guest goes on by them; "" if nothing has.

@@ -1,9 +1,7 @@
 package e2e
 
 import (
-	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -12,9 +10,9 @@ import (
 
 	"ftclock/control"
 	"ftclock/test/built"
+	"ftclock/test/check"
+	"ftclock/test/domaintest"
 	"ftclock/test/privatelibvirt"
-
-	"libvirt.org/go/libvirtxml"
 )
 
 var (
@@ -25,18 +23,14 @@ var (
 // replaced puts a file of that text in the place of an installed one for the length of the test; "" takes it away.
 func replaced(t *testing.T, path, text string, mode os.FileMode) {
 	t.Helper()
-	if err := os.Rename(path, path+".real"); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.Rename(path, path+".real"))
 	t.Cleanup(func() {
 		if err := os.Rename(path+".real", path); err != nil {
 			t.Error(err)
 		}
 	})
 	if text != "" {
-		if err := os.WriteFile(path, []byte(text), mode); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, os.WriteFile(path, []byte(text), mode))
 	}
 }
 
@@ -66,22 +60,12 @@ func TestKVMADomainThatCannotBeServed(t *testing.T) {
 		t.Run(c.name+", not required", func(t *testing.T) {
 			c.spoil(t)
 			d := define(t, managed("optional", strings.Replace(clockElement, "/>", ` required="no"/>`, 1)))
-			if out, err := virsh("start", "optional"); err != nil {
-				t.Fatalf("%v\n%s", err, out)
-			}
-			clock, err := d.Clock()
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer clock.Close()
+			mustVirsh(t, "start", "optional")
+			_ = domaintest.Clock(t, d)
 			// Paused and resumed as with stock libvirt.
 			for range 10 {
-				if err := d.Suspend(); err != nil {
-					t.Fatal(err)
-				}
-				if err := d.Resume(); err != nil {
-					t.Fatal(err)
-				}
+				check.NoError(t, d.Suspend())
+				check.NoError(t, d.Resume())
 			}
 			if log := shimLog("optional"); !strings.Contains(log, `"level":"warn"`) || !strings.Contains(log, c.want) {
 				t.Errorf("no warning in the log:\n%s", log)
@@ -150,15 +134,7 @@ func TestKVMNothingIsLeftOfAQEMUThatDoesNotStart(t *testing.T) {
 // otherModule is the text of a module with another version of the clock page.
 func otherModule(t *testing.T, name string) string {
 	t.Helper()
-	path, err := built.Path(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
+	return string(check.Value(os.ReadFile(check.Value(built.Path(name))(t)))(t))
 }
 
 // A module and a shim of different versions work together, or the shim says why not and goes on relaying.
@@ -167,9 +143,7 @@ func TestKVMAModuleOfAnotherVersion(t *testing.T) {
 		replaced(t, installedModule, otherModule(t, built.ModuleOlder), 0o644)
 		d, clock := start(t, managed("older", clockElement))
 		before := offset(t, clock)
-		for range 50 {
-			pause(t, d, 5*time.Millisecond)
-		}
+		pauses(t, d, 50, 5*time.Millisecond)
 		lostAsRecorded(t, clock, before, nil)
 		if s := status(t, d); s.State != control.Correcting || s.Disagreements != 0 || len(s.Warnings) > 0 {
 			t.Errorf("status: %+v", withoutRecords(s))
@@ -179,21 +153,12 @@ func TestKVMAModuleOfAnotherVersion(t *testing.T) {
 	t.Run("newer", func(t *testing.T) {
 		replaced(t, installedModule, otherModule(t, built.ModuleNext), 0o644)
 		d, _ := start(t, managed("newer", strings.Replace(clockElement, "/>", ` required="no"/>`, 1)))
-		for range 10 {
-			pause(t, d, 5*time.Millisecond)
-		}
+		pauses(t, d, 10, 5*time.Millisecond)
 		if s := status(t, d); s.State != control.Uncorrected || !strings.Contains(s.Why, want) {
 			t.Errorf("status: %+v", withoutRecords(s))
 		}
-		out, err := exec.Command(privatelibvirt.Prefix+"/bin/ftclock", "status", "newer").CombinedOutput()
-		var exit *exec.ExitError
-		if !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(string(out), want) {
-			t.Errorf("%v\n%s", err, out)
-		}
-		if err := d.Destroy(); err != nil {
-			t.Fatal(err)
-		}
-		nothingLeft(t)
+		says(t, 1, want, "status", "newer")
+		ended(t, d)
 		define(t, managed("strict", clockElement))
 		failsToStart(t, "strict", want)
 	})
@@ -201,42 +166,29 @@ func TestKVMAModuleOfAnotherVersion(t *testing.T) {
 		t.Cleanup(func() { nothingLeft(t) })
 		replaced(t, installedModule, otherModule(t, built.ModuleNext), 0o644)
 		qemu, monitor := bareQEMU(t, "engine")
-		out, err := exec.Command(privatelibvirt.Prefix+"/bin/ftclock", "attach", strconv.Itoa(qemu.Process.Pid)).CombinedOutput()
+		out, err := ftclockCommand("attach", strconv.Itoa(qemu.Process.Pid)).CombinedOutput()
 		if err == nil || !strings.Contains(string(out), want) {
 			t.Errorf("%v\n%s", err, out)
 		}
-		for _, command := range []string{"stop", "cont"} {
-			execute(t, monitor, command, nil)
-		}
+		check.NoError(t, monitor.Run("stop", "cont"))
 	})
 }
 
 // A QEMU whose main thread is busy for longer than an attempt to load the module takes starts all the same, if late. Where the
 // module isn't required, the guest is served once that can be.
 func TestKVMABusyQEMUStartsLate(t *testing.T) {
-	library, err := built.Copy(built.Busy, privatelibvirt.Dir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	library := check.Value(built.Copy(built.Busy, privatelibvirt.Dir))(t)
 	for _, required := range []string{"yes", "no"} {
 		t.Run("required "+required, func(t *testing.T) {
 			x := managed("busy-"+required, `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" required="`+required+`"/>`)
-			x.QEMUCommandline = &libvirtxml.DomainQEMUCommandline{Envs: []libvirtxml.DomainQEMUCommandlineEnv{
-				{Name: "LD_PRELOAD", Value: library}, {Name: "FTCLOCK_BUSY_SECONDS", Value: "20"},
-			}}
+			privatelibvirt.SetEnvironment(x, [2]string{"LD_PRELOAD", library}, [2]string{"FTCLOCK_BUSY_SECONDS", "20"})
 			d, clock := start(t, x)
 			for end := time.Now().Add(2 * time.Minute); status(t, d).State != control.Correcting; time.Sleep(time.Second) {
 				if required == "yes" || time.Now().After(end) {
 					t.Fatalf("it runs, and isn't served: %+v", status(t, d))
 				}
 			}
-			before := offset(t, clock)
-			for range 20 {
-				pause(t, d, 5*time.Millisecond)
-			}
-			if drift := offset(t, clock) - before; drift > maxDrift || drift < -maxDrift {
-				t.Errorf("drift of %d ns", drift)
-			}
+			holds(t, d, clock, 20)
 		})
 	}
 }
@@ -245,26 +197,14 @@ func TestKVMABusyQEMUStartsLate(t *testing.T) {
 func TestKVMADefinitionWrittenAnew(t *testing.T) {
 	const name = "anew"
 	d := define(t, managed(name, clockElement))
-	if err := d.Create(); err != nil {
-		t.Fatal(err)
-	}
-	if err := d.Destroy(); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, d.Create())
+	check.NoError(t, d.Destroy())
 	x := privatelibvirt.GuestXML(name, elf)
-	uuid, err := d.GetUUIDString()
-	if err != nil {
-		t.Fatal(err)
-	}
-	x.UUID = uuid
-	if _, err := privatelibvirt.Define(conn, x); err != nil {
-		t.Fatal(err)
-	}
-	if err := d.Create(); err != nil {
-		t.Fatal(err)
-	}
+	x.UUID = domaintest.UUID(t, d)
+	check.Value(privatelibvirt.Define(conn, x))(t)
+	check.NoError(t, d.Create())
 	for _, command := range []string{"status", "doctor"} {
-		out, err := exec.Command(privatelibvirt.Prefix+"/bin/ftclock", command).CombinedOutput()
+		out, err := ftclockCommand(command).CombinedOutput()
 		if err == nil || !strings.Contains(string(out), name) {
 			t.Errorf("ftclock %s: %v\n%s", command, err, out)
 		}
@@ -281,9 +221,7 @@ func TestKVMAnotherHook(t *testing.T) {
 	other := filepath.Join(privatelibvirt.HooksDir, "60-other")
 	hook := func(text string) {
 		t.Helper()
-		if err := os.WriteFile(other, []byte("#!/bin/sh\ncat >/dev/null\n"+text+"\n"), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, os.WriteFile(other, []byte("#!/bin/sh\ncat >/dev/null\n"+text+"\n"), 0o755))
 	}
 	t.Cleanup(func() { _ = os.Remove(other) })
 	d := define(t, managed("hooked", clockElement))
@@ -296,24 +234,10 @@ func TestKVMAnotherHook(t *testing.T) {
 	}
 	hook(`[ "$2" != release ] || sleep 8`)
 	for range 2 {
-		if err := d.Create(); err != nil {
-			t.Fatal(err)
-		}
-		clock, err := d.Clock()
-		if err != nil {
-			t.Fatal(err)
-		}
-		before := offset(t, clock)
-		for range 10 {
-			pause(t, d, 5*time.Millisecond)
-		}
-		if drift := offset(t, clock) - before; drift > maxDrift || drift < -maxDrift {
-			t.Errorf("drift of %d ns", drift)
-		}
+		clock := domaintest.StartClock(t, d)
+		holds(t, d, clock, 10)
 		clock.Close()
-		if err := d.Destroy(); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, d.Destroy())
 	}
 	nothingLeft(t)
 }

@@ -9,6 +9,8 @@ import (
 
 	"ftclock/clockpage"
 	"ftclock/control"
+	"ftclock/test/check"
+	"ftclock/test/domaintest"
 	"ftclock/test/kvmhost"
 	"ftclock/test/linuxguest"
 	"ftclock/test/privatelibvirt"
@@ -25,9 +27,7 @@ func hostClocksource(t *testing.T) (choose func(source string)) {
 	}
 	choose = func(source string) {
 		t.Helper()
-		if err := os.WriteFile("/sys/devices/system/clocksource/clocksource0/current_clocksource", []byte(source), 0); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, os.WriteFile("/sys/devices/system/clocksource/clocksource0/current_clocksource", []byte(source), 0))
 	}
 	t.Cleanup(func() { choose("tsc") })
 	return choose
@@ -58,9 +58,7 @@ func TestKVMTheHostsClocksourceChanges(t *testing.T) {
 	}
 	several := func() {
 		t.Helper()
-		for range 5 {
-			pause(t, d, length)
-		}
+		pauses(t, d, 5, length)
 	}
 
 	several()
@@ -77,21 +75,15 @@ func TestKVMTheHostsClocksourceChanges(t *testing.T) {
 	before := offset(t, clock)
 	several()
 	all(5, right, "on the TSC again")
-	if lost := offset(t, clock) - before; lost > maxDrift || lost < -maxDrift {
-		t.Errorf("on the TSC again the guest lost %d ns", lost)
-	}
+	check.Within(t, offset(t, clock)-before, maxDrift, "on the TSC again the guest lost")
 
 	// The same within a pause, away and back. Until a vCPU runs or the clock is set, the kernel still calls it stable.
 	for _, change := range [][2]string{{"tsc", "hpet"}, {"hpet", "tsc"}} {
 		choose(change[0])
-		if err := d.Suspend(); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, d.Suspend())
 		choose(change[1])
 		time.Sleep(length)
-		if err := d.Resume(); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, d.Resume())
 		got := decisions(1)[0]
 		t.Logf("from %s to %s within it: %s", change[0], change[1], got)
 		if got == unstable == (change[0] == "tsc") {
@@ -103,10 +95,8 @@ func TestKVMTheHostsClocksourceChanges(t *testing.T) {
 	before = offset(t, clock)
 	several()
 	all(5, right, "in the end")
-	if lost := offset(t, clock) - before; lost > maxDrift || lost < -maxDrift {
-		t.Errorf("in the end the guest lost %d ns", lost)
-	}
-	noBacksteps(t, clock)
+	check.Within(t, offset(t, clock)-before, maxDrift, "in the end the guest lost")
+	domaintest.NoBacksteps(t, clock)
 }
 
 // A guest that is saved and restored again and again keeps its time, on a vCPU that came later, too.
@@ -115,27 +105,19 @@ func TestKVMRestoresAndAHotpluggedVCPU(t *testing.T) {
 	file := saveFile(t, "again.state")
 	x := linuxguest.XML("again", image, 2)
 	x.VCPU = &libvirtxml.DomainVCPU{Value: 3, Current: 2}
-	x.Metadata = &libvirtxml.DomainMetadata{XML: clockWith(`<ftclock:on event="restore" do="catch-up"/>`)}
+	privatelibvirt.Manage(x, clockWith(`<ftclock:on event="restore" do="catch-up"/>`))
 	d, clocks := boot(t, x)
-	for range 5 {
-		pause(t, d, 5*time.Millisecond)
-	}
-	if err := d.SetVcpusFlags(3, libvirt.DOMAIN_VCPU_LIVE); err != nil {
-		t.Fatal(err)
-	}
+	pauses(t, d, 5, 5*time.Millisecond)
+	check.NoError(t, d.SetVcpusFlags(3, libvirt.DOMAIN_VCPU_LIVE))
 	before := offset(t, clocks.Monotonic)
-	for range 5 {
-		pause(t, d, 5*time.Millisecond)
-	}
+	pauses(t, d, 5, 5*time.Millisecond)
 	s := status(t, d)
 	for _, r := range s.Records[len(s.Records)-5:] {
 		if r.Decision != clockpage.Dropped.String() {
 			t.Errorf("with the third vCPU: %+v", r)
 		}
 	}
-	if lost := offset(t, clocks.Monotonic) - before; lost > maxDrift || lost < -maxDrift {
-		t.Errorf("with the third vCPU it lost %d ns", lost)
-	}
+	check.Within(t, offset(t, clocks.Monotonic)-before, maxDrift, "with the third vCPU it lost")
 
 	times := 3
 	if os.Getenv("FTCLOCK_LONG") == "1" {
@@ -153,12 +135,8 @@ func TestKVMRestoresAndAHotpluggedVCPU(t *testing.T) {
 		later := offset(t, clocks.Monotonic) - before
 		s := status(t, d)
 		t.Logf("restore %d: %d ns lost, %d after two pauses; %s, TSC %s", i+1, at, later, s.Records[0].Decision, s.Records[0].TSC)
-		if at > maxRestored || at < -maxRestored {
-			t.Errorf("it lost %d ns in %d restores", at, i+1)
-		}
-		if later > maxDrift || later < -maxDrift {
-			t.Errorf("it lost %d ns in %d restores and the pauses after them", later, i+1)
-		}
+		check.Within(t, at, maxRestored, "it lost in %d restores", i+1)
+		check.Within(t, later, maxDrift, "it lost in %d restores and the pauses after them", i+1)
 		if r := s.Records[0]; r.Decision != clockpage.Anchored.String() || r.TSC != "moved" || s.State != control.Correcting {
 			t.Errorf("the restore: %s, %+v", s.State, r)
 		}

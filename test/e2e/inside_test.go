@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"ftclock/test/check"
 	"ftclock/test/guest"
 	"ftclock/test/privatelibvirt"
 	"ftclock/test/qmp"
@@ -32,15 +33,10 @@ const (
 
 // QEMU pauses its guest for reasons of its own. Whoever lets it go on, the policy says what becomes of its clock.
 func TestKVMPausesInsideQEMU(t *testing.T) {
-	dir, err := privatelibvirt.QEMUDir("inside")
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := check.Value(privatelibvirt.QEMUDir("inside"))(t)
 	full := fullDisk(t)
 	x := managed("inside", clockElement)
-	if _, err := privatelibvirt.AddMonitor(x); err != nil {
-		t.Fatal(err)
-	}
+	check.Value(privatelibvirt.AddMonitor(x))(t)
 	x.OnCrash = "preserve"
 	x.Devices.Watchdogs = []libvirtxml.DomainWatchdog{{Model: "ib700", Action: "pause"}}
 	x.Devices.Panics = []libvirtxml.DomainPanic{{Model: "isa"}}
@@ -68,9 +64,7 @@ func TestKVMPausesInsideQEMU(t *testing.T) {
 		awaitState(t, d, state)
 		awaitStop(t, monitor)
 		time.Sleep(rulePause)
-		if err := d.Resume(); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, d.Resume())
 	}
 	t.Run("I/O error", func(t *testing.T) {
 		underRules(t, rules, d, clock, true, func(t *testing.T) {
@@ -120,16 +114,11 @@ func TestKVMPausesInsideQEMU(t *testing.T) {
 	t.Run("gdb", func(t *testing.T) {
 		socket := filepath.Join(dir, "gdb.sock")
 		human(t, d, "gdbserver unix:"+socket+",server=on,wait=off")
-		gdb, err := net.Dial("unix", socket)
-		if err != nil {
-			t.Fatal(err)
-		}
+		gdb := check.Value(net.Dial("unix", socket))(t)
 		defer gdb.Close()
 		send := func(t *testing.T, text string) {
 			t.Helper()
-			if _, err := gdb.Write([]byte(text)); err != nil {
-				t.Fatal(err)
-			}
+			check.Value(gdb.Write([]byte(text)))(t)
 		}
 		go func() { _, _ = io.Copy(io.Discard, gdb) }()
 		awaitState(t, d, libvirt.DOMAIN_PAUSED) // who connects stops the guest
@@ -177,18 +166,13 @@ type fullFS struct {
 
 func fullDisk(t *testing.T) *fullFS {
 	t.Helper()
-	dir, err := privatelibvirt.QEMUDir("full")
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := check.Value(privatelibvirt.QEMUDir("full"))(t)
 	if err := unix.Mount("ftclock-test", dir, "tmpfs", 0, "mode=0755,size=64k"); err != nil {
 		t.Fatal("mounting a small tmpfs: ", err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 	f := &fullFS{dir: dir, disk: filepath.Join(dir, "disk")}
-	if err := errors.Join(os.WriteFile(f.disk, nil, 0o644), os.Truncate(f.disk, 1<<20)); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, errors.Join(os.WriteFile(f.disk, nil, 0o644), os.Truncate(f.disk, 1<<20)))
 	return f
 }
 
@@ -201,9 +185,7 @@ func (f *fullFS) fill(t *testing.T) {
 
 func (f *fullFS) makeRoom(t *testing.T) {
 	t.Helper()
-	if err := os.Remove(filepath.Join(f.dir, "filler")); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.Remove(filepath.Join(f.dir, "filler")))
 }
 
 // nextSector is a sector on a page of the file that doesn't exist yet.
@@ -216,22 +198,11 @@ func (f *fullFS) nextSector() uint32 {
 func writeSector(t *testing.T, hands *guest.Hands, sector uint32) {
 	t.Helper()
 	for i, value := range []byte{1, byte(sector), byte(sector >> 8), byte(sector >> 16), 0xe0, 0x30} { // WRITE SECTORS
-		if err := hands.Out8(portIDECount+uint16(i), value); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, hands.Out8(portIDECount+uint16(i), value))
 	}
-	for deadline := time.Now().Add(3 * time.Minute); ; {
-		status, err := hands.In8(portIDECommand)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if status&0x88 == 0x08 { // DRQ, and not BSY
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("the disk isn't ready: status %#x", status)
-		}
-	}
+	check.Await(t, 3*time.Minute, 0, func() bool {
+		return check.Value(hands.In8(portIDECommand))(t)&0x88 == 0x08 // DRQ, and not BSY
+	}, "the disk being ready")
 	hands.LastOut16(portIDEData, 0x5a5a, 256)
 }
 
@@ -239,14 +210,9 @@ func writeSector(t *testing.T, hands *guest.Hands, sector uint32) {
 func discard(t *testing.T, dir string) string {
 	t.Helper()
 	path := filepath.Join(dir, "sink.sock")
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := check.Value(net.Listen("unix", path))(t)
 	t.Cleanup(func() { _ = l.Close() })
-	if err := os.Chmod(path, 0o777); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.Chmod(path, 0o777))
 	go func() {
 		for {
 			c, err := l.Accept()
@@ -263,24 +229,13 @@ func discard(t *testing.T, dir string) string {
 // awaitStop waits until QEMU has paused its guest: libvirt may know the reason before that.
 func awaitStop(t *testing.T, monitor *qmp.Conn) {
 	t.Helper()
-	for deadline := time.Now().Add(3 * time.Minute); ; time.Sleep(time.Millisecond) {
+	check.Await(t, 3*time.Minute, time.Millisecond, func() bool {
 		var status struct {
 			Running bool `json:"running"`
 		}
-		answer, err := monitor.Execute("query-status", nil)
-		if err == nil {
-			err = json.Unmarshal(answer, &status)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !status.Running {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("QEMU doesn't pause its guest")
-		}
-	}
+		check.NoError(t, json.Unmarshal(check.Value(monitor.Execute("query-status", nil))(t), &status))
+		return !status.Running
+	}, "QEMU's pause")
 }
 
 // awaitMigration waits until QEMU's migration is in that state.
@@ -292,13 +247,7 @@ func awaitMigration(t *testing.T, monitor *qmp.Conn, want string) {
 	}
 	for deadline := time.Now().Add(3 * time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		ask := func(command string, to any) {
-			answer, err := monitor.Execute(command, nil)
-			if err == nil {
-				err = json.Unmarshal(answer, to)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
+			check.NoError(t, json.Unmarshal(check.Value(monitor.Execute(command, nil))(t), to))
 		}
 		ask("query-migrate", &last)
 		// QEMU says "completed" before it has finalized it, and refuses a cont until then.
@@ -321,18 +270,13 @@ func capability(name string, on bool) map[string]any {
 // execute runs a command on a monitor; it must succeed.
 func execute(t *testing.T, monitor *qmp.Conn, command string, arguments any) {
 	t.Helper()
-	if _, err := monitor.Execute(command, arguments); err != nil {
-		t.Fatal(err)
-	}
+	check.Value(monitor.Execute(command, arguments))(t)
 }
 
 // human runs a command of QEMU's human monitor through libvirt; it must say nothing.
 func human(t *testing.T, d *privatelibvirt.Domain, command string) {
 	t.Helper()
-	answer, err := d.QemuMonitorCommand(command, libvirt.DOMAIN_QEMU_MONITOR_COMMAND_HMP)
-	if err != nil {
-		t.Fatal(err)
-	}
+	answer := check.Value(d.QemuMonitorCommand(command, libvirt.DOMAIN_QEMU_MONITOR_COMMAND_HMP))(t)
 	if answer != "" {
 		t.Logf("%s: %s", command, answer)
 	}

@@ -11,6 +11,9 @@ import (
 
 	"ftclock/clockpage"
 	"ftclock/control"
+	"ftclock/test/check"
+	"ftclock/test/domaintest"
+	"ftclock/test/guest"
 	"ftclock/test/linuxguest"
 	"ftclock/test/privatelibvirt"
 
@@ -21,18 +24,13 @@ import (
 // A tap interface comes to QEMU as a file descriptor over the monitor.
 func TestKVMHotplugOfATapInterface(t *testing.T) {
 	x := managed("tap", clockElement)
-	x.Features = &libvirtxml.DomainFeatureList{ACPI: &libvirtxml.DomainFeature{}} // PCI hot-plug is ACPI's
+	privatelibvirt.ACPI(x) // PCI hot-plug is ACPI's
 	d, _ := start(t, x)
 	const nic = `<interface type='ethernet'><mac address='52:54:00:00:00:%02x'/><model type='e1000'/></interface>`
 	for i := range 3 {
-		if err := d.AttachDeviceFlags(fmt.Sprintf(nic, i), libvirt.DOMAIN_DEVICE_MODIFY_LIVE); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, d.AttachDeviceFlags(fmt.Sprintf(nic, i), libvirt.DOMAIN_DEVICE_MODIFY_LIVE))
 	}
-	pid, err := d.PID()
-	if err != nil {
-		t.Fatal(err)
-	}
+	pid := domaintest.PID(t, d)
 	taps := 0
 	fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
 	for _, fd := range fds {
@@ -58,40 +56,22 @@ func TestKVMHotplugOfATapInterface(t *testing.T) {
 // held, and the checkpoints after it are caught up.
 func TestKVMSaveAndRestore(t *testing.T) {
 	d, clock := start(t, managed("saved", clockElement))
-	dir, err := privatelibvirt.QEMUDir("save")
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := filepath.Join(dir, "saved.state")
+	file := saveFile(t, "saved.state")
 	before := offset(t, clock)
-	for range 20 {
-		pause(t, d, 5*time.Millisecond)
-	}
+	pauses(t, d, 20, 5*time.Millisecond)
 	clock.Close()
-	if out, err := virsh("save", "saved", file); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	mustVirsh(t, "save", "saved", file)
 	nothingLeft(t)
 	time.Sleep(time.Second)
-	if out, err := virsh("restore", file); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	clock, err = d.Clock()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer clock.Close()
+	mustVirsh(t, "restore", file)
+	clock = domaintest.Clock(t, d)
 	pause(t, d, 5*time.Millisecond) // takes the new anchor
 	restored := offset(t, clock)
 	if away := restored - before; away < int64(time.Second) {
 		t.Errorf("the guest's clock went on while it was saved: it is only %d ns behind", away)
 	}
-	for range 20 {
-		pause(t, d, 5*time.Millisecond)
-	}
-	if drift := offset(t, clock) - restored; drift > maxDrift || drift < -maxDrift {
-		t.Errorf("checkpoints after the restore drift by %d ns", drift)
-	}
+	pauses(t, d, 20, 5*time.Millisecond)
+	check.Within(t, offset(t, clock)-restored, maxDrift, "checkpoints after the restore drift")
 	s := status(t, d)
 	if s.State != control.Correcting || s.Disagreements != 0 {
 		t.Errorf("status: %+v", s)
@@ -102,11 +82,7 @@ func TestKVMSaveAndRestore(t *testing.T) {
 // A saved guest that is to be caught up goes on as if it had never been away, over a save file as over a managed save. On one host
 // CLOCK_MONOTONIC_RAW carries the clock on.
 func TestKVMARestoreIsCaughtUp(t *testing.T) {
-	dir, err := privatelibvirt.QEMUDir("save")
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := filepath.Join(dir, "away.state")
+	file := saveFile(t, "away.state")
 	ways := map[string][2][]string{
 		"save":         {{"save", "away", file}, {"restore", file}},
 		"managed save": {{"managedsave", "away"}, {"start", "away"}},
@@ -129,10 +105,8 @@ func TestKVMARestoreIsCaughtUp(t *testing.T) {
 			nothingLeft(t)
 			time.Sleep(away)
 			mustVirsh(t, ways[c.way][1]...)
-			clock = reopened(t, d)
-			for range 20 {
-				pause(t, d, 5*time.Millisecond)
-			}
+			clock = domaintest.Clock(t, d)
+			pauses(t, d, 20, 5*time.Millisecond)
 			s := status(t, d)
 			checkRestored(t, s.Records[0], c.rule, clockpage.FromImport)
 			lost := lostAsRecorded(t, clock, before, s.Records[:1])
@@ -143,7 +117,7 @@ func TestKVMARestoreIsCaughtUp(t *testing.T) {
 			if s.State != control.Correcting || s.Disagreements != 0 {
 				t.Errorf("status: %+v", withoutRecords(s))
 			}
-			noBacksteps(t, clock)
+			domaintest.NoBacksteps(t, clock)
 		})
 	}
 }
@@ -173,7 +147,7 @@ func TestKVMASuspendIsHeld(t *testing.T) {
 			if c.held && lost < int64(long)-maxDrift {
 				t.Errorf("a pause of %v should have been held, but only %d ns were", long, lost)
 			}
-			if !c.held && (lost > maxDrift || lost < -maxDrift) {
+			if !c.held && guest.Off(lost) {
 				t.Errorf("a pause of %v should have been caught up: %d ns lost", long, lost)
 			}
 			if c.suspend != "" && c.held {
@@ -204,37 +178,23 @@ func TestKVMASuspendIsHeld(t *testing.T) {
 func TestKVMARenamedDomainAndAClone(t *testing.T) {
 	x := withSnapshots(t, "named", restoreRules[1].clock)
 	d, clock := start(t, x)
-	uuid, err := d.GetUUIDString()
-	if err != nil {
-		t.Fatal(err)
-	}
+	uuid := domaintest.UUID(t, d)
 	pause(t, d, 5*time.Millisecond)
 	before := offset(t, clock)
 	clock.Close()
-	if err := d.Suspend(); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, d.Suspend())
 	human(t, d, "savevm one")
-	if err := d.Destroy(); err != nil {
-		t.Fatal(err)
-	}
-	nothingLeft(t)
+	ended(t, d)
 	disk := x.Devices.Disks[0].Source.File.File
-	if out, err := exec.Command("cp", disk, disk+"-clone").CombinedOutput(); err != nil {
-		t.Fatalf("cp: %v\n%s", err, out)
-	}
+	check.Output(t, exec.Command("cp", disk, disk+"-clone"))
 
 	// QEMU is told to load the state: libvirt renames no domain that has one by its own books.
 	mustVirsh(t, "domrename", "named", "renamed")
 	d.Name, x.Name, x.UUID = "renamed", "renamed", uuid
 	privatelibvirt.AddArguments(x, "-loadvm", "one")
-	if _, err := privatelibvirt.Define(conn, x); err != nil {
-		t.Fatal(err)
-	}
-	if err := d.Create(); err != nil {
-		t.Fatal(err)
-	}
-	clock = reopened(t, d)
+	check.Value(privatelibvirt.Define(conn, x))(t)
+	check.NoError(t, d.Create())
+	clock = domaintest.Clock(t, d)
 	r := restored(t, d, clock)
 	checkRestored(t, r, "catch-up", clockpage.FromImport)
 	lostAsRecorded(t, clock, before, nil)
@@ -242,10 +202,7 @@ func TestKVMARenamedDomainAndAClone(t *testing.T) {
 	if all, pauses := kept(t, d); all.Name != "renamed" || len(pauses) != 2+6 || pauses[0].Run == pauses[7].Run {
 		t.Errorf("the record is of %s and has %d pauses, want 2 of the first run and 6 of the second: %+v", all.Name, len(pauses), pauses)
 	}
-	if err := d.Destroy(); err != nil {
-		t.Fatal(err)
-	}
-	nothingLeft(t)
+	ended(t, d)
 
 	x.Name, x.UUID, x.Devices.Disks[0].Source.File.File = "cloned", "", disk+"-clone"
 	clone, clock := start(t, x)
@@ -272,43 +229,22 @@ func TestKVMLibvirtdRestarts(t *testing.T) {
 		if i%2 == 1 {
 			stop = privatelibvirt.Kill
 		}
-		if err := stop(); err != nil {
-			t.Fatal(err)
-		}
-		if err := privatelibvirt.Start(); err != nil {
-			t.Fatal(err)
-		}
-		var err error
-		if conn, err = privatelibvirt.Connect(); err != nil {
-			t.Fatal(err)
-		}
-		if d.Domain, err = conn.LookupDomainByName("restarted"); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, stop())
+		check.NoError(t, privatelibvirt.Start())
+		reconnect(t, d)
 		if active, err := d.IsActive(); err != nil || !active {
 			t.Fatalf("the domain is gone: %v", err)
 		}
 		pause(t, d, 5*time.Millisecond)
 	}
-	if drift := offset(t, clock) - before; drift > maxDrift || drift < -maxDrift {
-		t.Errorf("drift of %d ns", drift)
-	}
+	check.Within(t, offset(t, clock)-before, maxDrift, "drift")
 }
 
 // The README's one-liner is enough.
 func TestKVMVirshMetadataAloneEnables(t *testing.T) {
 	d := define(t, privatelibvirt.GuestXML("oneliner", elf))
-	if out, err := virsh("metadata", "oneliner", "urn:ftclock:domain:1", "--key", "ftclock", "--set", "<clock/>", "--config"); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	if err := d.Create(); err != nil {
-		t.Fatal(err)
-	}
-	clock, err := d.Clock()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer clock.Close()
+	mustVirsh(t, "metadata", "oneliner", "urn:ftclock:domain:1", "--key", "ftclock", "--set", "<clock/>", "--config")
+	_ = domaintest.StartClock(t, d)
 	pause(t, d, 5*time.Millisecond)
 	if s := status(t, d); s.State != control.Correcting || s.Dropped+s.Anchored != 1 {
 		t.Errorf("status: %+v", s)
@@ -333,26 +269,13 @@ func TestKVMNames(t *testing.T) {
 	}
 }
 
-func pause(t *testing.T, d *privatelibvirt.Domain, length time.Duration) {
-	t.Helper()
-	if err := d.Suspend(); err != nil {
-		t.Fatal(err)
-	}
-	time.Sleep(length)
-	if err := d.Resume(); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // The metadata of a running domain is changed by anybody's virsh, and takes effect at the next pause. What is switched off
 // leaves the guest's clock where it is.
 func TestKVMMetadataChangedLive(t *testing.T) {
 	d, clock := start(t, managed("live", clockElement))
 	set := func(args ...string) {
 		t.Helper()
-		if out, err := virsh(append([]string{"metadata", "live", "urn:ftclock:domain:1", "--live"}, args...)...); err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
+		mustVirsh(t, append([]string{"metadata", "live", "urn:ftclock:domain:1", "--live"}, args...)...)
 	}
 	const length = 100 * time.Millisecond
 	before := offset(t, clock)
@@ -363,9 +286,7 @@ func TestKVMMetadataChangedLive(t *testing.T) {
 		return o - before
 	}
 	pause(t, d, length)
-	if n := lost(); n > maxDrift || n < -maxDrift {
-		t.Errorf("enabled: it lost %d ns", n)
-	}
+	check.Within(t, lost(), maxDrift, "enabled: it lost")
 	// The pause is longer than the new limit: a suspend, which is held.
 	set("--key", "ftclock", "--set", `<clock><on event="checkpoint" limit="10ms"/></clock>`)
 	pause(t, d, length)
@@ -373,9 +294,7 @@ func TestKVMMetadataChangedLive(t *testing.T) {
 		t.Errorf("with a limit of 10 ms it lost only %d ns of a pause of 100 ms", n)
 	}
 	set("--remove")
-	if n := lost(); n > maxDrift || n < -maxDrift {
-		t.Errorf("switching off moved the clock by %d ns", n)
-	}
+	check.Within(t, lost(), maxDrift, "switching off moved the clock")
 	pause(t, d, length)
 	if n := lost(); n < int64(length) {
 		t.Errorf("switched off, it lost only %d ns of a pause of 100 ms", n)
@@ -385,22 +304,16 @@ func TestKVMMetadataChangedLive(t *testing.T) {
 	}
 	set("--key", "ftclock", "--set", `<clock/>`)
 	pause(t, d, length)
-	if n := lost(); n > maxDrift || n < -maxDrift {
-		t.Errorf("enabled again: it lost %d ns", n)
-	}
+	check.Within(t, lost(), maxDrift, "enabled again: it lost")
 	// What can't be understood changes nothing, and is said.
 	set("--key", "ftclock", "--set", `<clock><on event="lunch"/></clock>`)
 	pause(t, d, length)
-	if n := lost(); n > maxDrift || n < -maxDrift {
-		t.Errorf("with a wrong element: it lost %d ns", n)
-	}
+	check.Within(t, lost(), maxDrift, "with a wrong element: it lost")
 	s := status(t, d)
 	if s.State != control.Correcting || !strings.Contains(strings.Join(s.Warnings, " "), `unknown value "lunch"`) {
 		t.Errorf("status: %s, warnings %q", s.State, s.Warnings)
 	}
-	if count, largest, err := clock.Backsteps(); err != nil || count != 0 {
-		t.Errorf("the guest saw time go back %d times, by up to %d ns: %v", count, largest, err)
-	}
+	domaintest.NoBacksteps(t, clock)
 }
 
 // A guest that suspends itself to memory isn't paused: nothing is recorded of it, nor of a stop and a cont meanwhile where QEMU takes
@@ -410,19 +323,15 @@ func TestKVMAGuestSuspendsItself(t *testing.T) {
 	x := linuxguest.XML("pmsuspended", image, 1)
 	x.OS.Cmdline += " ftclock_sleep=30"
 	x.PM = &libvirtxml.DomainPM{SuspendToMem: &libvirtxml.DomainPMPolicy{Enabled: "yes"}}
-	x.Metadata = &libvirtxml.DomainMetadata{XML: clockElement}
-	if _, err := privatelibvirt.AddMonitor(x); err != nil {
-		t.Fatal(err)
-	}
+	privatelibvirt.Manage(x, clockElement)
+	check.Value(privatelibvirt.AddMonitor(x))(t)
 	d, clocks := boot(t, x)
 	monitor := monitorOf(t, d)
 	pause(t, d, 5*time.Millisecond)
 	before := status(t, d).Pauses
 	awaitState(t, d, libvirt.DOMAIN_PMSUSPENDED)
 	for _, command := range []string{"stop", "cont"} {
-		if _, err := monitor.Execute(command, nil); err != nil {
-			t.Fatal(err)
-		}
+		check.Value(monitor.Execute(command, nil))(t)
 		time.Sleep(100 * time.Millisecond)
 	}
 	asleep := status(t, d)
@@ -434,19 +343,13 @@ func TestKVMAGuestSuspendsItself(t *testing.T) {
 	}
 	mustVirsh(t, "dompmwakeup", d.Name)
 	awaitState(t, d, libvirt.DOMAIN_RUNNING)
-	if err := clocks.Monotonic.WaitMoving(2 * time.Minute); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, clocks.Monotonic.WaitMoving(2*time.Minute))
 	at := offset(t, clocks.Monotonic)
-	for range 5 {
-		pause(t, d, 5*time.Millisecond)
-	}
+	pauses(t, d, 5, 5*time.Millisecond)
 	lost := offset(t, clocks.Monotonic) - at
 	s := status(t, d)
 	t.Logf("awake: it lost %d ns in 5 pauses; %+v", lost, s.Records[asleep.Pauses:])
-	if lost > maxDrift || lost < -maxDrift {
-		t.Errorf("after it woke up it lost %d ns in 5 pauses", lost)
-	}
+	check.Within(t, lost, maxDrift, "after it woke up it lost in 5 pauses")
 	if s.Disagreements != 0 || s.Reanchored != 0 || s.State != control.Correcting {
 		t.Errorf("status: %+v", withoutRecords(s))
 	}
@@ -455,5 +358,5 @@ func TestKVMAGuestSuspendsItself(t *testing.T) {
 			t.Errorf("a pause: %+v", r)
 		}
 	}
-	noBacksteps(t, clocks.Monotonic)
+	domaintest.NoBacksteps(t, clocks.Monotonic)
 }

@@ -1,21 +1,24 @@
 package e2e
 
 import (
-	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"libvirt.org/go/libvirt"
-	"libvirt.org/go/libvirtxml"
-
 	"ftclock/control"
 	"ftclock/host"
+	"ftclock/test/check"
+	"ftclock/test/domaintest"
 	"ftclock/test/guest"
+	"ftclock/test/kvmhost"
 	"ftclock/test/privatelibvirt"
 	"ftclock/test/qmp"
+
+	"libvirt.org/go/libvirt"
+	"libvirt.org/go/libvirtxml"
 )
 
 var (
@@ -28,35 +31,36 @@ func TestMain(m *testing.M) {
 	os.Exit(privatelibvirt.Main(privatelibvirt.WithGuest(&conn, &elf, m.Run), privatelibvirt.Installed("../..")))
 }
 
-const clockElement = `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`
+const (
+	maxDrift       = guest.MaxDrift
+	clockElement   = privatelibvirt.ClockElement
+	patientElement = privatelibvirt.PatientElement
+)
 
-// patientElement is for pauses that something holds up: on a starved machine they get longer than a checkpoint may be by default, and
-// would be held.
-const patientElement = `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"><ftclock:on event="checkpoint" limit="10min"/></ftclock:clock>`
+// Short names of what nearly every test here does, and maxWritten, what a guest's clock may be off by after it was written, ns.
+var (
+	pause, pauses, offset = domaintest.Pause, domaintest.Pauses, domaintest.Offset
+	status, awaitState    = domaintest.Status, domaintest.AwaitState
+	virsh                 = privatelibvirt.Virsh
+	clockWith, saveFile   = privatelibvirt.ClockWith, func(t *testing.T, name string) string { return domaintest.File(t, "save", name) }
+	maxWritten            = kvmhost.Stretched(maxDrift)
+)
 
-// managed is the guest's domain with metadata.
+// managed is the guest's domain with that metadata; "" is none.
 func managed(name, metadata string) *libvirtxml.Domain {
-	x := privatelibvirt.GuestXML(name, elf)
-	x.Metadata = &libvirtxml.DomainMetadata{XML: metadata}
-	return x
+	return privatelibvirt.Manage(privatelibvirt.GuestXML(name, elf), metadata)
 }
 
 // define defines a domain that goes with the test.
 func define(t *testing.T, x *libvirtxml.Domain) *privatelibvirt.Domain {
 	t.Helper()
-	d, err := privatelibvirt.Define(conn, x)
-	if err != nil {
-		t.Fatal(err)
-	}
+	t.Cleanup(func() { nothingLeft(t) })
+	d := domaintest.Define(t, conn, x)
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(privatelibvirt.Log(d.Name))
 			t.Log(shimLog(d.Name))
 		}
-		if err := d.Remove(); err != nil {
-			t.Error(err)
-		}
-		nothingLeft(t)
 	})
 	return d
 }
@@ -66,24 +70,14 @@ func define(t *testing.T, x *libvirtxml.Domain) *privatelibvirt.Domain {
 func start(t *testing.T, x *libvirtxml.Domain) (*privatelibvirt.Domain, *guest.Clock) {
 	t.Helper()
 	d := define(t, x)
-	if err := d.Create(); err != nil {
-		t.Fatal(err)
-	}
-	clock, err := d.Clock()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { clock.Close() })
-	return d, clock
+	return d, domaintest.StartClock(t, d)
 }
 
 // startWithMonitor starts a managed domain that has a second monitor, for an engine of its own.
 func startWithMonitor(t *testing.T, name string) (*privatelibvirt.Domain, *guest.Clock, *qmp.Conn) {
 	t.Helper()
 	x := managed(name, clockElement)
-	if _, err := privatelibvirt.AddMonitor(x); err != nil {
-		t.Fatal(err)
-	}
+	check.Value(privatelibvirt.AddMonitor(x))(t)
 	d, clock := start(t, x)
 	return d, clock, monitorOf(t, d)
 }
@@ -91,10 +85,7 @@ func startWithMonitor(t *testing.T, name string) (*privatelibvirt.Domain, *guest
 // monitorOf connects to a domain's second monitor. The connection goes with the test.
 func monitorOf(t *testing.T, d *privatelibvirt.Domain) *qmp.Conn {
 	t.Helper()
-	monitor, err := d.Monitor()
-	if err != nil {
-		t.Fatal(err)
-	}
+	monitor := check.Value(d.Monitor())(t)
 	t.Cleanup(func() { monitor.Close() })
 	return monitor
 }
@@ -136,32 +127,14 @@ func nothingLeft(t *testing.T) {
 	}
 }
 
-// status asks the domain's shim.
-func status(t *testing.T, d *privatelibvirt.Domain) *control.Status {
+// ended ends a domain, and checks that nothing is left of it.
+func ended(t *testing.T, d *privatelibvirt.Domain) {
 	t.Helper()
-	uuid, err := d.GetUUIDString()
-	if err != nil {
-		t.Fatal(err)
-	}
-	answer, err := control.Ask(control.Dir, uuid, control.Request{Do: "status", Records: 256})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return answer.Status
+	check.NoError(t, d.Destroy())
+	nothingLeft(t)
 }
 
-// offset is the guest's offset against CLOCK_MONOTONIC_RAW in ns; it grows by what the guest loses.
-func offset(t *testing.T, c *guest.Clock) int64 {
-	t.Helper()
-	o, err := c.SettledOffset()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return o
-}
-
-// virsh runs virsh and gives what it prints, and whether it succeeded.
-func virsh(args ...string) (string, error) {
-	out, err := privatelibvirt.Virsh(args...)
-	return fmt.Sprint(out), err
+// ftclockCommand is the installed command line.
+func ftclockCommand(args ...string) *exec.Cmd {
+	return exec.Command(privatelibvirt.Prefix+"/bin/ftclock", args...)
 }

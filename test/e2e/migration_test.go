@@ -11,6 +11,8 @@ import (
 
 	"ftclock/control"
 	"ftclock/host"
+	"ftclock/test/check"
+	"ftclock/test/domaintest"
 	"ftclock/test/kvmhost"
 	"ftclock/test/privatelibvirt"
 )
@@ -19,10 +21,7 @@ import (
 // anchor that came with the domain, or isn't, as the metadata says.
 func TestKVMAMigrationIsCaughtUp(t *testing.T) {
 	second, there := secondHost(t)
-	dir, err := privatelibvirt.QEMUDir("migration")
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := check.Value(privatelibvirt.QEMUDir("migration"))(t)
 	socket := "unix://" + filepath.Join(dir, "caught-up.sock")
 
 	const rule = `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"><ftclock:on event="migrate" %s/></ftclock:clock>`
@@ -40,30 +39,18 @@ func TestKVMAMigrationIsCaughtUp(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			d, clock := start(t, managed("migrated", c.metadata))
-			uuid, err := d.GetUUIDString()
-			if err != nil {
-				t.Fatal(err)
-			}
+			uuid := domaintest.UUID(t, d)
 			endsThere(t, there, "migrated")
 			before := offset(t, clock)
 			if c.published {
 				publish(t, second, privatelibvirt.URI) // before any pause: the guest's clock is known since its start
 			}
 			stateAway(t, second, socket)
-			found, err := there.LookupDomainByName("migrated")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer func() { _ = found.Free() }()
-			moved := &privatelibvirt.Domain{Domain: found, Name: d.Name}
-			clock = clockOfPID(t, pidOn(t, second.Dir, "migrated"))
+			moved := domaintest.Lookup(t, there, d.Name)
+			clock = domaintest.ClockOfProcess(t, pidOn(t, second.Dir, "migrated"))
 			pause(t, moved, 5*time.Millisecond)
 			lost := offset(t, clock) - before
-			answer, err := control.Ask(second.Dir+control.Dir, uuid, control.Request{Do: "status", Records: 256})
-			if err != nil {
-				t.Fatal(err)
-			}
-			s := answer.Status
+			s := domaintest.StatusOf(t, second.Dir+control.Dir, uuid)
 			t.Logf("the migration cost the guest's clock %d ns; %+v; warnings %q", lost, s.Records, s.Warnings)
 			r := s.Records[0]
 			if r.Decision != c.decision || !strings.Contains(r.Reason, c.reason) || c.published && r.Event != "migrate" {
@@ -81,9 +68,7 @@ func TestKVMAMigrationIsCaughtUp(t *testing.T) {
 			if said := strings.Join(warnings, "; "); (c.warning == "") != (said == "") || !strings.Contains(said, c.warning) {
 				t.Errorf("the warnings are %q, want %q", said, c.warning)
 			}
-			if count, largest, err := clock.Backsteps(); err != nil || count != 0 {
-				t.Errorf("the guest saw time go back %d times, by up to %d ns: %v", count, largest, err)
-			}
+			domaintest.NoBacksteps(t, clock)
 		})
 	}
 }
@@ -91,19 +76,13 @@ func TestKVMAMigrationIsCaughtUp(t *testing.T) {
 // secondHost starts a second libvirt, to migrate to, that goes with the test.
 func secondHost(t *testing.T, qemuConf ...string) (*privatelibvirt.Second, *libvirt.Connect) {
 	t.Helper()
-	second, err := privatelibvirt.StartSecond(qemuConf...)
-	if err != nil {
-		t.Fatal(err)
-	}
+	second := check.Value(privatelibvirt.StartSecond(qemuConf...))(t)
 	t.Cleanup(func() {
 		if err := second.Stop(); err != nil {
 			t.Error(err)
 		}
 	})
-	conn, err := second.Connect()
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := check.Value(second.Connect())(t)
 	t.Cleanup(func() { _, _ = conn.Close() })
 	return second, conn
 }
@@ -132,7 +111,5 @@ var maxMigration = kvmhost.Stretched(300_000)
 // stateAway migrates the guest to the second host.
 func stateAway(t *testing.T, second *privatelibvirt.Second, socket string) {
 	t.Helper()
-	if out, err := virsh("migrate", "migrated", second.URI, "--live", "--migrateuri", socket); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	mustVirsh(t, "migrate", "migrated", second.URI, "--live", "--migrateuri", socket)
 }

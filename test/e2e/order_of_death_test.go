@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"ftclock/test/check"
+	"ftclock/test/domaintest"
 	"ftclock/test/privatelibvirt"
 
 	"golang.org/x/sys/unix"
@@ -18,13 +20,8 @@ import (
 func TestKVMQEMUDies(t *testing.T) {
 	d, _ := start(t, managed("dies", clockElement))
 	pause(t, d, 5*time.Millisecond)
-	pid, err := d.PID()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
+	pid := domaintest.PID(t, d)
+	check.NoError(t, unix.Kill(pid, unix.SIGKILL))
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		state, reason, err := d.GetState()
 		if err == nil && state == libvirt.DOMAIN_SHUTOFF {
@@ -44,20 +41,13 @@ func TestKVMQEMUDies(t *testing.T) {
 func TestKVMASecondClientWaits(t *testing.T) {
 	for name, x := range map[string]string{"stock": "", "ftclock": clockElement} {
 		t.Run(name, func(t *testing.T) {
-			domain := managed("queue-"+name, x)
-			if x == "" {
-				domain.Metadata = nil
-			}
-			d, _ := start(t, domain)
+			d, _ := start(t, managed("queue-"+name, x))
 			sockets, err := filepath.Glob("/var/lib/libvirt/qemu/domain-*/monitor.sock")
 			if err != nil || len(sockets) != 1 {
 				t.Fatalf("sockets: %v, %v", sockets, err)
 			}
 			t.Chdir(filepath.Dir(sockets[0])) // the whole path may be too long for an address
-			second, err := net.Dial("unix", "monitor.sock")
-			if err != nil {
-				t.Fatal(err)
-			}
+			second := check.Value(net.Dial("unix", "monitor.sock"))(t)
 			defer second.Close()
 			_ = second.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
 			if n, err := second.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -65,24 +55,15 @@ func TestKVMASecondClientWaits(t *testing.T) {
 			}
 			// libvirt goes on; once it is gone, the second one's turn comes.
 			pause(t, d, 5*time.Millisecond)
-			if err := privatelibvirt.Kill(); err != nil {
-				t.Fatal(err)
-			}
+			check.NoError(t, privatelibvirt.Kill())
 			_ = second.SetReadDeadline(time.Now().Add(time.Minute))
 			greeting := make([]byte, 8)
 			if n, err := second.Read(greeting); err != nil || string(greeting[:n]) != `{"QMP": ` {
 				t.Errorf("after libvirtd's end it gets %q, %v", greeting[:n], err)
 			}
 			second.Close()
-			if err := privatelibvirt.Start(); err != nil {
-				t.Fatal(err)
-			}
-			if conn, err = libvirt.NewConnect(privatelibvirt.URI); err != nil {
-				t.Fatal(err)
-			}
-			if d.Domain, err = conn.LookupDomainByName(d.Name); err != nil {
-				t.Fatal(err)
-			}
+			check.NoError(t, privatelibvirt.Start())
+			reconnect(t, d)
 			pause(t, d, 5*time.Millisecond)
 		})
 	}

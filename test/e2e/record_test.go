@@ -27,6 +27,8 @@ import (
 	"ftclock/host"
 	"ftclock/record"
 	"ftclock/report"
+	"ftclock/test/check"
+	"ftclock/test/domaintest"
 	"ftclock/test/guest"
 	"ftclock/test/privatelibvirt"
 )
@@ -37,15 +39,9 @@ const agreeWithin = time.Microsecond
 // kept reads a domain's record, after its shim has written what it has.
 func kept(t *testing.T, d *privatelibvirt.Domain) (*record.Record, []record.Pause) {
 	t.Helper()
-	uuid, err := d.GetUUIDString()
-	if err != nil {
-		t.Fatal(err)
-	}
+	uuid := domaintest.UUID(t, d)
 	_, _ = control.Ask(control.Dir, uuid, control.Request{Do: "status"})
-	r, err := record.Read(host.DataDir, uuid, time.Time{}, time.Time{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := check.Value(record.Read(host.DataDir, uuid, time.Time{}, time.Time{}))(t)
 	pauses, problems, err := record.Pauses(host.DataDir, uuid, time.Time{}, time.Time{})
 	if err != nil || len(problems) > 0 {
 		t.Fatal(problems, err)
@@ -69,17 +65,12 @@ func metricsOf(t *testing.T) map[string]float64 {
 // metricsBy is metricsOf for another user, whom the exporter must warn so.
 func metricsBy(t *testing.T, who *syscall.Credential, warning string) map[string]float64 {
 	t.Helper()
-	cmd := exec.Command(privatelibvirt.Prefix+"/bin/ftclock", "exporter", "--listen", "127.0.0.1:0")
+	cmd := ftclockCommand("exporter", "--listen", "127.0.0.1:0")
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: who}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	out := check.Value(cmd.StdoutPipe())(t)
+	check.NoError(t, cmd.Start())
 	defer func() {
 		_ = cmd.Process.Signal(unix.SIGTERM)
 		if err := cmd.Wait(); err != nil {
@@ -89,20 +80,11 @@ func metricsBy(t *testing.T, who *syscall.Credential, warning string) map[string
 			t.Errorf("the exporter says %q, want %q", said, warning)
 		}
 	}()
-	line, err := bufio.NewReader(out).ReadString('\n')
-	if err != nil {
-		t.Fatal(err)
-	}
-	answer, err := http.Get(regexp.MustCompile(`http://\S+`).FindString(line))
-	if err != nil {
-		t.Fatal(err)
-	}
+	line := check.Value(bufio.NewReader(out).ReadString('\n'))(t)
+	answer := check.Value(http.Get(regexp.MustCompile(`http://\S+`).FindString(line)))(t)
 	defer http.DefaultClient.CloseIdleConnections()
 	defer answer.Body.Close()
-	text, err := io.ReadAll(answer.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := check.Value(io.ReadAll(answer.Body))(t)
 	values := map[string]float64{}
 	for line := range strings.Lines(string(text)) {
 		line = strings.TrimSpace(line)
@@ -120,7 +102,7 @@ func metricsBy(t *testing.T, who *syscall.Credential, warning string) map[string
 // statusJSON is what `ftclock status --format json` says of each domain; its exit code is code.
 func statusJSON(t *testing.T, code int) map[string]control.Status {
 	t.Helper()
-	out, err := exec.Command(privatelibvirt.Prefix+"/bin/ftclock", "status", "--format", "json", "--records", "1").Output()
+	out, err := ftclockCommand("status", "--format", "json", "--records", "1").Output()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && exit.ExitCode() == code {
 		err = nil
@@ -197,10 +179,7 @@ func TestKVMStatusExporterAndRecordAgree(t *testing.T) {
 	const rate = 20
 	domains, length, measuring := 4, 6*time.Second, map[int]bool{0: true, 3: true}
 	if text := os.Getenv("FTCLOCK_RECORD_TIME"); text != "" {
-		var err error
-		if length, err = time.ParseDuration(text); err != nil {
-			t.Fatal(err)
-		}
+		length = check.Value(time.ParseDuration(text))(t)
 		domains = 8
 		for i := range domains {
 			measuring[i] = true
@@ -221,9 +200,7 @@ func TestKVMStatusExporterAndRecordAgree(t *testing.T) {
 		}
 		x.OS.Kernel = ""
 		d := define(t, x)
-		if err := d.Create(); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, d.Create())
 		all = append(all, &subject{Domain: d})
 	}
 	t.Cleanup(func() { // all at once: what is left is looked for at the end of each
@@ -346,7 +323,7 @@ func TestKVMStatusExporterAndRecordAgree(t *testing.T) {
 	if out := ftclock(t, "verify", all[0].Name); !strings.Contains(out, "kvmclock holds") {
 		t.Error(out)
 	}
-	out, err := exec.Command(privatelibvirt.Prefix+"/bin/ftclock", "verify", watched.Name).CombinedOutput()
+	out, err := ftclockCommand("verify", watched.Name).CombinedOutput()
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(string(out), "doesn't hold") || !strings.Contains(string(out), "only watched") {
 		t.Errorf("%v: %s", err, out)
@@ -358,26 +335,14 @@ func TestKVMStatusExporterAndRecordAgree(t *testing.T) {
 // version's file in the domain's directory is let alone.
 func TestKVMRecordShowsGaps(t *testing.T) {
 	d, _ := start(t, privatelibvirt.GuestXML("gaps", elf))
-	uuid, err := d.GetUUIDString()
-	if err != nil {
-		t.Fatal(err)
-	}
+	uuid := domaintest.UUID(t, d)
 	dir := record.Path(host.DataDir, uuid)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.MkdirAll(dir, 0o700))
 	newer := filepath.Join(dir, "timeline-000003.log")
 	const text = `831a2e30 {"kind":"head","format":"ftclock-record","version":2,"holds":"timeline","uuid":""}` + "\nwhat version 2 has\n"
-	if err := os.WriteFile(newer, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.WriteFile(newer, []byte(text), 0o600))
 	ftclock(t, "enable", "gaps", "--live")
-	pauses := func(n int) {
-		for range n {
-			pause(t, d, time.Millisecond)
-		}
-	}
-	pauses(20)
+	pauses(t, d, 20, time.Millisecond)
 	s := status(t, d)
 	for _, pid := range []int{s.Keeper, s.Shim} {
 		if err := unix.Kill(pid, unix.SIGSTOP); err != nil { // or one would replace the other
@@ -385,13 +350,11 @@ func TestKVMRecordShowsGaps(t *testing.T) {
 		}
 	}
 	for _, pid := range []int{s.Keeper, s.Shim} {
-		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, unix.Kill(pid, unix.SIGKILL))
 	}
-	pauses(300)
+	pauses(t, d, 300, time.Millisecond)
 	ftclock(t, "enable", "gaps", "--live")
-	pauses(20)
+	pauses(t, d, 20, time.Millisecond)
 	s = status(t, d)
 	r, _ := kept(t, d)
 	total := r.Total()
@@ -435,7 +398,7 @@ func TestKVMRecordShowsGaps(t *testing.T) {
 func gapsInReport(t *testing.T, name string) {
 	t.Helper()
 	made := func(format string) []byte {
-		out, err := exec.Command(privatelibvirt.Prefix+"/bin/ftclock", "report", name, "--format", format).Output()
+		out, err := ftclockCommand("report", name, "--format", format).Output()
 		var exit *exec.ExitError
 		if !errors.As(err, &exit) || exit.ExitCode() != 1 { // the newer version's file couldn't be read
 			t.Fatalf("the report as %s: %v", format, err)
@@ -443,9 +406,7 @@ func gapsInReport(t *testing.T, name string) {
 		return out
 	}
 	var r report.Report
-	if err := json.Unmarshal(made("json"), &r); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, json.Unmarshal(made("json"), &r))
 	page := string(made("html"))
 	for _, kind := range []record.GapKind{record.Down, record.NotKept, record.Newer} {
 		if !slices.ContainsFunc(r.Gaps, func(g report.Gap) bool { return g.Kind == string(kind) }) || !strings.Contains(page, string(kind)) {
@@ -467,9 +428,7 @@ func TestKVMRecordSurvivesKills(t *testing.T) {
 	for i := range 200 {
 		pause(t, d, 2*time.Millisecond)
 		if i%20 == 10 {
-			if err := unix.Kill(status(t, d).Shim, unix.SIGKILL); err != nil {
-				t.Fatal(err)
-			}
+			check.NoError(t, unix.Kill(status(t, d).Shim, unix.SIGKILL))
 			kills++
 		}
 	}
@@ -487,18 +446,11 @@ func TestKVMRecordSurvivesKills(t *testing.T) {
 func TestKVMNoRoomForTheRecord(t *testing.T) {
 	d, clock := start(t, managed("full", clockElement))
 	pause(t, d, 5*time.Millisecond)
-	uuid, err := d.GetUUIDString()
-	if err != nil {
-		t.Fatal(err)
-	}
+	uuid := domaintest.UUID(t, d)
 	_ = status(t, d)
 	dir := record.Path(host.DataDir, uuid)
-	if err := unix.Mount("ftclock-test", dir, "tmpfs", 0, "size=4k"); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "full"), make([]byte, 4096), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, unix.Mount("ftclock-test", dir, "tmpfs", 0, "size=4k"))
+	check.NoError(t, os.WriteFile(filepath.Join(dir, "full"), make([]byte, 4096), 0o600))
 	mounted := true
 	t.Cleanup(func() {
 		if mounted {
@@ -506,13 +458,9 @@ func TestKVMNoRoomForTheRecord(t *testing.T) {
 		}
 	})
 	before := offset(t, clock)
-	for range 50 {
-		pause(t, d, 5*time.Millisecond)
-	}
+	pauses(t, d, 50, 5*time.Millisecond)
 	s := status(t, d)
-	if drift := offset(t, clock) - before; drift > maxDrift || drift < -maxDrift {
-		t.Errorf("drift of %d ns", drift)
-	}
+	check.Within(t, offset(t, clock)-before, maxDrift, "drift")
 	if s.State != control.Correcting || s.Kept == nil || !strings.Contains(s.Kept.Problem, "no space left") {
 		t.Errorf("status: %s, %+v", s.State, s.Kept)
 	}
@@ -522,9 +470,7 @@ func TestKVMNoRoomForTheRecord(t *testing.T) {
 	if n := strings.Count(shimLog("full"), "the record of this clock isn't kept"); n != 1 {
 		t.Errorf("it is logged %d times:\n%s", n, shimLog("full"))
 	}
-	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, unix.Unmount(dir, unix.MNT_DETACH))
 	mounted = false
 	pause(t, d, 5*time.Millisecond)
 	s = status(t, d)
@@ -538,7 +484,7 @@ func TestKVMNoRoomForTheRecord(t *testing.T) {
 func TestKVMWithoutRights(t *testing.T) {
 	d, _ := start(t, managed("rights", clockElement))
 	for _, args := range [][]string{{"status"}, {"verify", d.Name}} {
-		cmd := exec.Command(privatelibvirt.Prefix+"/bin/ftclock", args...)
+		cmd := ftclockCommand(args...)
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 		out, err := cmd.CombinedOutput()
 		var exit *exec.ExitError

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"ftclock/clockpage"
+	"ftclock/test/check"
+	"ftclock/test/domaintest"
 	"ftclock/test/guest"
 	"ftclock/test/privatelibvirt"
 
@@ -21,7 +23,7 @@ const (
 // resettable is a domain with what ends a guest's run.
 func resettable(name, clock, onCrash string) *libvirtxml.Domain {
 	x := managed(name, clock)
-	x.Features = &libvirtxml.DomainFeatureList{ACPI: &libvirtxml.DomainFeature{}}
+	privatelibvirt.ACPI(x)
 	x.OnCrash = onCrash
 	x.Devices.Panics = []libvirtxml.DomainPanic{{Model: "isa"}}
 	return x
@@ -30,22 +32,13 @@ func resettable(name, clock, onCrash string) *libvirtxml.Domain {
 // rebooted has the guest boot again by what do does, and waits until it runs.
 func rebooted(t *testing.T, clock *guest.Clock, do func()) {
 	t.Helper()
-	before, err := clock.Steady()
-	if err != nil {
-		t.Fatal(err)
-	}
+	before := check.Value(clock.Steady())(t)
 	do()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		if r, err := clock.Read(); err == nil && r.Loops < before.Loops {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the guest doesn't boot again")
-		}
-	}
-	if err := clock.WaitMoving(time.Minute); err != nil {
-		t.Fatal(err)
-	}
+	check.Await(t, time.Minute, 20*time.Millisecond, func() bool {
+		r, err := clock.Read()
+		return err == nil && r.Loops < before.Loops
+	}, "the guest's next boot")
+	check.NoError(t, clock.WaitMoving(time.Minute))
 }
 
 // The host's side of kvmclock goes on over a reset, whoever makes it: nothing is lost, nothing corrected, and the anchor
@@ -60,17 +53,13 @@ func TestKVMAResetLeavesTheClockAlone(t *testing.T) {
 		pauses       uint64 // that it takes
 	}{
 		{"virsh reset", clockElement, func(t *testing.T) {
-			if out, err := virsh("reset", "reset"); err != nil {
-				t.Fatalf("%v\n%s", err, out)
-			}
+			mustVirsh(t, "reset", "reset")
 		}, 0},
 		{"triple fault", rules[1].clock, func(*testing.T) { hands.TripleFault() }, 0},
 		{"keyboard controller", clockElement, func(*testing.T) { hands.LastOut8(0x64, 0xfe) }, 0},
 		{"in a pause", clockElement, func(t *testing.T) {
 			for _, do := range []func() error{d.Suspend, func() error { return d.Reset(0) }, d.Resume} {
-				if err := do(); err != nil {
-					t.Fatal(err)
-				}
+				check.NoError(t, do())
 			}
 		}, 1},
 	} {
@@ -84,14 +73,12 @@ func TestKVMAResetLeavesTheClockAlone(t *testing.T) {
 			}
 			lostAsRecorded(t, clock, before, nil)
 			setPolicy(t, d, clockElement)
-			for range 20 {
-				pause(t, d, 5*time.Millisecond)
-			}
+			pauses(t, d, 20, 5*time.Millisecond)
 			lostAsRecorded(t, clock, before, nil)
 			if s := status(t, d); s.Held != 0 || s.Reanchored != 0 || s.Disagreements != 0 || len(s.Warnings) != 0 {
 				t.Errorf("status: %+v", withoutRecords(s))
 			}
-			noBacksteps(t, clock)
+			domaintest.NoBacksteps(t, clock)
 		})
 	}
 }
@@ -100,9 +87,7 @@ func TestKVMAResetLeavesTheClockAlone(t *testing.T) {
 func TestKVMAReboot(t *testing.T) {
 	reboot := func(t *testing.T, d *privatelibvirt.Domain, hands *guest.Hands) {
 		// The guest doesn't hear the power button, but libvirt notes what it is to do next.
-		if err := d.Reboot(libvirt.DOMAIN_REBOOT_ACPI_POWER_BTN); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, d.Reboot(libvirt.DOMAIN_REBOOT_ACPI_POWER_BTN))
 		hands.LastOut16(portACPI, powerOff, 1)
 	}
 	crash := func(_ *testing.T, _ *privatelibvirt.Domain, hands *guest.Hands) { hands.LastOut8(portPanic, 1) }
@@ -134,7 +119,7 @@ func TestKVMAReboot(t *testing.T) {
 			if held := r.Decision == clockpage.Held.String(); held == c.rule.caughtUp || !r.Ordered || r.Event != c.rule.event.String() {
 				t.Errorf("record: %+v", r)
 			}
-			noBacksteps(t, clock)
+			domaintest.NoBacksteps(t, clock)
 		})
 	}
 }
@@ -169,17 +154,8 @@ func TestKVMShutdownAndStart(t *testing.T) {
 func startsAnew(t *testing.T, d *privatelibvirt.Domain) {
 	t.Helper()
 	begin := guest.Raw()
-	if err := d.Create(); err != nil {
-		t.Fatal(err)
-	}
-	clock, err := d.Clock()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer clock.Close()
-	for range 20 {
-		pause(t, d, 5*time.Millisecond)
-	}
+	clock := domaintest.StartClock(t, d)
+	pauses(t, d, 20, 5*time.Millisecond)
 	if o := offset(t, clock); o < begin {
 		t.Errorf("the guest's clock began %v before the guest", time.Duration(begin-o))
 	}
@@ -190,5 +166,5 @@ func startsAnew(t *testing.T, d *privatelibvirt.Domain) {
 	if r := s.Records[0]; r.Event != clockpage.Start.String() || r.Decision != clockpage.Passed.String() || r.Reason != clockpage.First.String() {
 		t.Errorf("the first record: %+v", r)
 	}
-	noBacksteps(t, clock)
+	domaintest.NoBacksteps(t, clock)
 }

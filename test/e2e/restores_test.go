@@ -4,23 +4,24 @@ import (
 	"bytes"
 	"encoding/json"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"libvirt.org/go/libvirt"
-	"libvirt.org/go/libvirtxml"
-
 	"ftclock/clockpage"
 	"ftclock/control"
 	"ftclock/host"
+	"ftclock/test/check"
+	"ftclock/test/domaintest"
 	"ftclock/test/guest"
 	"ftclock/test/linuxguest"
 	"ftclock/test/privatelibvirt"
 	metadata "ftclock/xml-templates"
+
+	"libvirt.org/go/libvirt"
+	"libvirt.org/go/libvirtxml"
 )
 
 // restoreRules are what the metadata can say of a loaded state.
@@ -44,9 +45,7 @@ func asRecorded(t *testing.T, clock *guest.Clock, r control.Record) {
 // restored gives the record of the state that was loaded last, after some checkpoints that change nothing about it.
 func restored(t *testing.T, d *privatelibvirt.Domain, clock *guest.Clock) control.Record {
 	t.Helper()
-	for range 5 {
-		pause(t, d, 5*time.Millisecond)
-	}
+	pauses(t, d, 5, 5*time.Millisecond)
 	s := status(t, d)
 	if s.State != control.Correcting || s.Disagreements != 0 || s.Reanchored != 0 || !s.Anchor.Valid {
 		t.Errorf("status: %+v", withoutRecords(s))
@@ -57,7 +56,7 @@ func restored(t *testing.T, d *privatelibvirt.Domain, clock *guest.Clock) contro
 		t.Errorf("a loaded state is taken for something else: %+v", r)
 	}
 	asRecorded(t, clock, r)
-	noBacksteps(t, clock)
+	domaintest.NoBacksteps(t, clock)
 	return r
 }
 
@@ -93,38 +92,18 @@ func carriedOn(t *testing.T, clock *guest.Clock, before int64, rule string) {
 	}
 }
 
-// reopened is the clock of a domain that has a new QEMU.
-func reopened(t *testing.T, d *privatelibvirt.Domain) *guest.Clock {
-	t.Helper()
-	clock, err := d.Clock()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = clock.Close() })
-	return clock
-}
-
 // mustVirsh runs virsh, which must succeed.
 func mustVirsh(t *testing.T, args ...string) {
 	t.Helper()
-	if out, err := virsh(args...); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	check.Value(virsh(args...))(t)
 }
 
 // withSnapshots is a domain whose disk holds snapshots.
 func withSnapshots(t *testing.T, name, clock string) *libvirtxml.Domain {
 	t.Helper()
-	dir, err := privatelibvirt.QEMUDir("snapshots")
-	if err != nil {
-		t.Fatal(err)
-	}
-	disk := filepath.Join(dir, name)
-	if out, err := exec.Command("qemu-img", "create", "-f", "qcow2", disk, "4M").CombinedOutput(); err != nil {
-		t.Fatalf("qemu-img: %v\n%s", err, out)
-	}
+	disk := domaintest.Disk(t, domaintest.File(t, "snapshots", name))
 	x := managed(name, clock)
-	x.Devices.Disks = []libvirtxml.DomainDisk{qcow2(disk)}
+	x.Devices.Disks = []libvirtxml.DomainDisk{privatelibvirt.QCOW2(disk)}
 	return x
 }
 
@@ -170,16 +149,13 @@ func TestKVMInternalSnapshots(t *testing.T) {
 
 			// While it runs, and while it is shut off. What its clock read before the snapshot was made is in its metadata.
 			mustVirsh(t, "snapshot-revert", "snapshots", "one")
-			clock = reopened(t, d)
+			clock = domaintest.Clock(t, d)
 			running := restored(t, d, clock)
 			carriedOn(t, clock, before, c.name)
 			clock.Close()
-			if err := d.Destroy(); err != nil {
-				t.Fatal(err)
-			}
-			nothingLeft(t)
+			ended(t, d)
 			mustVirsh(t, "snapshot-revert", "snapshots", "one", "--running")
-			clock = reopened(t, d)
+			clock = domaintest.Clock(t, d)
 			off := restored(t, d, clock)
 			carriedOn(t, clock, before, c.name)
 			clock.Close()
@@ -198,7 +174,7 @@ func TestKVMInternalSnapshots(t *testing.T) {
 			nothingLeft(t)
 			time.Sleep(rulePause)
 			mustVirsh(t, "snapshot-revert", "snapshots", "two", "--running")
-			clock = reopened(t, d)
+			clock = domaintest.Clock(t, d)
 			checkRestored(t, restored(t, d, clock), c.name, how)
 		})
 	}
@@ -214,17 +190,11 @@ func TestKVMASnapshotLoadedOverTheMonitor(t *testing.T) {
 			pause(t, d, 5*time.Millisecond)
 			before := offset(t, clock)
 			ftclock(t, "anchor", "publish")
-			anchor, err := virsh("metadata", name, metadata.AnchorNamespace)
-			if err != nil {
-				t.Fatal(err)
-			}
+			anchor := check.Value(virsh("metadata", name, metadata.AnchorNamespace))(t)
 			human(t, d, "savevm one")
 			lostAsRecorded(t, clock, before, nil)
 			clock.Close()
-			if err := d.Destroy(); err != nil {
-				t.Fatal(err)
-			}
-			nothingLeft(t)
+			ended(t, d)
 			time.Sleep(rulePause)
 
 			mustVirsh(t, "metadata", name, metadata.AnchorNamespace, "--config", "--key", "ftclock", "--set", strings.TrimSpace(anchor))
@@ -241,7 +211,7 @@ func TestKVMASnapshotLoadedOverTheMonitor(t *testing.T) {
 				}
 			}
 			mustVirsh(t, "resume", name)
-			clock = reopened(t, d)
+			clock = domaintest.Clock(t, d)
 			checkRestored(t, restored(t, d, clock), c.name, clockpage.FromImport)
 			carriedOn(t, clock, before, c.name)
 		})
@@ -250,11 +220,7 @@ func TestKVMASnapshotLoadedOverTheMonitor(t *testing.T) {
 
 // External snapshots of the memory. libvirt 9.0 doesn't revert to them itself, but restores their file as a saved state.
 func TestKVMExternalMemorySnapshots(t *testing.T) {
-	dir, err := privatelibvirt.QEMUDir("snapshots")
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := filepath.Join(dir, "memory")
+	file := domaintest.File(t, "snapshots", "memory")
 	for _, c := range restoreRules[:2] {
 		t.Run(c.name, func(t *testing.T) {
 			d, clock := start(t, managed("external", c.clock))
@@ -273,12 +239,9 @@ func TestKVMExternalMemorySnapshots(t *testing.T) {
 				}
 			}
 			clock.Close()
-			if err := d.Destroy(); err != nil {
-				t.Fatal(err)
-			}
-			nothingLeft(t)
+			ended(t, d)
 			mustVirsh(t, "restore", file)
-			clock = reopened(t, d)
+			clock = domaintest.Clock(t, d)
 			r := restored(t, d, clock)
 			if c.name == "default" { // no anchor was published
 				checkRestored(t, r, c.name, 0)
@@ -293,7 +256,7 @@ func TestKVMExternalMemorySnapshots(t *testing.T) {
 			nothingLeft(t)
 			time.Sleep(rulePause)
 			mustVirsh(t, "restore", file)
-			clock = reopened(t, d)
+			clock = domaintest.Clock(t, d)
 			checkRestored(t, restored(t, d, clock), c.name, clockpage.FromImport)
 			carriedOn(t, clock, first, c.name)
 		})
@@ -303,18 +266,11 @@ func TestKVMExternalMemorySnapshots(t *testing.T) {
 // A saved state that is restored on another host, which knows nothing of its stop, is caught up from the anchor that came with it.
 func TestKVMARestoreOnAnotherHost(t *testing.T) {
 	second, there := secondHost(t)
-	dir, err := privatelibvirt.QEMUDir("save")
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := filepath.Join(dir, "elsewhere.state")
+	file := saveFile(t, "elsewhere.state")
 	for _, c := range restoreRules {
 		t.Run(c.name, func(t *testing.T) {
 			d, clock := start(t, managed("elsewhere", c.clock))
-			uuid, err := d.GetUUIDString()
-			if err != nil {
-				t.Fatal(err)
-			}
+			uuid := domaintest.UUID(t, d)
 			endsThere(t, there, "elsewhere")
 			pause(t, d, 5*time.Millisecond)
 			ftclock(t, "anchor", "publish")
@@ -327,20 +283,10 @@ func TestKVMARestoreOnAnotherHost(t *testing.T) {
 			}
 			time.Sleep(rulePause)
 			mustVirsh(t, "-c", second.URI, "restore", file)
-			found, err := there.LookupDomainByName("elsewhere")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer func() { _ = found.Free() }()
-			clock = clockOfPID(t, pidOn(t, second.Dir, "elsewhere"))
-			for range 5 {
-				pause(t, &privatelibvirt.Domain{Domain: found, Name: d.Name}, 5*time.Millisecond)
-			}
-			answer, err := control.Ask(second.Dir+control.Dir, uuid, control.Request{Do: "status", Records: 256})
-			if err != nil {
-				t.Fatal(err)
-			}
-			s := answer.Status
+			moved := domaintest.Lookup(t, there, "elsewhere")
+			clock = domaintest.ClockOfProcess(t, pidOn(t, second.Dir, "elsewhere"))
+			pauses(t, moved, 5, 5*time.Millisecond)
+			s := domaintest.StatusOf(t, second.Dir+control.Dir, uuid)
 			r := s.Records[0]
 			t.Logf("%s, %s: %s; %v lost; warnings %q", r.Event, r.Decision, r.Reason, time.Duration(r.Lost), s.Warnings)
 			checkRestored(t, r, c.name, clockpage.FromImport)
@@ -349,7 +295,7 @@ func TestKVMARestoreOnAnotherHost(t *testing.T) {
 			}
 			asRecorded(t, clock, r)
 			carriedOn(t, clock, before, c.name)
-			noBacksteps(t, clock)
+			domaintest.NoBacksteps(t, clock)
 		})
 	}
 }
@@ -358,38 +304,16 @@ func TestKVMARestoreOnAnotherHost(t *testing.T) {
 // the rule's limit, and never back.
 func TestKVMAnEditedAnchor(t *testing.T) {
 	const limit = 5 * time.Minute // however long it takes to save and restore it here
-	dir, err := privatelibvirt.QEMUDir("save")
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := filepath.Join(dir, "edited.state")
+	file := saveFile(t, "edited.state")
 	d, clock := start(t, managed("edited", clockWith(`<ftclock:on event="restore" do="catch-up" limit="5m"/>`)))
-	uuid, err := d.GetUUIDString()
-	if err != nil {
-		t.Fatal(err)
-	}
-	bystander, err := privatelibvirt.Define(conn, managed("bystander", clockElement))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := bystander.Remove(); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := bystander.Create(); err != nil {
-		t.Fatal(err)
-	}
-	others := reopened(t, bystander)
+	uuid := domaintest.UUID(t, d)
+	bystander, others := domaintest.Start(t, conn, managed("bystander", clockElement))
 	pause(t, bystander, 5*time.Millisecond)
 	othersBefore := offset(t, others)
 
 	changed := func(change func(a *metadata.Anchor)) func(string) string {
 		return func(xml string) string {
-			a, err := metadata.ParseAnchor([]byte(xml))
-			if err != nil {
-				t.Fatal(err)
-			}
+			a := check.Value(metadata.ParseAnchor([]byte(xml)))(t)
 			change(&a)
 			return a.XML()
 		}
@@ -417,25 +341,16 @@ func TestKVMAnEditedAnchor(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			pause(t, d, 5*time.Millisecond)
 			ftclock(t, "anchor", "publish")
-			xml, err := virsh("metadata", "edited", metadata.AnchorNamespace)
-			if err != nil {
-				t.Fatal(err)
-			}
+			xml := check.Value(virsh("metadata", "edited", metadata.AnchorNamespace))(t)
 			mustVirsh(t, "metadata", "edited", metadata.AnchorNamespace, "--live", "--key", "ftclock-anchor", "--set", c.edit(strings.TrimSpace(xml)))
 			before := offset(t, clock)
 			clock.Close()
 			mustVirsh(t, "save", "edited", file)
 			// As on a host that knows nothing of its stop. The shim writes that down when QEMU has ended.
-			for end := time.Now().Add(time.Minute); os.Remove(filepath.Join(host.DataDir, uuid+".json")) != nil; time.Sleep(time.Millisecond) {
-				if time.Now().After(end) {
-					t.Fatal("the shim left no reading")
-				}
-			}
+			check.Await(t, time.Minute, time.Millisecond, func() bool { return os.Remove(filepath.Join(host.DataDir, uuid+".json")) == nil }, "the shim left no reading")
 			time.Sleep(rulePause)
 			mustVirsh(t, "restore", file)
-			if clock, err = d.Clock(); err != nil {
-				t.Fatal(err)
-			}
+			clock = check.Value(d.Clock())(t)
 			for range 3 {
 				pause(t, d, 5*time.Millisecond)
 				pause(t, bystander, 5*time.Millisecond)
@@ -454,14 +369,14 @@ func TestKVMAnEditedAnchor(t *testing.T) {
 				t.Errorf("the guest lost only %d ns", lost)
 			}
 			asRecorded(t, clock, r)
-			noBacksteps(t, clock)
+			domaintest.NoBacksteps(t, clock)
 		})
 		if t.Failed() {
 			return
 		}
 	}
 	lostAsRecorded(t, others, othersBefore, nil)
-	noBacksteps(t, others)
+	domaintest.NoBacksteps(t, others)
 	if s := status(t, bystander); s.State != control.Correcting || s.Held+s.Passed > 1 || s.Reanchored != 0 || s.Disagreements != 0 {
 		t.Errorf("the bystander's status: %+v", withoutRecords(s))
 	}
@@ -489,12 +404,12 @@ func TestKVMAnOldMachineTypeIsRestored(t *testing.T) {
 			} else if err != nil {
 				t.Fatal(err)
 			}
-			_ = reopened(t, d)
+			_ = domaintest.Clock(t, d)
 			pause(t, d, 5*time.Millisecond)
 			mustVirsh(t, "save", c.name, file)
 			time.Sleep(time.Second)
 			mustVirsh(t, "restore", file)
-			_ = reopened(t, d)
+			_ = domaintest.Clock(t, d)
 			s := status(t, d)
 			t.Logf("%+v; %q", s.Records, s.Warnings)
 			if r := s.Records[0]; r.Decision != clockpage.Passed.String() || r.Reason != clockpage.First.String() {
@@ -518,59 +433,35 @@ func TestKVMAQuarterOfAnHour(t *testing.T) {
 	image := linuxImage(t)
 	file := saveFile(t, "away.state")
 	x := linuxguest.XML("away", image, 2)
-	x.Metadata = &libvirtxml.DomainMetadata{XML: clockWith(`<ftclock:on event="restore" do="catch-up" limit="15m"/>`)}
+	privatelibvirt.Manage(x, clockWith(`<ftclock:on event="restore" do="catch-up" limit="15m"/>`))
 	d, clocks := boot(t, x)
 	pause(t, d, 5*time.Millisecond)
 	before := offset(t, clocks.Monotonic)
-	booted, err := linuxguest.ReadLog(linuxguest.Console(d.Name))
-	if err != nil {
-		t.Fatal(err)
-	}
+	booted := check.Value(linuxguest.ReadLog(linuxguest.Console(d.Name)))(t)
 	_ = clocks.Close()
 	mustVirsh(t, "save", d.Name, file)
 	nothingLeft(t)
-	uuid, err := d.GetUUIDString()
-	if err != nil {
-		t.Fatal(err)
-	}
+	uuid := domaintest.UUID(t, d)
 	lastStop := filepath.Join(host.DataDir, uuid+".json")
-	text, err := os.ReadFile(lastStop)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := check.Value(os.ReadFile(lastStop))(t)
 	var stop map[string]any
 	numbers := json.NewDecoder(bytes.NewReader(text))
 	numbers.UseNumber()
-	if err := numbers.Decode(&stop); err != nil {
-		t.Fatal(err)
-	}
-	real, err := stop["real_ns"].(json.Number).Int64()
-	if err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, numbers.Decode(&stop))
+	real := check.Value(stop["real_ns"].(json.Number).Int64())(t)
 	stop["real_ns"], stop["boot_id"] = real-int64(away), "" // by CLOCK_REALTIME, as after a boot
-	if text, err = json.Marshal(stop); err == nil {
-		err = os.WriteFile(lastStop, text, 0o600)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.WriteFile(lastStop, check.Value(json.Marshal(stop))(t), 0o600))
 	mustVirsh(t, "restore", file)
 	clocks = linuxClocks(t, d)
 	lost := offset(t, clocks.Monotonic) - before + int64(away)
 	t.Logf("away for %v more than it was, it lost %d ns", away, lost)
-	if lost > maxRestored || lost < -maxRestored {
-		t.Errorf("it lost %d ns", lost)
-	}
+	check.Within(t, lost, maxRestored, "it lost")
 	// The kernel's watchdogs look for 20 s and more.
 	for range 4 {
 		time.Sleep(10 * time.Second)
 		pause(t, d, 5*time.Millisecond)
 	}
-	log, err := linuxguest.ReadLog(linuxguest.Console(d.Name))
-	if err != nil {
-		t.Fatal(err)
-	}
+	log := check.Value(linuxguest.ReadLog(linuxguest.Console(d.Name)))(t)
 	if len(log.Complaints) > len(booted.Complaints) {
 		t.Errorf("its kernel complains: %q", log.Complaints[len(booted.Complaints):])
 	}

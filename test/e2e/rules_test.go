@@ -6,11 +6,11 @@ import (
 
 	"ftclock/clockpage"
 	"ftclock/control"
+	"ftclock/test/check"
+	"ftclock/test/domaintest"
 	"ftclock/test/guest"
 	"ftclock/test/kvmhost"
 	"ftclock/test/privatelibvirt"
-
-	"libvirt.org/go/libvirt"
 )
 
 // A rule is a policy, and what it makes of a pause of rulePause.
@@ -22,10 +22,6 @@ type rule struct {
 }
 
 const rulePause = 300 * time.Millisecond
-
-func clockWith(rules string) string {
-	return `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1">` + rules + `</ftclock:clock>`
-}
 
 // rules has each way in which the metadata can treat a pause on the same host.
 var rules = []rule{
@@ -41,13 +37,7 @@ var rules = []rule{
 // setPolicy changes the policy of a running domain, as ftclock enable --live does.
 func setPolicy(t *testing.T, d *privatelibvirt.Domain, clock string) {
 	t.Helper()
-	uuid, err := d.GetUUIDString()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := control.Ask(control.Dir, uuid, control.Request{Do: "policy", Clock: clock}); err != nil {
-		t.Fatal(err)
-	}
+	check.Value(control.Ask(control.Dir, domaintest.UUID(t, d), control.Request{Do: "policy", Clock: clock}))(t)
 }
 
 // underRules pauses the domain once under each of the rules, and checks the guest's clock from outside and the record. pause
@@ -87,7 +77,7 @@ func underRule(t *testing.T, d *privatelibvirt.Domain, clock *guest.Clock, r rul
 	if s.Anchor.Epoch != s0.Anchor.Epoch || !s.Anchor.Valid || s.Disagreements != s0.Disagreements {
 		t.Errorf("status before %+v\nstatus after %+v", withoutRecords(s0), withoutRecords(s))
 	}
-	noBacksteps(t, clock)
+	domaintest.NoBacksteps(t, clock)
 }
 
 // lostAsRecorded checks that the guest has lost since the offset before what the records of its pauses say, and gives it
@@ -117,38 +107,10 @@ func withoutRecords(s *control.Status) control.Status {
 	return c
 }
 
-func noBacksteps(t *testing.T, clock *guest.Clock) {
-	t.Helper()
-	if count, largest, err := clock.Backsteps(); err != nil || count != 0 {
-		t.Errorf("the guest saw time go back %d times, by up to %d ns: %v", count, largest, err)
-	}
-}
-
-// awaitState waits until libvirt shows the domain in that state.
-func awaitState(t *testing.T, d *privatelibvirt.Domain, want libvirt.DomainState) {
-	t.Helper()
-	for deadline := time.Now().Add(3 * time.Minute); ; time.Sleep(5 * time.Millisecond) {
-		state, reason, err := d.GetState()
-		if err == nil && state == want {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("the domain is in state %d (%d), want %d: %v", state, reason, want, err)
-		}
-	}
-}
-
 // handsOf lets the test act inside the domain's guest.
 func handsOf(t *testing.T, d *privatelibvirt.Domain) *guest.Hands {
 	t.Helper()
-	pid, err := d.PID()
-	if err != nil {
-		t.Fatal(err)
-	}
-	hands, err := guest.OpenHands(pid)
-	if err != nil {
-		t.Fatal(err)
-	}
+	hands := check.Value(guest.OpenHands(domaintest.PID(t, d)))(t)
 	t.Cleanup(func() { _ = hands.Close() })
 	return hands
 }

@@ -6,12 +6,13 @@ import (
 	"time"
 
 	"ftclock/control"
+	"ftclock/test/check"
+	"ftclock/test/domaintest"
 	"ftclock/test/guest"
 	"ftclock/test/kvmhost"
 	"ftclock/test/privatelibvirt"
 
 	"libvirt.org/go/libvirt"
-	"libvirt.org/go/libvirtxml"
 )
 
 // Live migrations between two hosts, in more than one way, with the same results as without the shim, be it on the monitor or beside it; the
@@ -41,21 +42,12 @@ func TestKVMMigration(t *testing.T) {
 
 // migrate starts a domain here, migrates it there, back and there again, and gives what virsh printed.
 func migrate(t *testing.T, second *privatelibvirt.Second, there *libvirt.Connect, metadata string) (outputs []string) {
-	x := privatelibvirt.GuestXML("migrated", elf)
-	if metadata != "" {
-		x.Metadata = &libvirtxml.DomainMetadata{XML: metadata}
-	}
-	dir, err := privatelibvirt.QEMUDir("migration")
-	if err != nil {
-		t.Fatal(err)
-	}
+	x := managed("migrated", metadata)
+	dir := check.Value(privatelibvirt.QEMUDir("migration"))(t)
 	d, clock := start(t, x)
 	// It ends there. This goes first: what is left is looked for when the domain is removed here.
 	endsThere(t, there, "migrated")
-	uuid, err := d.GetUUIDString()
-	if err != nil {
-		t.Fatal(err)
-	}
+	uuid := domaintest.UUID(t, d)
 	// One that fails leaves the guest where it is.
 	out, err := virsh("migrate", "migrated", second.URI, "--live", "--migrateuri", "unix:///no/such/directory/migration.sock")
 	if err == nil {
@@ -89,13 +81,8 @@ func migrate(t *testing.T, second *privatelibvirt.Second, there *libvirt.Connect
 			t.Fatalf("%v\n%s", err, out)
 		}
 		outputs = append(outputs, out)
-		found, err := leg.conn.LookupDomainByName("migrated")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = found.Free() }()
-		moved := &privatelibvirt.Domain{Domain: found, Name: d.Name}
-		clock = clockOfPID(t, pidOn(t, leg.root, "migrated"))
+		moved := domaintest.Lookup(t, leg.conn, d.Name)
+		clock = domaintest.ClockOfProcess(t, pidOn(t, leg.root, "migrated"))
 		lost := offset(t, clock) - before
 		t.Logf("the migration cost the guest's clock %d ns", lost)
 		if metadata != "" && (lost > maxFailover || lost < -maxFailover) {
@@ -131,9 +118,7 @@ func checkOn(t *testing.T, d *privatelibvirt.Domain, clock *guest.Clock, state, 
 	t.Helper()
 	pause(t, d, sweepPause) // takes the anchor
 	before := offset(t, clock)
-	for range 20 {
-		pause(t, d, sweepPause)
-	}
+	pauses(t, d, 20, sweepPause)
 	drift := offset(t, clock) - before
 	if !kept {
 		if drift < 20*int64(sweepPause) {
@@ -141,17 +126,9 @@ func checkOn(t *testing.T, d *privatelibvirt.Domain, clock *guest.Clock, state, 
 		}
 		return
 	}
-	if limit := kvmhost.Stretched(maxDrift); drift > limit || drift < -limit { // what a restore was written off by is taken back
-		t.Errorf("drift of %d ns after 20 checkpoints", drift)
-	}
-	if count, largest, err := clock.Backsteps(); err != nil || count != 0 {
-		t.Errorf("the guest saw time go back %d times, by up to %d ns: %v", count, largest, err)
-	}
-	answer, err := control.Ask(state, uuid, control.Request{Do: "status"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if s := answer.Status; s.State != control.Correcting || s.Disagreements != 0 || (len(s.Warnings) != 0 && !unsynchronised()) || s.Dropped+s.Anchored < 20 {
-		t.Errorf("status: %+v", s)
+	check.Within(t, drift, kvmhost.Stretched(maxDrift), "drift after 20 checkpoints") // what a restore was written off by is taken back
+	domaintest.NoBacksteps(t, clock)
+	if s := domaintest.StatusOf(t, state, uuid); s.State != control.Correcting || s.Disagreements != 0 || (len(s.Warnings) != 0 && !unsynchronised()) || s.Dropped+s.Anchored < 20 {
+		t.Errorf("status: %+v", withoutRecords(s))
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"ftclock/control"
+	"ftclock/test/check"
+	"ftclock/test/domaintest"
 )
 
 // sweepFiles are what the steps read from $DIR.
@@ -349,9 +351,7 @@ func clockIsKept(p *pass) (string, error) {
 	defer clock.Close()
 	pause(p.t, p.domain, sweepPause) // takes the anchor, if nothing else has
 	before := offset(p.t, clock)
-	for range 20 {
-		pause(p.t, p.domain, sweepPause)
-	}
+	pauses(p.t, p.domain, 20, sweepPause)
 	drift := offset(p.t, clock) - before
 	if !p.shim {
 		if drift < 20*int64(sweepPause) {
@@ -359,12 +359,8 @@ func clockIsKept(p *pass) (string, error) {
 		}
 		return "", nil
 	}
-	if drift > maxDrift || drift < -maxDrift {
-		p.t.Errorf("drift of %d ns after 20 checkpoints", drift)
-	}
-	if count, largest, err := clock.Backsteps(); err != nil || count != 0 {
-		p.t.Errorf("the guest saw time go back %d times, by up to %d ns: %v", count, largest, err)
-	}
+	check.Within(p.t, drift, maxDrift, "drift after 20 checkpoints")
+	domaintest.NoBacksteps(p.t, clock)
 	s := status(p.t, p.domain)
 	s.Records = nil
 	if s.State != control.Correcting || s.Disagreements != 0 || s.Dropped+s.Anchored < 20 {

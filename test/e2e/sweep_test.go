@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"ftclock/control"
+	"ftclock/test/check"
+	"ftclock/test/domaintest"
 	"ftclock/test/kvmhost"
 	"ftclock/test/privatelibvirt"
 
@@ -123,13 +125,8 @@ func (p *pass) watchAll() *watcher {
 // marker puts the events of another domain behind all that were there before, and waits for them.
 func (p *pass) marker(w *watcher, name string) {
 	w.until(func() {
-		d, err := privatelibvirt.Define(conn, privatelibvirt.GuestXML(name, elf))
-		if err != nil {
-			p.t.Fatal(err)
-		}
-		if err := d.Remove(); err != nil {
-			p.t.Fatal(err)
-		}
+		d := check.Value(privatelibvirt.Define(conn, privatelibvirt.GuestXML(name, elf)))(p.t)
+		check.NoError(p.t, d.Remove())
 	}, "'"+name+"': Undefined")
 }
 
@@ -219,10 +216,7 @@ func (p *pass) virsh(s step) (output string, status int) {
 	p.t.Helper()
 	cmd := exec.Command("virsh", "-c", privatelibvirt.URI, strings.ReplaceAll(s.line, "$DIR", p.dir))
 	for range s.fds {
-		f, err := os.Open("/dev/null")
-		if err != nil {
-			p.t.Fatal(err)
-		}
+		f := check.Value(os.Open("/dev/null"))(p.t)
 		defer f.Close()
 		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
 	}
@@ -269,33 +263,21 @@ func (p *pass) normalise(output string, mask *regexp.Regexp) string {
 // prepare defines the domain and what the steps use in $DIR.
 func (p *pass) prepare(metadata string) {
 	t := p.t
-	dir, err := privatelibvirt.QEMUDir("sweep")
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := check.Value(privatelibvirt.QEMUDir("sweep"))(t)
 	p.dir = dir
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	x := sweepXML(dir)
-	if metadata != "" {
-		x.Metadata = &libvirtxml.DomainMetadata{XML: metadata}
-	}
-	text, err := x.Marshal()
-	if err != nil {
-		t.Fatal(err)
-	}
+	privatelibvirt.Manage(x, metadata)
+	text := check.Value(x.Marshal())(t)
 	write := func(name, text string) {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
 	}
 	write("sweep.xml", text)
 	for name, text := range sweepFiles {
 		write(name, strings.ReplaceAll(text, "$DIR", dir))
 	}
 	for _, name := range []string{"vda", "added", "usb"} {
-		if out, err := exec.Command("qemu-img", "create", "-f", "qcow2", filepath.Join(dir, name), "4M").CombinedOutput(); err != nil {
-			t.Fatalf("qemu-img: %v\n%s", err, out)
-		}
+		domaintest.Disk(t, filepath.Join(dir, name))
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -308,10 +290,7 @@ func (p *pass) prepare(metadata string) {
 		}
 		nothingLeft(t)
 	})
-	d, err := privatelibvirt.Define(conn, x)
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := check.Value(privatelibvirt.Define(conn, x))(t)
 	t.Cleanup(func() { _ = d.Free() })
 	p.domain = d
 }
@@ -320,7 +299,7 @@ func (p *pass) prepare(metadata string) {
 func sweepXML(dir string) *libvirtxml.Domain {
 	x := privatelibvirt.GuestXML("sweep", elf)
 	x.UUID = sweepUUID
-	x.Features = &libvirtxml.DomainFeatureList{ACPI: &libvirtxml.DomainFeature{}}
+	privatelibvirt.ACPI(x)
 	x.VCPU = &libvirtxml.DomainVCPU{Current: 1, Value: 2}
 	vda := libvirtxml.DomainDisk{
 		Device: "disk",
@@ -361,15 +340,10 @@ func watchEvents(t *testing.T, args ...string) *watcher {
 	// Its output would come at its end only.
 	args = append([]string{"-oL", "virsh", "-c", privatelibvirt.URI}, args...)
 	w := &watcher{t: t, cmd: exec.Command("stdbuf", args...), path: filepath.Join(t.TempDir(), "events")}
-	file, err := os.Create(w.path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	file := check.Value(os.Create(w.path))(t)
 	defer file.Close()
 	w.cmd.Stdout, w.cmd.Stderr = file, file
-	if err := w.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, w.cmd.Start())
 	t.Cleanup(w.stop)
 	return w
 }
@@ -396,11 +370,7 @@ func (w *watcher) until(f func(), kinds ...string) {
 
 func (w *watcher) text() string {
 	w.t.Helper()
-	text, err := os.ReadFile(w.path)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	return string(text)
+	return string(check.Value(os.ReadFile(w.path))(w.t))
 }
 
 // stop ends virsh as a person does.

@@ -6,12 +6,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"ftclock/control"
+	"ftclock/test/check"
+	"ftclock/test/domaintest"
 	"ftclock/test/privatelibvirt"
-
-	"libvirt.org/go/libvirtxml"
 )
 
 // managedByXPath is what docs/install.md gives virt-install and virt-xml to make a domain managed.
@@ -25,28 +24,15 @@ func tool(t *testing.T, name, debian string, args ...string) string {
 	}
 	cmd := exec.Command(name, args...)
 	cmd.Env = append(os.Environ(), "HOME="+t.TempDir())
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s: %v\n%s", name, err, out)
-	}
+	out := check.Output(t, cmd)
 	return string(out)
 }
 
 // corrected makes a checkpoint of a running domain and checks that it was caught up.
 func corrected(t *testing.T, d *privatelibvirt.Domain) {
 	t.Helper()
-	clock, err := d.Clock()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer clock.Close()
-	before := offset(t, clock)
-	for range 20 {
-		pause(t, d, 5*time.Millisecond)
-	}
-	if drift := offset(t, clock) - before; drift > maxDrift || drift < -maxDrift {
-		t.Errorf("drift of %d ns", drift)
-	}
+	clock := domaintest.Clock(t, d)
+	holds(t, d, clock, 20)
 	if s := status(t, d); s.State != control.Correcting || s.Dropped+s.Anchored != 20 {
 		t.Errorf("status: %+v", s)
 	}
@@ -57,10 +43,7 @@ func TestKVMVirtInstallMakesAManagedDomain(t *testing.T) {
 		"--cpu", "qemu64,check=none", "--memorybacking", "source.type=memfd,access.mode=shared", "--disk", "none", "--network", "none",
 		"--osinfo", "generic", "--graphics", "none", "--controller", "usb,model=none", "--boot", "kernel="+elf, "--import",
 		"--noautoconsole", "--xml", managedByXPath)
-	found, err := conn.LookupDomainByName("installed")
-	if err != nil {
-		t.Fatal(err)
-	}
+	found := check.Value(conn.LookupDomainByName("installed"))(t)
 	d := &privatelibvirt.Domain{Domain: found, Name: "installed"}
 	defer func() {
 		if err := d.Remove(); err != nil {
@@ -72,16 +55,13 @@ func TestKVMVirtInstallMakesAManagedDomain(t *testing.T) {
 }
 
 func TestKVMVirtXMLMakesADomainManaged(t *testing.T) {
-	x := privatelibvirt.GuestXML("edited", elf)
-	x.Metadata = &libvirtxml.DomainMetadata{XML: `<other xmlns="urn:somebody.else">kept</other>`}
+	x := managed("edited", `<other xmlns="urn:somebody.else">kept</other>`)
 	d := define(t, x)
 	tool(t, "virt-xml", "virtinst", "--connect", privatelibvirt.URI, "edited", "--edit", "--xml", managedByXPath)
 	if text, err := d.GetXMLDesc(0); err != nil || !strings.Contains(text, ">kept</other>") {
 		t.Errorf("what was in the metadata is gone: %v\n%s", err, text)
 	}
-	if err := d.Create(); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, d.Create())
 	corrected(t, d)
 }
 
@@ -91,25 +71,17 @@ func TestKVMDomainsStayValid(t *testing.T) {
 	validate := func(name, text string) {
 		t.Helper()
 		file := filepath.Join(dir, name+".xml")
-		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, os.WriteFile(file, []byte(text), 0o600))
 		tool(t, "virt-xml-validate", "libvirt-clients", file, "domain")
 	}
-	snippets, err := filepath.Glob("../../xml-templates/snippets/*.xml")
-	if err != nil || len(snippets) == 0 {
-		t.Fatal("no snippets: ", err)
+	snippets := check.Value(filepath.Glob("../../xml-templates/snippets/*.xml"))(t)
+	if len(snippets) == 0 {
+		t.Fatal("no snippets")
 	}
 	for _, file := range snippets {
 		name := strings.TrimSuffix(filepath.Base(file), ".xml")
-		snippet, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		text, err := privatelibvirt.GuestXML("valid", elf).Marshal()
-		if err != nil {
-			t.Fatal(err)
-		}
+		snippet := check.Value(os.ReadFile(file))(t)
+		text := check.Value(privatelibvirt.GuestXML("valid", elf).Marshal())(t)
 		if name == "preload" {
 			text = strings.Replace(text, "</domain>", string(snippet)+"</domain>", 1)
 		} else {
@@ -123,16 +95,11 @@ func TestKVMDomainsStayValid(t *testing.T) {
 		if name == "preload" {
 			ftclock(t, "enable", "valid", "--preload")
 		}
-		text, err = d.GetXMLDesc(0)
-		if err != nil {
-			t.Fatal(err)
-		}
+		text = check.Value(d.GetXMLDesc(0))(t)
 		if !strings.Contains(text, "urn:ftclock:domain:1") {
 			t.Errorf("%s: the element is gone:\n%s", name, text)
 		}
 		validate(name+"-defined", text) // as libvirt gives it
-		if err := d.Undefine(); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, d.Undefine())
 	}
 }

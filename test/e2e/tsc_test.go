@@ -7,12 +7,12 @@ import (
 	"time"
 
 	"ftclock/control"
+	"ftclock/test/check"
+	"ftclock/test/domaintest"
 	"ftclock/test/guest"
 	"ftclock/test/kvmhost"
 	"ftclock/test/linuxguest"
 	"ftclock/test/privatelibvirt"
-
-	"libvirt.org/go/libvirtxml"
 )
 
 // maxRestored is what a guest may be off right after a restore, ns; the next pause corrects it.
@@ -24,10 +24,7 @@ func tscLead(t *testing.T, clock *guest.Clock, khz uint64) int64 {
 	var least int64
 	// The guest reads the TSC last: the smallest of what was seen does.
 	for i := range 2000 {
-		r, err := clock.Steady()
-		if err != nil {
-			t.Fatal(err)
-		}
+		r := check.Value(clock.Steady())(t)
 		if lead := int64(float64(r.TSC)*1e6/float64(khz)) - r.Clock; i == 0 || lead < least {
 			least = lead
 		}
@@ -39,9 +36,7 @@ func tscLead(t *testing.T, clock *guest.Clock, khz uint64) int64 {
 func wentTogether(t *testing.T, before, after int64) {
 	t.Helper()
 	t.Logf("its TSC moved against its clock by %d ns", after-before)
-	if limit := kvmhost.Stretched(1000); after-before > limit || after-before < -limit {
-		t.Errorf("the TSC and the clock went apart by %d ns", after-before)
-	}
+	check.Within(t, after-before, kvmhost.Stretched(1000), "the TSC and the clock went apart")
 }
 
 // What moves a guest's clock moves its TSC by as much: after a restore that was caught up, the two are where they were to each
@@ -50,17 +45,14 @@ func TestKVMTheTSCGoesWithTheClock(t *testing.T) {
 	file := saveFile(t, "both.state")
 	d, _ := start(t, managed("both", restoreRules[1].clock))
 	pause(t, d, 5*time.Millisecond)
-	uuid, err := d.GetUUIDString()
-	if err != nil {
-		t.Fatal(err)
-	}
+	uuid := domaintest.UUID(t, d)
 	khz := publishedKHz(t, control.Dir, uuid)
-	before := tscLead(t, reopened(t, d), khz)
+	before := tscLead(t, domaintest.Clock(t, d), khz)
 	mustVirsh(t, "save", "both", file)
 	nothingLeft(t)
 	time.Sleep(3 * time.Second)
 	mustVirsh(t, "restore", file)
-	clock := reopened(t, d)
+	clock := domaintest.Clock(t, d)
 	wentTogether(t, before, tscLead(t, clock, khz))
 	pause(t, d, 5*time.Millisecond)
 	wentTogether(t, before, tscLead(t, clock, khz))
@@ -106,9 +98,7 @@ func TestKVMATSCGuestIsRestored(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			x := linuxguest.XML(c.name, image, 2)
 			x.OS.Cmdline = onTSC(x.OS.Cmdline)
-			if c.metadata != "" {
-				x.Metadata = &libvirtxml.DomainMetadata{XML: c.metadata}
-			}
+			privatelibvirt.Manage(x, c.metadata)
 			d, clocks := boot(t, x)
 			pause(t, d, 5*time.Millisecond)
 			// The first vCPU reads all the time, and is the one to be measured. That the others agree with it shows below.
@@ -130,10 +120,7 @@ func TestKVMATSCGuestIsRestored(t *testing.T) {
 			case c.metadata != "" && (later > limit || later < -limit):
 				t.Errorf("it lost %d ns in all", later)
 			}
-			log, err := linuxguest.ReadLog(linuxguest.Console(d.Name))
-			if err != nil {
-				t.Fatal(err)
-			}
+			log := check.Value(linuxguest.ReadLog(linuxguest.Console(d.Name)))(t)
 			if n := len(log.Lines); n == 0 || log.Lines[n-1].Source != "tsc" {
 				t.Errorf("the guest's clock source isn't tsc: %+v", log.Lines)
 			}
@@ -152,13 +139,10 @@ func TestKVMATSCGuestIsRestored(t *testing.T) {
 func TestKVMATSCGuestMigrates(t *testing.T) {
 	image := linuxImage(t)
 	second, there := secondHost(t)
-	dir, err := privatelibvirt.QEMUDir("migration")
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := check.Value(privatelibvirt.QEMUDir("migration"))(t)
 	x := linuxguest.XML("tsc-migrates", image, 2)
 	x.OS.Cmdline = onTSC(x.OS.Cmdline)
-	x.Metadata = &libvirtxml.DomainMetadata{XML: clockElement}
+	privatelibvirt.Manage(x, clockElement)
 	d, clocks := boot(t, x)
 	endsThere(t, there, d.Name)
 	pause(t, d, 5*time.Millisecond)
@@ -166,50 +150,24 @@ func TestKVMATSCGuestMigrates(t *testing.T) {
 	before := ownRateOf(t, clocks.Monotonic)
 	_ = clocks.Close()
 	mustVirsh(t, "migrate", d.Name, second.URI, "--live", "--migrateuri", "unix://"+filepath.Join(dir, "tsc.sock"))
-	found, err := there.LookupDomainByName(d.Name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = found.Free() }()
-	moved := &privatelibvirt.Domain{Domain: found, Name: d.Name}
-	if clocks, err = linuxguest.Open(pidOn(t, second.Dir, d.Name), 2*time.Minute); err != nil {
-		t.Fatal(err)
-	}
+	moved := domaintest.Lookup(t, there, d.Name)
+	clocks = check.Value(linuxguest.Open(pidOn(t, second.Dir, d.Name), 2*time.Minute))(t)
 	t.Cleanup(func() { _ = clocks.Close() })
 	lost := before.lost(t, clocks.Monotonic)
 	pause(t, moved, 5*time.Millisecond)
 	later := before.lost(t, clocks.Monotonic)
 	t.Logf("CLOCK_MONOTONIC lost %d ns in the migration, %d after a pause", lost, later)
-	if lost > maxRestored || lost < -maxRestored {
-		t.Errorf("it lost %d ns in the migration", lost)
-	}
-	if limit := kvmhost.Stretched(maxDrift); later > limit || later < -limit {
-		t.Errorf("it lost %d ns in all", later)
-	}
+	check.Within(t, lost, maxRestored, "it lost in the migration")
+	check.Within(t, later, kvmhost.Stretched(maxDrift), "it lost in all")
 	neverBack(t, clocks)
-	uuid, err := d.GetUUIDString()
-	if err != nil {
-		t.Fatal(err)
-	}
+	uuid := domaintest.UUID(t, d)
 	migrated(t, second.Dir+control.Dir, uuid, false)
-}
-
-func saveFile(t *testing.T, name string) string {
-	t.Helper()
-	dir, err := privatelibvirt.QEMUDir("save")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return filepath.Join(dir, name)
 }
 
 // publishedKHz is the frequency of a guest's TSC, as its anchor says.
 func publishedKHz(t *testing.T, state, uuid string) uint64 {
 	t.Helper()
-	answer, err := control.Ask(state, uuid, control.Request{Do: "anchor"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	answer := check.Value(control.Ask(state, uuid, control.Request{Do: "anchor"}))(t)
 	if answer.Anchor == nil || answer.Anchor.KHz == 0 {
 		t.Fatalf("the anchor says nothing of the TSC: %+v", answer.Anchor)
 	}

@@ -1,66 +1,46 @@
 package e2e
 
 import (
-	"os"
-	"strconv"
 	"testing"
 	"time"
 
 	"ftclock/control"
-	"ftclock/test/privatelibvirt"
+	"ftclock/test/check"
+	"ftclock/test/domaintest"
+	"ftclock/test/guest"
 )
 
 // The measure is a guest that was never paused. One that is paused a hundred times, and before that once after a run without a pause, stays
 // with it, although CLOCK_MONOTONIC_RAW leaves both: by 5 us a second, twenty times what a real one does. FTCLOCK_TWIN
 // sets another number of pauses, and a longer run.
 func TestKVMATwinThatIsNeverPaused(t *testing.T) {
-	pauses := 100
-	if text := os.Getenv("FTCLOCK_TWIN"); text != "" {
-		var err error
-		if pauses, err = strconv.Atoi(text); err != nil {
-			t.Fatal(err)
-		}
-	}
+	count := check.Count(t, "FTCLOCK_TWIN", 100)
 	const ppm = 5 // more would be more than the tolerance in a pause of 200 ms, which 5 ms become on a starved host
 	rest := 60 * time.Second
-	if pauses > 100 {
+	if count > 100 {
 		rest = 200 * time.Second
 	}
 	x := managed("paused", clockElement)
 	preloadFakeClock(t, x, "FAKECLOCK_RAW_PPM", ppm)
 	d, clock := start(t, x)
-	twin, err := privatelibvirt.Define(conn, managed("twin", clockElement))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := twin.Remove(); err != nil {
-			t.Error(err)
-		}
-	}()
-	if err := twin.Create(); err != nil {
-		t.Fatal(err)
-	}
-	unpaused := reopened(t, twin)
+	_, unpaused := domaintest.Start(t, conn, managed("twin", clockElement))
 	apart := func() int64 { return offset(t, clock) - offset(t, unpaused) }
 
 	pause(t, d, 5*time.Millisecond)
 	before := apart()
 	time.Sleep(rest)
 	pause(t, d, 5*time.Millisecond)
-	if moved := apart() - before; moved > maxDrift || moved < -maxDrift {
+	if moved := apart() - before; guest.Off(moved) {
 		t.Errorf("the first pause after %v without one moved the guest's clock by %d ns", rest, -moved)
 	} else {
 		t.Logf("the first pause after %v moved the guest's clock by %d ns; by CLOCK_MONOTONIC_RAW it was %v off", rest, -moved, rest*ppm/1e6)
 	}
-	for range pauses {
-		pause(t, d, 5*time.Millisecond)
-	}
+	pauses(t, d, count, 5*time.Millisecond)
 	moved := apart() - before
 	s := status(t, d)
-	t.Logf("%d pauses moved it by %d ns: %d dropped, %d anchored", pauses, -moved, s.Dropped, s.Anchored)
-	if moved > maxDrift || moved < -maxDrift {
-		t.Errorf("%d pauses moved the guest's clock by %d ns", pauses, -moved)
+	t.Logf("%d pauses moved it by %d ns: %d dropped, %d anchored", count, -moved, s.Dropped, s.Anchored)
+	if guest.Off(moved) {
+		t.Errorf("%d pauses moved the guest's clock by %d ns", count, -moved)
 	}
 	if s.State != control.Correcting || s.Passed > 1 || s.Held != 0 || s.Reanchored != 0 {
 		t.Errorf("status: %+v", withoutRecords(s))

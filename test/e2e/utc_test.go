@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"ftclock/test/built"
+	"ftclock/test/check"
+	"ftclock/test/domaintest"
 	"ftclock/test/privatelibvirt"
 
 	"libvirt.org/go/libvirtxml"
@@ -23,17 +25,9 @@ func fakeClock(t *testing.T, x *libvirtxml.Domain, ppm int) {
 
 func preloadFakeClock(t *testing.T, x *libvirtxml.Domain, variable string, ppm int) {
 	t.Helper()
-	dir, err := privatelibvirt.QEMUDir("fakeclock")
-	if err != nil {
-		t.Fatal(err)
-	}
-	library, err := built.Copy(built.FakeClock, dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	x.QEMUCommandline = &libvirtxml.DomainQEMUCommandline{Envs: []libvirtxml.DomainQEMUCommandlineEnv{
-		{Name: "LD_PRELOAD", Value: library}, {Name: variable, Value: fmt.Sprint(ppm)},
-	}}
+	dir := check.Value(privatelibvirt.QEMUDir("fakeclock"))(t)
+	library := check.Value(built.Copy(built.FakeClock, dir))(t)
+	privatelibvirt.SetEnvironment(x, [2]string{"LD_PRELOAD", library}, [2]string{variable, fmt.Sprint(ppm)})
 }
 
 // A guest follows the disciplined clock of its host, faster than the crystal and slower, as seen from outside QEMU.
@@ -65,12 +59,8 @@ func TestKVMFollowsTheDisciplinedClock(t *testing.T) {
 			gained := before - offset(t, clock)
 			want := int64(last-first) * int64(ppm) / 1_000_000
 			t.Logf("gained %d ns on the crystal in %v, want %d", gained, time.Duration(last-first), want)
-			if off := gained - want; off > maxDrift || off < -maxDrift {
-				t.Errorf("the guest is %d ns off its reference", off)
-			}
-			if backsteps, largest, err := clock.Backsteps(); err != nil || backsteps > 0 {
-				t.Errorf("the guest saw time go back %d times, by up to %d ns; %v", backsteps, largest, err)
-			}
+			check.Within(t, gained-want, maxDrift, "the guest is off its reference")
+			domaintest.NoBacksteps(t, clock)
 			s := status(t, d)
 			if s.Disagreements != 0 || s.Reanchored != 0 || s.Passed > 1 || s.Follow.Steps != 0 || s.Follow.GivenUp != 0 || s.WorstResidual > 100_000 {
 				s.Records = nil

@@ -13,6 +13,7 @@ import (
 
 	"ftclock/control"
 	"ftclock/report"
+	"ftclock/test/check"
 	"ftclock/test/privatelibvirt"
 )
 
@@ -27,7 +28,7 @@ func viewsAgree(t *testing.T, statuses map[string]control.Status) {
 				t.Errorf("%s: %s: %d ns, the status has %d", name, what, a, b)
 			}
 		}
-		out, err := exec.Command(privatelibvirt.Prefix+"/bin/ftclock", "report", name, "--format", "json").Output()
+		out, err := ftclockCommand("report", name, "--format", "json").Output()
 		var r report.Report
 		if err == nil {
 			err = json.Unmarshal(out, &r)
@@ -76,10 +77,7 @@ func watchScreen(t *testing.T, domains int) string {
 		privatelibvirt.LeaveOut(t, "no tmux: apt-get install tmux")
 	}
 	call := func(args ...string) string {
-		out, err := exec.Command(tmux, append([]string{"-u", "-f", "/dev/null", "-S", filepath.Join(privatelibvirt.Dir, "tmux")}, args...)...).CombinedOutput()
-		if err != nil {
-			t.Fatalf("tmux: %v: %s", err, out)
-		}
+		out := check.Output(t, exec.Command(tmux, append([]string{"-u", "-f", "/dev/null", "-S", filepath.Join(privatelibvirt.Dir, "tmux")}, args...)...))
 		return string(out)
 	}
 	call("new-session", "-d", "-x", "80", "-y", "24", "env LC_ALL=C.UTF-8 "+privatelibvirt.Prefix+"/bin/ftclock watch; exec cat")

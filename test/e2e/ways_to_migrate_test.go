@@ -11,12 +11,13 @@ import (
 
 	"ftclock/clockpage"
 	"ftclock/control"
+	"ftclock/test/check"
+	"ftclock/test/domaintest"
 	"ftclock/test/guest"
 	"ftclock/test/privatelibvirt"
 
 	"golang.org/x/sys/unix"
 	"libvirt.org/go/libvirt"
-	"libvirt.org/go/libvirtxml"
 )
 
 // Live migrations over TCP, in all the ways that libvirt has, have the same results with the shim as without: the guest
@@ -42,25 +43,17 @@ func TestKVMWaysToMigrate(t *testing.T) {
 
 // waysToMigrate migrates a domain there and back and there again, and gives what virsh printed.
 func waysToMigrate(t *testing.T, second *privatelibvirt.Second, there *libvirt.Connect, metadata string) (outputs []string) {
-	x := privatelibvirt.GuestXML("moving", elf)
-	if metadata != "" {
-		x.Metadata = &libvirtxml.DomainMetadata{XML: metadata}
-	}
+	x := managed("moving", metadata)
 	// Something that takes its time, in which a few virsh have to start: 12 MiB that aren't zero, at 1 MiB/s.
 	x.OS.Initrd = filepath.Join(privatelibvirt.Dir, "ballast")
 	ballast := make([]byte, 12<<20)
 	for i := range ballast {
 		ballast[i] = byte(i/4096) | 1
 	}
-	if err := os.WriteFile(x.OS.Initrd, ballast, 0o644); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.WriteFile(x.OS.Initrd, ballast, 0o644))
 	d, clock := start(t, x)
 	endsThere(t, there, "moving")
-	uuid, err := d.GetUUIDString()
-	if err != nil {
-		t.Fatal(err)
-	}
+	uuid := domaintest.UUID(t, d)
 	whole := t // the clock of one migration is compared with the next one's
 	events := watchEvents(t, "event", "--all", "--loop")
 	thither := []string{"migrate", "moving", second.URI, "--live", "--migrateuri", "tcp://" + privatelibvirt.SecondAddress}
@@ -75,9 +68,7 @@ func waysToMigrate(t *testing.T, second *privatelibvirt.Second, there *libvirt.C
 	}{
 		{"cancelled", func() { mustVirsh(t, "domjobabort", "moving") }},
 		{"the other QEMU dies", func() {
-			if err := unix.Kill(pidOn(t, second.Dir, "moving"), unix.SIGKILL); err != nil {
-				t.Fatal(err)
-			}
+			check.NoError(t, unix.Kill(pidOn(t, second.Dir, "moving"), unix.SIGKILL))
 		}},
 	} {
 		t.Run(way.name, func(t *testing.T) {
@@ -149,13 +140,9 @@ func waysToMigrate(t *testing.T, second *privatelibvirt.Second, there *libvirt.C
 					t.Errorf("it was no post-copy migration:\n%s", events.text())
 				}
 			}
-			found, err := way.conn.LookupDomainByName("moving")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer func() { _ = found.Free() }()
-			clock = clockOfPID(whole, pidOn(t, way.root, "moving"))
-			livesOn(t, &privatelibvirt.Domain{Domain: found, Name: d.Name}, clock, way.root+control.Dir, uuid, metadata != "")
+			moved := domaintest.Lookup(t, way.conn, d.Name)
+			clock = domaintest.ClockOfProcess(whole, pidOn(t, way.root, "moving"))
+			livesOn(t, moved, clock, way.root+control.Dir, uuid, metadata != "")
 			lost := offset(t, clock) - before
 			t.Logf("the migration cost the guest's clock %d ns", lost)
 			if metadata != "" {
@@ -179,14 +166,11 @@ func waysToMigrate(t *testing.T, second *privatelibvirt.Second, there *libvirt.C
 // anchor that came with it, or held.
 func migrated(t *testing.T, state, uuid string, held bool) {
 	t.Helper()
-	answer, err := control.Ask(state, uuid, control.Request{Do: "status", Records: 256})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if s := answer.Status; s.Pauses != uint64(len(s.Records)) {
+	s := domaintest.StatusOf(t, state, uuid)
+	if s.Pauses != uint64(len(s.Records)) {
 		t.Fatalf("the record of the migration is gone: %d pauses, %d records", s.Pauses, len(s.Records))
 	}
-	r := answer.Status.Records[0]
+	r := s.Records[0]
 	decision, reason := clockpage.Anchored, clockpage.FromImport
 	if held {
 		decision, reason = clockpage.Held, clockpage.ByThePolicy
@@ -204,11 +188,7 @@ func pausesOf(t *testing.T, uuid, metadata string) uint64 {
 	if metadata == "" {
 		return 0
 	}
-	answer, err := control.Ask(control.Dir, uuid, control.Request{Do: "status"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return answer.Status.Pauses
+	return domaintest.StatusOf(t, control.Dir, uuid).Pauses
 }
 
 // midMigration begins a migration, calls do in its middle, and gives what virsh says in the end.
@@ -217,17 +197,11 @@ func midMigration(t *testing.T, args []string, do func()) (string, error) {
 	var out strings.Builder
 	cmd := exec.Command("virsh", append([]string{"-c", privatelibvirt.URI}, args...)...)
 	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	for deadline := time.Now().Add(3 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
-		if info, _ := virsh("domjobinfo", args[1]); strings.Contains(info, "Data processed") {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the migration doesn't begin")
-		}
-	}
+	check.NoError(t, cmd.Start())
+	check.Await(t, 3*time.Minute, 10*time.Millisecond, func() bool {
+		info, _ := virsh("domjobinfo", args[1])
+		return strings.Contains(info, "Data processed")
+	}, "the migration's beginning")
 	do()
 	err := cmd.Wait()
 	return strings.TrimSpace(out.String()), err
@@ -244,44 +218,17 @@ func livesOn(t *testing.T, d *privatelibvirt.Domain, clock *guest.Clock, state, 
 		return
 	}
 	before := offset(t, clock)
-	for range 20 {
-		pause(t, d, sweepPause)
-	}
+	pauses(t, d, 20, sweepPause)
 	lostAsRecorded(t, clock, before, nil)
-	noBacksteps(t, clock)
-	answer, err := control.Ask(state, uuid, control.Request{Do: "status"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if s := answer.Status; s.State != control.Correcting || s.Disagreements != 0 || len(s.Warnings) != 0 && !unsynchronised() || s.Dropped+s.Anchored < 20 {
-		t.Errorf("status: %+v", s)
+	domaintest.NoBacksteps(t, clock)
+	if s := domaintest.StatusOf(t, state, uuid); s.State != control.Correcting || s.Disagreements != 0 || len(s.Warnings) != 0 && !unsynchronised() || s.Dropped+s.Anchored < 20 {
+		t.Errorf("status: %+v", withoutRecords(s))
 	}
 }
 
 // pidOn is the domain's QEMU on the host whose files are below root.
 func pidOn(t *testing.T, root, name string) int {
 	t.Helper()
-	text, err := os.ReadFile(root + "/run/libvirt/qemu/" + name + ".pid")
-	if err != nil {
-		t.Fatal(err)
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pid
-}
-
-// clockOfPID opens the clock of the guest in that QEMU. It goes with the test.
-func clockOfPID(t *testing.T, pid int) *guest.Clock {
-	t.Helper()
-	clock, err := guest.Open(pid)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = clock.Close() })
-	if err := clock.WaitMoving(2 * time.Minute); err != nil {
-		t.Fatal(err)
-	}
-	return clock
+	text := check.Value(os.ReadFile(root + "/run/libvirt/qemu/" + name + ".pid"))(t)
+	return check.Value(strconv.Atoi(strings.TrimSpace(string(text))))(t)
 }

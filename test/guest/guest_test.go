@@ -98,3 +98,21 @@ func TestOffsets(t *testing.T) {
 		t.Errorf("a word that wrapped gives %d", got[len(got)-1])
 	}
 }
+
+func TestApart(t *testing.T) {
+	const khz = 2_500_000 // 0.4 ns a tick
+	for _, c := range []struct {
+		a, b Reading
+		want int64
+	}{
+		{Reading{Clock: 2_000_000, TSC: 5_000_000}, Reading{Clock: 1_000_000, TSC: 2_500_000}, 0},
+		{Reading{Clock: 1_000_000, TSC: 2_500_000}, Reading{Clock: 2_000_000, TSC: 5_000_000}, 0},
+		{Reading{Clock: 2_000_300, TSC: 5_000_000}, Reading{Clock: 1_000_000, TSC: 2_500_000}, 300},
+		{Reading{Clock: 1_000_000, TSC: 2_500_000}, Reading{Clock: 2_000_300, TSC: 5_000_000}, -300},
+		{Reading{Clock: 1_000_000, TSC: 10}, Reading{Clock: 999_996, TSC: 0}, 0},
+	} {
+		if got := apart(c.a, c.b, khz); got != c.want {
+			t.Errorf("%+v is %d ns ahead of %+v, want %d", c.a, got, c.b, c.want)
+		}
+	}
+}

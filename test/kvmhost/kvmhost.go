@@ -321,12 +321,14 @@ func boot(o machineOptions) (_ *machine, err error) {
 	if o.nested {
 		accelerator, processor = "kvm", "host"
 	}
+	// The kernel counts ticks of the timer for some ms when it boots, and panics where a busy machine has it see none.
+	const timer = "no_timer_check "
 	args := []string{
 		"-machine", "q35", "-accel", accelerator, "-cpu", processor, "-smp", strconv.Itoa(cpus), "-m", strconv.Itoa(o.memory),
 		"-nodefaults", "-no-reboot", "-display", "none", "-serial", "file:" + filepath.Join(m.scratch, "console"),
 		"-monitor", "unix:" + filepath.Join(m.scratch, "monitor") + ",server=on,wait=off", "-device", "virtio-rng-pci",
 		"-device", "virtio-serial-pci,max_ports=8", "-kernel", o.kernel.kernel, "-initrd", o.kernel.initramfs,
-		"-append", "console=ttyS0 quiet panic=-1 maxcpus=1 mitigations=off tsc=reliable clocksource=tsc " + o.append,
+		"-append", "console=ttyS0 quiet panic=-1 maxcpus=1 mitigations=off tsc=reliable clocksource=tsc " + timer + o.append,
 	}
 	share := func(tag, path, more string) {
 		args = append(args, "-fsdev", "local,security_model=none,id="+tag+",path="+path+more, "-device", "virtio-9p-pci,fsdev="+tag+",mount_tag="+tag)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"ftclock/test/built"
+	"ftclock/test/check"
 
 	"golang.org/x/sys/unix"
 )
@@ -57,10 +58,7 @@ func TestDepends(t *testing.T) {
 // host is the command run, and runs something on an emulated host.
 func host(t *testing.T, flags ...string) *exec.Cmd {
 	t.Helper()
-	root, err := built.Root()
-	if err != nil {
-		t.Fatal(err)
-	}
+	root := check.Value(built.Root())(t)
 	program := filepath.Join(root, "build/host/run")
 	if _, err := os.Stat(program); err != nil {
 		t.Fatalf("%v; fix: make host", err)
@@ -89,14 +87,8 @@ func TestEmulatedHost(t *testing.T) {
 	if err := cmd.Run(); err == nil || cmd.ProcessState.ExitCode() != 7 {
 		t.Fatalf("%v\n%s%s", err, &stdout, &stderr)
 	}
-	dir, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	sum, err := exec.Command("sh", "-c", "seq 200000 | cksum").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := check.Value(os.Getwd())(t)
+	sum := check.Value(exec.Command("sh", "-c", "seq 200000 | cksum").Output())(t)
 	want := fmt.Sprintf("read: a line\nvariable: a b, emulated: 1\ndirectory: %s\nkvm_amd\nkvm\ninside\n%s", dir, sum)
 	if got := stdout.String(); got != want {
 		t.Errorf("it says\n%q, want\n%q", got, want)
@@ -142,9 +134,7 @@ func TestWhatAMachineLacks(t *testing.T) {
 	qemu := func(version string) {
 		t.Helper()
 		text := "#!/bin/sh\necho 'QEMU emulator version " + version + " (Debian 1:whatever)'\n"
-		if err := os.WriteFile(filepath.Join(bin, "qemu-system-x86_64"), []byte(text), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, os.WriteFile(filepath.Join(bin, "qemu-system-x86_64"), []byte(text), 0o755))
 	}
 	said("needs qemu-system-x86_64")
 	qemu("6.2.0")
@@ -183,9 +173,7 @@ func TestKernelPackages(t *testing.T) {
 			"linux-image-7.2.1-amd64", "linux-binary-7.2.1-amd64", "linux-modules-7.2.1-amd64"},
 		"*) exit 1 ;;": nil,
 	} {
-		if err := os.WriteFile(filepath.Join(bin, "apt-cache"), []byte("#!/bin/sh\ncase $2 in "+answers+"\nesac\n"), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, os.WriteFile(filepath.Join(bin, "apt-cache"), []byte("#!/bin/sh\ncase $2 in "+answers+"\nesac\n"), 0o755))
 		got, err := (&apt{dir: bin}).kernel()
 		if !slices.Equal(got, want) || (err == nil) != (want != nil) {
 			t.Errorf("%q, %v; want %q", got, err, want)

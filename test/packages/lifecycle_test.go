@@ -12,13 +12,14 @@ import (
 
 	"ftclock/control"
 	"ftclock/test/built"
+	"ftclock/test/check"
 	"ftclock/test/container"
+	"ftclock/test/domaintest"
 	"ftclock/test/guest"
 	"ftclock/test/privatelibvirt"
 )
 
 const (
-	maxDrift    = 10_000 // ns
 	checkpoints = 200
 	shared      = "/srv/ftclock-test" // where the containers see the packages and the guest
 )
@@ -29,29 +30,16 @@ func TestKVMPackageLife(t *testing.T) {
 		privatelibvirt.LeaveOut(t, strings.Join(missing, "; "))
 	}
 	dir := t.TempDir()
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.Chmod(dir, 0o755))
 	debs := map[string]string{}
 	for _, tag := range Tags {
-		deb, err := built.Copy("packages/"+DebName(tag), dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		debs[tag] = shared + "/" + filepath.Base(deb)
+		debs[tag] = shared + "/" + filepath.Base(check.Value(built.Copy("packages/"+DebName(tag), dir))(t))
 	}
-	if _, err := guest.Copy(dir); err != nil {
-		t.Fatal(err)
-	}
+	check.Value(guest.Copy(dir))(t)
 	for _, name := range []string{"web1", "plain"} {
 		x := privatelibvirt.GuestXML(name, shared+"/guest.elf")
-		text, err := x.Marshal()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(dir, name+".xml"), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		text := check.Value(x.Marshal())(t)
+		check.NoError(t, os.WriteFile(filepath.Join(dir, name+".xml"), []byte(text), 0o644))
 	}
 	suites := []string{container.Debian12}
 	if os.Getenv("FTCLOCK_LONG") == "1" {
@@ -59,10 +47,7 @@ func TestKVMPackageLife(t *testing.T) {
 	}
 	for _, suite := range suites {
 		t.Run(suite, func(t *testing.T) {
-			c, err := container.Start(suite, container.Options{Binds: map[string]string{dir: shared}})
-			if err != nil {
-				t.Fatal(err)
-			}
+			c := check.Value(container.Start(suite, container.Options{Binds: map[string]string{dir: shared}}))(t)
 			defer c.Close()
 			h := &host{T: t, c: c}
 			h.life(debs["v1.0.0"], debs["v1.1.0"])
@@ -80,10 +65,7 @@ type host struct {
 // do runs a command that has to succeed.
 func (h *host) do(args ...string) string {
 	h.Helper()
-	out, err := h.c.Run(args...)
-	if err != nil {
-		h.Fatal(err)
-	}
+	out := check.Value(h.c.Run(args...))(h)
 	return strings.ReplaceAll(out, "\r\n", "\n") // of dpkg's, to which apt gives a terminal
 }
 
@@ -113,45 +95,20 @@ func (h *host) start(name string) *domain {
 	h.Helper()
 	h.do("virsh", "start", name)
 	d := &domain{host: h, name: name, uuid: strings.TrimSpace(h.do("virsh", "domuuid", name))}
-	pid, err := strconv.Atoi(strings.TrimSpace(h.do("cat", "/run/libvirt/qemu/"+name+".pid")))
-	if err != nil {
-		h.Fatal(err)
-	}
+	pid := check.Value(strconv.Atoi(strings.TrimSpace(h.do("cat", "/run/libvirt/qemu/"+name+".pid"))))(h)
 	if d.qemu = h.c.Outside(pid); d.qemu == 0 {
 		h.Fatalf("%s: no process %d", name, pid)
 	}
-	if d.clock, err = guest.Open(d.qemu); err != nil {
-		h.Fatal(err)
-	}
-	h.Cleanup(func() { d.clock.Close() })
-	if err := d.clock.WaitMoving(2 * time.Minute); err != nil {
-		h.Fatal(err)
-	}
-	d.before = d.offset()
+	d.clock = domaintest.ClockOfProcess(h, d.qemu)
+	d.before = domaintest.Offset(h, d.clock)
 	return d
-}
-
-func (d *domain) offset() int64 {
-	d.Helper()
-	o, err := d.clock.SettledOffset()
-	if err != nil {
-		d.Fatal(err)
-	}
-	return o
 }
 
 // kept checks that nothing was lost since the start, whatever happened.
 func (d *domain) kept(when string) {
 	d.Helper()
-	drift := d.offset() - d.before
-	d.Logf("%s: drift of %d ns", when, drift)
-	if drift > maxDrift || drift < -maxDrift {
-		d.Errorf("%s: the guest's clock drifted by %d ns", when, drift)
-	}
-	n, largest, err := d.clock.Backsteps()
-	if err != nil || n > 0 {
-		d.Errorf("%s: the guest saw time go back %d times, by up to %d ns, %v", when, n, largest, err)
-	}
+	d.Logf("%s: drift of %d ns", when, domaintest.Kept(d, d.clock, d.before, "%s: the guest's clock drifted", when))
+	domaintest.NoBacksteps(d, d.clock)
 	if state := strings.TrimSpace(d.do("virsh", "domstate", d.name)); state != "running" {
 		d.Errorf("%s: the domain is %s", when, state)
 	}
@@ -171,9 +128,7 @@ func (d *domain) exercise(when string, meanwhile func()) {
 	var output strings.Builder
 	cmd.Stdout, cmd.Stderr = &output, &output
 	before := d.status()
-	if err := cmd.Start(); err != nil {
-		d.Fatal(err)
-	}
+	check.NoError(d, cmd.Start())
 	if meanwhile != nil {
 		d.pausing(before.Pauses + 5)
 		meanwhile()
@@ -197,11 +152,7 @@ func (d *domain) exercise(when string, meanwhile func()) {
 // pausing waits until there were so many pauses.
 func (d *domain) pausing(until uint64) {
 	d.Helper()
-	for end := time.Now().Add(5 * time.Minute); d.status().Pauses < until; time.Sleep(100 * time.Millisecond) {
-		if time.Now().After(end) {
-			d.Fatal("no checkpoints are made")
-		}
-	}
+	check.Await(d, 5*time.Minute, 100*time.Millisecond, func() bool { return d.status().Pauses >= until }, "no checkpoints are made")
 }
 
 func (d *domain) status() control.Status {

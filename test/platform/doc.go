@@ -1,8 +1,8 @@
-// Package platform proves the behaviours of the kernel, QEMU and libvirt that
-// ftclock's design relies on, one file each. A file's head says what would
-// break without it. When one of these fails on a new release, the design must
-// change there, whatever the other tests say.
+// Package platform tests the behaviours of the kernel, QEMU and libvirt on which ftclock's design
+// relies, one file for each. The head of a file says what would break without that behaviour. If
+// one of these tests fails on a new release, the design must change there, whatever the other tests
+// say.
 //
-// Package kernel below needs nothing but Linux and gcc; package hypervisor
-// needs KVM, QEMU and the private libvirt.
+// Package kernel, in the folder below, needs only Linux and gcc. Package hypervisor needs KVM, QEMU
+// and the private libvirt.
 package platform

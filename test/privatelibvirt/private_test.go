@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"ftclock/test/check"
 	"ftclock/test/guest"
 
 	"golang.org/x/sys/unix"
@@ -41,65 +42,39 @@ func TestMain(m *testing.M) {
 // Everything at once: a domain of the private libvirt, its QEMU's user, the
 // second monitor, and libvirtd's restarts under it.
 func TestKVMDomain(t *testing.T) {
-	elf, err := guest.Copy(Dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn, err := Connect()
-	if err != nil {
-		t.Fatal(err)
-	}
+	elf := check.Value(guest.Copy(Dir))(t)
+	conn := check.Value(Connect())(t)
 	x := GuestXML("private", elf)
-	if _, err := AddMonitor(x); err != nil {
-		t.Fatal(err)
-	}
+	check.Value(AddMonitor(x))(t)
 	x.Metadata = &libvirtxml.DomainMetadata{XML: `<test:mark xmlns:test="urn:ftclock:test">kept</test:mark>`}
-	d, err := Define(conn, x)
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := check.Value(Define(conn, x))(t)
 	if err := d.Create(); err != nil {
 		t.Fatal(err, Log("private"))
 	}
-	pid, err := d.PID()
-	if err != nil {
-		t.Fatal(err)
-	}
+	pid := check.Value(d.PID())(t)
 	var st unix.Stat_t
-	if err := unix.Stat(fmt.Sprintf("/proc/%d", pid), &st); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, unix.Stat(fmt.Sprintf("/proc/%d", pid), &st))
 	if u, err := user.LookupId(fmt.Sprint(st.Uid)); err != nil || (u.Username != "libvirt-qemu" && u.Username != "qemu") {
 		t.Errorf("QEMU runs as user %v: %v", u, err)
 	}
 	if out, err := Virsh("dumpxml", "private"); err != nil || !strings.Contains(out, `<test:mark xmlns:test="urn:ftclock:test">kept</test:mark>`) {
 		t.Errorf("metadata is gone: %v\n%s", err, out)
 	}
-	clock, err := d.Clock()
-	if err != nil {
-		t.Fatal(err)
-	}
+	clock := check.Value(d.Clock())(t)
 	defer clock.Close()
 
 	for _, end := range []func() error{Stop, Kill} {
-		if err := end(); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, end())
 		if _, err := clock.Sample(); err != nil {
 			t.Errorf("guest without libvirtd: %v", err)
 		}
-		if err := Start(); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, Start())
 		if out, err := Virsh("domstate", "private"); err != nil || strings.TrimSpace(out) != "running" {
 			t.Errorf("after libvirtd's restart: %q, %v", out, err)
 		}
 	}
 
-	monitor, err := d.Monitor()
-	if err != nil {
-		t.Fatal(err)
-	}
+	monitor := check.Value(d.Monitor())(t)
 	defer monitor.Close()
 	if _, err := monitor.Execute("stop", nil); err != nil {
 		t.Error(err)
@@ -131,10 +106,7 @@ func TestKVMDomain(t *testing.T) {
 // and the exit code gets out. The outside is, here, the private libvirt that
 // this test itself runs in.
 func TestNothingGetsOut(t *testing.T) {
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
+	self := check.Value(os.Executable())(t)
 	mark := "/etc/libvirt/mark-of-the-inside"
 	cmd := exec.Command(self)
 	cmd.Env = append(os.Environ(), exitVariable+"=7", markVariable+"="+mark)
@@ -153,10 +125,7 @@ func TestNothingGetsOut(t *testing.T) {
 
 // A killed test takes everything with it.
 func TestKilled(t *testing.T) {
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
+	self := check.Value(os.Executable())(t)
 	for _, c := range []struct {
 		signal unix.Signal
 		group  bool // as Ctrl-C does
@@ -166,17 +135,13 @@ func TestKilled(t *testing.T) {
 		cmd.Env = append(os.Environ(), exitVariable+"=killed")
 		// A process group of its own, as a terminal's foreground job has.
 		cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, cmd.Start())
 		wait(t, "libvirtd inside", func() bool { return daemons(t) > before })
 		target := cmd.Process.Pid
 		if c.group {
 			target = -target
 		}
-		if err := unix.Kill(target, c.signal); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, unix.Kill(target, c.signal))
 		cmd.Wait()
 		if code := cmd.ProcessState.ExitCode(); code == 0 {
 			t.Errorf("exit code after %v: %d", c.signal, code)
@@ -188,10 +153,7 @@ func TestKilled(t *testing.T) {
 // daemons counts the libvirtds that are seen from here.
 func daemons(t *testing.T) int {
 	t.Helper()
-	comms, err := filepath.Glob("/proc/[0-9]*/comm")
-	if err != nil {
-		t.Fatal(err)
-	}
+	comms := check.Value(filepath.Glob("/proc/[0-9]*/comm"))(t)
 	n := 0
 	for _, path := range comms {
 		if comm, err := os.ReadFile(path); err == nil && string(comm) == "libvirtd\n" {
@@ -219,19 +181,13 @@ func settledDaemons(t *testing.T) (n int) {
 
 func wait(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	for end := time.Now().Add(5 * time.Minute); !done(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("waiting for %s", what)
-		}
-	}
+	check.Await(t, 5*time.Minute, 20*time.Millisecond, done, "%s", what)
 }
 
 func TestInstallNeedsEveryPart(t *testing.T) {
 	repo := t.TempDir()
 	makefile := "install:\n\tmkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(SYSCONFDIR)/libvirt/hooks/qemu.d\n\ttouch $(DESTDIR)$(PREFIX)/bin/ftclock\n"
-	if err := os.WriteFile(filepath.Join(repo, "Makefile"), []byte(makefile), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.WriteFile(filepath.Join(repo, "Makefile"), []byte(makefile), 0o644))
 	err := Install(repo)
 	if err == nil || !strings.Contains(err.Error(), "ftclock-hook") {
 		t.Errorf("installing half: %v", err)

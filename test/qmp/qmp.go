@@ -83,3 +83,23 @@ func (c *Conn) Execute(command string, arguments any) (json.RawMessage, error) {
 
 // Close closes the connection; QEMU keeps running.
 func (c *Conn) Close() error { return c.conn.Close() }
+
+// Run executes commands that have no arguments, one after the other.
+func (c *Conn) Run(commands ...string) error {
+	for _, command := range commands {
+		if _, err := c.Execute(command, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Pause stops the guest for that long, and has it go on.
+func (c *Conn) Pause(length time.Duration) error {
+	err := c.Run("stop")
+	if err == nil {
+		time.Sleep(length)
+		err = c.Run("cont")
+	}
+	return err
+}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ftclock/control"
+	"ftclock/test/check"
 )
 
 // TestLastWordsSurviveAKill has QEMU say its last words and end, and kills the worker before anybody has read them.
@@ -22,9 +23,7 @@ func TestLastWordsSurviveAKill(t *testing.T) {
 			p.settled()
 			s := p.whole()
 			last := append(bytes.Repeat([]byte("x"), size), '\n')
-			if _, err := p.qemu.Write(last); err != nil {
-				t.Fatal(err)
-			}
+			check.Value(p.qemu.Write(last))(t)
 			p.qemu.Close()
 			p.endProcess()
 			_ = unix.Kill(s.Shim, unix.SIGKILL)
@@ -69,9 +68,7 @@ func TestAKillWhileTheReaderWaits(t *testing.T) {
 			}
 			return listener.heard.Load() == 200
 		})
-		if err := <-said; err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, <-said)
 		p.client.Close()
 		p.qemu.Close()
 		p.endProcess()
@@ -93,34 +90,22 @@ func withoutDirectory(t *testing.T, anew bool) {
 	p.settled()
 	s := p.whole()
 	hidden := p.state + ".away"
-	if err := os.Rename(p.state, hidden); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.Rename(p.state, hidden))
 	if !anew {
-		if err := os.WriteFile(p.state, nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, os.WriteFile(p.state, nil, 0o600))
 	}
-	if err := unix.Kill(s.Shim, unix.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, unix.Kill(s.Shim, unix.SIGKILL))
 	for i := range 3 {
 		text := fmt.Sprintf(`{"n":%d}`+"\n", i)
-		if _, err := p.client.Write([]byte(text)); err != nil {
-			t.Fatal(err)
-		}
+		check.Value(p.client.Write([]byte(text)))(t)
 		if got, err := bytesUntil(p.qemu, '\n'); err != nil || string(got) != text {
 			t.Fatalf("%q, %v\n%s", got, err, p.logText())
 		}
 	}
 	if !anew {
-		if err := errors.Join(os.Remove(p.state), os.Rename(hidden, p.state)); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, errors.Join(os.Remove(p.state), os.Rename(hidden, p.state)))
 	}
-	if _, err := os.Stat(filepath.Join(p.state, p.uuid, control.SocketName)); err != nil {
-		t.Fatal(err)
-	}
+	check.Value(os.Stat(filepath.Join(p.state, p.uuid, control.SocketName)))(t)
 	p.killKeeper(p.whole())
 	p.client.Close()
 	p.qemu.Close()
@@ -134,12 +119,8 @@ func TestAnotherSocketIsLeftAlone(t *testing.T) {
 	p.settled()
 	p.killWorker(p.whole()) // a later worker knows what the first one bound
 	path := filepath.Join(p.dir, control.MonitorSocket)
-	if err := os.WriteFile(path+".other", nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(path+".other", path); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.WriteFile(path+".other", nil, 0o600))
+	check.NoError(t, os.Rename(path+".other", path))
 	p.qemu.Close()
 	p.endProcess()
 	p.client.Close()

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"ftclock/test/check"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -75,10 +77,7 @@ func TestAHostileQEMU(t *testing.T) {
 		eventually(t, "another round trip beside it", func() bool { return trips.done.Load() > before })
 	}
 	// Messages with descriptors that nobody asked for.
-	f, err := unix.MemfdCreate("unasked", unix.MFD_CLOEXEC)
-	if err != nil {
-		t.Fatal(err)
-	}
+	f := check.Value(unix.MemfdCreate("unasked", unix.MFD_CLOEXEC))(t)
 	defer unix.Close(f)
 	all := make([]int, 253)
 	for i := range all {
@@ -88,9 +87,7 @@ func TestAHostileQEMU(t *testing.T) {
 		if _, _, err := p.qemu.WriteMsgUnix([]byte("{}\n"), unix.UnixRights(all...), nil); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := bytesUntil(p.client, '\n'); err != nil {
-			t.Fatal(err)
-		}
+		check.Value(bytesUntil(p.client, '\n'))(t)
 	}
 	now := p.whole()
 	if now.Shim != s.Shim {
@@ -169,9 +166,6 @@ func peakKiB(t *testing.T, pid int) int {
 	if !found {
 		t.Fatalf("process %d is gone", pid)
 	}
-	peak, err := strconv.Atoi(strings.Fields(rest)[0])
-	if err != nil {
-		t.Fatal(err)
-	}
+	peak := check.Value(strconv.Atoi(strings.Fields(rest)[0]))(t)
 	return peak
 }

@@ -20,6 +20,7 @@ import (
 
 	"ftclock/control"
 	"ftclock/spawn"
+	"ftclock/test/check"
 	"ftclock/test/endings"
 )
 
@@ -76,40 +77,24 @@ func startPair(t *testing.T) *pair {
 	_, _ = rand.Read(random)
 	p := &pair{t: t, uuid: "6695eb01-f6a4-8304-79aa-" + hex.EncodeToString(random), state: filepath.Join(root, "s"), dir: filepath.Join(root, "d"),
 		log: filepath.Join(root, "log")}
-	if err := os.Mkdir(p.dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.Mkdir(p.dir, 0o700))
 
 	// As libvirt: bound under one name, handed to QEMU, renamed by the hook.
 	bound := filepath.Join(p.dir, control.MonitorSocket)
-	if p.listener, err = net.ListenUnix("unix", &net.UnixAddr{Name: bound, Net: "unix"}); err != nil {
-		t.Fatal(err)
-	}
+	p.listener = check.Value(net.ListenUnix("unix", &net.UnixAddr{Name: bound, Net: "unix"}))(t)
 	p.listener.SetUnlinkOnClose(false)
 	t.Cleanup(func() { p.listener.Close() })
-	f, err := p.listener.File()
-	if err != nil {
-		t.Fatal(err)
-	}
+	f := check.Value(p.listener.File())(t)
 	defer f.Close()
 	p.process = exec.Command("sleep", "infinity")
 	p.process.ExtraFiles = []*os.File{f}
-	if err := p.process.Start(); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, p.process.Start())
 	t.Cleanup(p.endProcess)
 	pidFile := filepath.Join(root, "pid")
-	if err := os.WriteFile(pidFile, []byte(strconv.Itoa(p.process.Process.Pid)), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(bound, filepath.Join(p.dir, control.QEMUSocket)); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.WriteFile(pidFile, []byte(strconv.Itoa(p.process.Process.Pid)), 0o600))
+	check.NoError(t, os.Rename(bound, filepath.Join(p.dir, control.QEMUSocket)))
 
-	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
+	log := check.Value(os.OpenFile(p.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600))(t)
 	defer log.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -120,13 +105,9 @@ func startPair(t *testing.T) *pair {
 	}); err != nil {
 		t.Fatalf("%v\n%s", err, p.logText())
 	}
-	if p.client, err = net.DialUnix("unix", nil, &net.UnixAddr{Name: filepath.Join(p.dir, control.MonitorSocket), Net: "unix"}); err != nil {
-		t.Fatal(err)
-	}
+	p.client = check.Value(net.DialUnix("unix", nil, &net.UnixAddr{Name: filepath.Join(p.dir, control.MonitorSocket), Net: "unix"}))(t)
 	t.Cleanup(func() { p.client.Close() })
-	if p.qemu, err = p.listener.AcceptUnix(); err != nil {
-		t.Fatal(err)
-	}
+	p.qemu = check.Value(p.listener.AcceptUnix())(t)
 	t.Cleanup(func() { p.qemu.Close() })
 	return p
 }
@@ -134,12 +115,8 @@ func startPair(t *testing.T) *pair {
 // settled waits until the relay runs and the shim has tried, in vain, to load the module.
 func (p *pair) settled() {
 	p.t.Helper()
-	if _, err := p.qemu.Write([]byte(`{"QMP": {"version": {}, "capabilities": []}}` + "\r\n")); err != nil {
-		p.t.Fatal(err)
-	}
-	if _, err := bytesUntil(p.client, '\n'); err != nil {
-		p.t.Fatal(err)
-	}
+	check.Value(p.qemu.Write([]byte(`{"QMP": {"version": {}, "capabilities": []}}` + "\r\n")))(p.t)
+	check.Value(bytesUntil(p.client, '\n'))(p.t)
 	p.status(func(s *control.Status) bool { return s.State == control.Uncorrected && s.QEMU != 0 })
 }
 
@@ -195,11 +172,7 @@ func (p *pair) processes() (pids []int) {
 // eventually waits until what holds.
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	for end := time.Now().Add(patience); !holds(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("in vain waited for: %s", what)
-		}
-	}
+	check.Await(t, patience, 2*time.Millisecond, holds, "%s", what)
 }
 
 // status asks until an answer suits.
@@ -230,12 +203,8 @@ func (p *pair) logText() string {
 // relays waits until the shim relays: what it has open for the connection it has open then.
 func (p *pair) relays() {
 	p.t.Helper()
-	if _, err := p.qemu.Write([]byte(`{"event": "NOTHING"}` + "\r\n")); err != nil {
-		p.t.Fatal(err)
-	}
-	if _, err := bytesUntil(p.client, '\n'); err != nil {
-		p.t.Fatal(err)
-	}
+	check.Value(p.qemu.Write([]byte(`{"event": "NOTHING"}` + "\r\n")))(p.t)
+	check.Value(bytesUntil(p.client, '\n'))(p.t)
 }
 
 // openFDs counts what a process has open.
@@ -270,9 +239,7 @@ func zombies(parents ...int) (pids []int) {
 // killWorker kills the worker and waits for the next one.
 func (p *pair) killWorker(s *control.Status) *control.Status {
 	p.t.Helper()
-	if err := unix.Kill(s.Shim, unix.SIGKILL); err != nil {
-		p.t.Fatal(err)
-	}
+	check.NoError(p.t, unix.Kill(s.Shim, unix.SIGKILL))
 	next := p.status(func(n *control.Status) bool { return n.Shim != s.Shim })
 	if next.Keeper != s.Keeper || next.Workers != s.Workers+1 {
 		p.t.Fatalf("worker %d of keeper %d follows worker %d of keeper %d\n%s", next.Workers, next.Keeper, s.Workers, s.Keeper, p.logText())
@@ -283,9 +250,7 @@ func (p *pair) killWorker(s *control.Status) *control.Status {
 // killKeeper kills the keeper and waits for the next one.
 func (p *pair) killKeeper(s *control.Status) *control.Status {
 	p.t.Helper()
-	if err := unix.Kill(s.Keeper, unix.SIGKILL); err != nil {
-		p.t.Fatal(err)
-	}
+	check.NoError(p.t, unix.Kill(s.Keeper, unix.SIGKILL))
 	next := p.status(func(n *control.Status) bool { return n.Keeper != s.Keeper })
 	if next.Shim != s.Shim || next.Workers != s.Workers {
 		p.t.Fatalf("after the keeper's death the worker is %d, it was %d\n%s", next.Shim, s.Shim, p.logText())

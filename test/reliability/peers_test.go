@@ -7,9 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
-	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -18,21 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ftclock/control"
+	"ftclock/test/check"
 )
-
-// times reads how often something is to be done from the environment.
-func times(t *testing.T, variable string, otherwise int) int {
-	t.Helper()
-	text := os.Getenv(variable)
-	if text == "" {
-		return otherwise
-	}
-	n, err := strconv.Atoi(text)
-	if err != nil || n < 0 {
-		t.Fatalf("%s=%q is no number", variable, text)
-	}
-	return n
-}
 
 // A direction is one half of the conversation.
 type direction struct {
@@ -45,15 +30,10 @@ type direction struct {
 // TestPeersNoticeNothing kills worker and keeper, and upgrades them, while a client and a QEMU talk through them as
 // fast as they can.
 func TestPeersNoticeNothing(t *testing.T) {
-	workers := times(t, "FTCLOCK_WORKER_KILLS", 40)
-	keepers := times(t, "FTCLOCK_KEEPER_KILLS", 10)
-	upgrades := times(t, "FTCLOCK_UPGRADES", 5)
-	seed := uint64(time.Now().UnixNano())
-	if s := os.Getenv("FTCLOCK_SEED"); s != "" {
-		seed, _ = strconv.ParseUint(s, 10, 64)
-	}
-	t.Logf("seed %d", seed)
-	random := rand.New(rand.NewPCG(seed, 0))
+	workers := check.Count(t, "FTCLOCK_WORKER_KILLS", 40)
+	keepers := check.Count(t, "FTCLOCK_KEEPER_KILLS", 10)
+	upgrades := check.Count(t, "FTCLOCK_UPGRADES", 5)
+	random, seed := check.Random(t)
 
 	p := startPair(t)
 	p.settled()
@@ -183,13 +163,8 @@ func TestPeersNoticeNothing(t *testing.T) {
 // started does, now and then with a kill beside it. QEMU hears the beginning of what was cut and its end, and nothing of the old
 // connection comes over the new one.
 func TestPeersAfterAClientThatReconnects(t *testing.T) {
-	times := times(t, "FTCLOCK_RECONNECTS", 20)
-	seed := uint64(time.Now().UnixNano())
-	if s := os.Getenv("FTCLOCK_SEED"); s != "" {
-		seed, _ = strconv.ParseUint(s, 10, 64)
-	}
-	t.Logf("seed %d", seed)
-	random := rand.New(rand.NewPCG(seed, 0))
+	times := check.Count(t, "FTCLOCK_RECONNECTS", 20)
+	random, seed := check.Random(t)
 	p := startPair(t)
 	p.settled()
 	s := p.killWorker(p.killKeeper(p.whole()))
@@ -198,9 +173,7 @@ func TestPeersAfterAClientThatReconnects(t *testing.T) {
 	messages, kills := uint64(0), 0
 	for i := range uint64(times) {
 		// Whoever waits for what was lost isn't to wait for ever.
-		if err := errors.Join(p.client.SetDeadline(time.Now().Add(patience)), p.qemu.SetDeadline(time.Now().Add(patience))); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, errors.Join(p.client.SetDeadline(time.Now().Add(patience)), p.qemu.SetDeadline(time.Now().Add(patience))))
 		up := &direction{"client to QEMU", newSpeaker(p.client, seed+2*i, `"execute":"query-status"`, `"execute":"stop"`, ""), newListener(p.qemu), make(chan error, 1)}
 		down := &direction{"QEMU to client", newSpeaker(p.qemu, seed+2*i+1, `"event":"STOP"`, `"return":{}`, ""), newListener(p.client), make(chan error, 1)}
 		for _, d := range []*direction{up, down} {
@@ -225,9 +198,7 @@ func TestPeersAfterAClientThatReconnects(t *testing.T) {
 		for _, d := range []*direction{up, down} {
 			b := d.speaker.message(d.speaker.sent.Load()+1, 100+random.IntN(100_000), 0)
 			b = b[:1+random.IntN(len(b)-1)]
-			if _, err := d.speaker.conn.Write(b); err != nil {
-				t.Fatal(err)
-			}
+			check.Value(d.speaker.conn.Write(b))(t)
 			cut[d] = b
 		}
 		if random.IntN(2) == 0 {
@@ -250,12 +221,8 @@ func TestPeersAfterAClientThatReconnects(t *testing.T) {
 		}
 		p.qemu.Close()
 		var err error
-		if p.client, err = net.DialUnix("unix", nil, &net.UnixAddr{Name: filepath.Join(p.dir, control.MonitorSocket), Net: "unix"}); err != nil {
-			t.Fatal(err)
-		}
-		if err := p.listener.SetDeadline(time.Now().Add(patience)); err != nil {
-			t.Fatal(err)
-		}
+		p.client = check.Value(net.DialUnix("unix", nil, &net.UnixAddr{Name: filepath.Join(p.dir, control.MonitorSocket), Net: "unix"}))(t)
+		check.NoError(t, p.listener.SetDeadline(time.Now().Add(patience)))
 		if p.qemu, err = p.listener.AcceptUnix(); err != nil {
 			t.Fatalf("connection %d: nobody connects to QEMU again: %v\n%s", i, err, p.logText())
 		}

@@ -1,5 +1,6 @@
-// Package rig has QEMUs without libvirt for the programs that measure costs: with a shim and with socat before their
-// monitors, or with neither. It measures processes from outside: memory, processor time, wake-ups.
+// Package rig runs QEMUs without libvirt for the programs that measure costs: with a shim, with
+// socat, or with nothing in front of their monitors.
 //
-// It is not for tests of what ftclock does; those have package privatelibvirt.
+// It isn't for tests of what ftclock does; for those see package privatelibvirt. Package measure
+// measures the processes.
 package rig

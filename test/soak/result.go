@@ -3,36 +3,31 @@ package main
 import (
 	"errors"
 	"fmt"
-	"image/color"
 	"math"
-	"slices"
 	"strings"
 	"time"
+
+	"ftclock/test/guest"
+	"ftclock/test/measure"
 
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/vg"
-	"gonum.org/v1/plot/vg/draw"
-
-	"ftclock/test/picture"
 )
 
-// maxDrift is what may be left of any number of pauses, ns; noise is what the reading from outside the guest may be off.
-const (
-	maxDrift = 10_000
-	noise    = 2_000
-)
+// noise is what the reading from outside the guest may be off, ns.
+const noise = 2_000
 
 // verdict says what is wrong with the clock, or with the measuring of it.
 func (r *result) verdict() error {
 	var wrong []string
 	for _, p := range r.points {
-		if p.drift > maxDrift || p.drift < -maxDrift {
+		if guest.Off(p.drift) {
 			wrong = append(wrong, fmt.Sprintf("after %d pauses the guest's clock is off by %d ns", p.pauses, p.drift))
 			break
 		}
 	}
-	if grown := r.trend() * float64(len(r.residuals)) / 1e6; math.Abs(grown) > maxDrift {
+	if grown := r.trend() * float64(len(r.residuals)) / 1e6; math.Abs(grown) > guest.MaxDrift {
 		wrong = append(wrong, fmt.Sprintf("it drifts by %.0f ns a million pauses", r.trend()))
 	}
 	if r.backsteps > 0 {
@@ -49,28 +44,20 @@ func (r *result) verdict() error {
 
 // trend is the slope of the drift, by least squares, in ns a million pauses.
 func (r *result) trend() float64 {
-	var n, sx, sy, sxx, sxy float64
+	var xs, ys []float64
 	for _, p := range r.points {
-		x, y := float64(p.pauses), float64(p.drift)
-		n, sx, sy, sxx, sxy = n+1, sx+x, sy+y, sxx+x*x, sxy+x*y
+		xs, ys = append(xs, float64(p.pauses)), append(ys, float64(p.drift))
 	}
-	if d := n*sxx - sx*sx; d > 0 {
-		return (n*sxy - sx*sy) / d * 1e6
-	}
-	return 0
+	return measure.Slope(xs, ys) * 1e6
 }
 
 // quantile of the residuals' magnitudes, 0 to 1, ns.
 func (r *result) quantile(q float64) int64 {
-	if len(r.residuals) == 0 {
-		return 0
-	}
 	of := make([]int64, len(r.residuals))
 	for i, v := range r.residuals {
 		of[i] = max(v, -v)
 	}
-	slices.Sort(of)
-	return of[min(int(q*float64(len(of))), len(of)-1)]
+	return measure.Quantile(of, q)
 }
 
 // String is a table in Markdown.
@@ -98,19 +85,16 @@ func (r *result) String() string {
 
 // draw writes the picture: the drift over the pauses, and how often which residual was found.
 func (r *result) draw(path string) error {
-	course := plot.New()
-	course.Title.Text = fmt.Sprintf("A guest's drift over %d pauses", len(r.residuals))
-	course.X.Label.Text, course.Y.Label.Text = "pauses", "ns behind CLOCK_MONOTONIC_RAW"
+	course := measure.NewPlot(fmt.Sprintf("A guest's drift over %d pauses", len(r.residuals)), "pauses", "ns behind CLOCK_MONOTONIC_RAW")
 	var xys plotter.XYs
 	for _, p := range r.points {
 		xys = append(xys, plotter.XY{X: float64(p.pauses), Y: float64(p.drift)})
 	}
-	dots, err := plotter.NewScatter(xys)
+	dots, err := measure.Dots(xys)
 	if err != nil {
 		return err
 	}
-	dots.Color, dots.Shape, dots.Radius = picture.Blue, draw.CircleGlyph{}, vg.Points(2)
-	course.Add(plotter.NewGrid(), dots)
+	course.Add(dots)
 	course.Y.Min, course.Y.Max = min(course.Y.Min, -noise), max(course.Y.Max, noise)
 
 	residuals := plot.New()
@@ -128,10 +112,10 @@ func (r *result) draw(path string) error {
 		if err != nil {
 			return err
 		}
-		line.Color, line.Width = color.Color(picture.Blue), vg.Points(1.5)
+		line.Color, line.Width = measure.Blue, vg.Points(1.5)
 		residuals.Add(line)
 	}
 	residuals.Y.Scale, residuals.Y.Tick.Marker = plot.LogScale{}, plot.LogTicks{Prec: 0}
 	residuals.Y.Min = 0.5
-	return picture.Write(path, course, residuals)
+	return measure.WritePlots(path, course, residuals)
 }

@@ -5,9 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -15,7 +13,6 @@ import (
 	"ftclock/control"
 	"ftclock/test/guest"
 	"ftclock/test/privatelibvirt"
-	"ftclock/test/qmp"
 )
 
 const (
@@ -61,23 +58,15 @@ func soak(p plan, progress io.Writer) (_ *result, err error) {
 	if err != nil {
 		return nil, err
 	}
-	socket := filepath.Join(privatelibvirt.Dir, "soak.sock")
-	qemu := exec.Command("qemu-system-x86_64", "-accel", "kvm", "-machine", "pc,memory-backend=ram", "-m", "32",
-		"-object", "memory-backend-memfd,id=ram,size=32M,share=on", "-nodefaults", "-display", "none", "-kernel", elf, "-name", "soak",
-		"-chardev", "socket,id=m,path="+socket+",server=on,wait=off", "-mon", "chardev=m,mode=control")
-	qemu.Stderr = os.Stderr
-	if err := qemu.Start(); err != nil {
-		return nil, err
-	}
-	defer func() {
-		_ = qemu.Process.Kill()
-		_ = qemu.Wait()
-	}()
-	monitor, err := qmp.Dial(socket, 30*time.Second)
+	qemu, monitor, err := privatelibvirt.BareQEMU("soak", elf)
 	if err != nil {
 		return nil, err
 	}
-	defer monitor.Close()
+	defer func() {
+		_ = monitor.Close()
+		_ = qemu.Process.Kill()
+		_ = qemu.Wait()
+	}()
 	clock, err := guest.Open(qemu.Process.Pid)
 	if err != nil {
 		return nil, err
@@ -120,7 +109,7 @@ func soak(p plan, progress io.Writer) (_ *result, err error) {
 		return nil
 	}
 	// One pause before it all takes the anchor.
-	if err := pause(monitor, time.Millisecond); err != nil {
+	if err := monitor.Pause(time.Millisecond); err != nil {
 		return nil, err
 	}
 	if err := glanceAt(0, look); err != nil {
@@ -133,7 +122,7 @@ func soak(p plan, progress io.Writer) (_ *result, err error) {
 	done := 0
 	for done < p.pauses && time.Since(begin) < p.end {
 		for range batch {
-			if err := pause(monitor, time.Duration(random.Int64N(int64(p.longest)))); err != nil {
+			if err := monitor.Pause(time.Duration(random.Int64N(int64(p.longest)))); err != nil {
 				return nil, err
 			}
 			time.Sleep(time.Duration(random.Int64N(int64(p.longest))))
@@ -155,15 +144,6 @@ func soak(p plan, progress io.Writer) (_ *result, err error) {
 	}
 	r.backsteps, _, err = clock.Backsteps()
 	return r, err
-}
-
-func pause(monitor *qmp.Conn, length time.Duration) error {
-	if _, err := monitor.Execute("stop", nil); err != nil {
-		return err
-	}
-	time.Sleep(length)
-	_, err := monitor.Execute("cont", nil)
-	return err
 }
 
 // shimOf finds the shim of an attached QEMU.

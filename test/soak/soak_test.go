@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"ftclock/test/check"
 	"ftclock/test/kvmhost"
 	"ftclock/test/privatelibvirt"
 )
@@ -21,10 +22,7 @@ func TestKVMSoak(t *testing.T) {
 	if kvmhost.Emulated() {
 		pauses = 600
 	}
-	r, err := soak(plan{pauses, 2 * time.Millisecond, time.Hour}, t.Output())
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := check.Value(soak(plan{pauses, 2 * time.Millisecond, time.Hour}, t.Output()))(t)
 	t.Log("\n" + r.String())
 	if err := r.verdict(); err != nil {
 		t.Error(err)
@@ -34,9 +32,7 @@ func TestKVMSoak(t *testing.T) {
 	}
 	for _, name := range []string{"soak.svg", "soak.png"} {
 		path := filepath.Join(t.TempDir(), name)
-		if err := r.draw(path); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, r.draw(path))
 		if info, err := os.Stat(path); err != nil || info.Size() < 10_000 {
 			t.Errorf("%s: %v, %v", name, info, err)
 		}

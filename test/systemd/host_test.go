@@ -12,11 +12,11 @@ import (
 
 	"ftclock/control"
 	"ftclock/test/built"
+	"ftclock/test/check"
 	"ftclock/test/container"
+	"ftclock/test/domaintest"
 	"ftclock/test/guest"
 	"ftclock/test/privatelibvirt"
-
-	"libvirt.org/go/libvirtxml"
 )
 
 const (
@@ -24,7 +24,6 @@ const (
 	unit     = "ftclock-shim@" + uuid + ".service"
 	name     = "web1"
 	patience = time.Minute
-	maxDrift = 10_000 // ns: what a guest may be off after any number of checkpoints
 )
 
 // host is a container with ftclock installed, and a domain defined.
@@ -33,24 +32,13 @@ type host struct {
 	t *testing.T
 }
 
-// suite is the Debian that boots.
-func suite() string {
-	if s := os.Getenv("FTCLOCK_SUITE"); s != "" {
-		return s
-	}
-	return container.Debian12
-}
-
 // boot boots a container that goes with the test.
 func boot(t *testing.T, metadata string, o container.Options) *host {
 	t.Helper()
 	if missing := container.Missing(); len(missing) > 0 {
 		privatelibvirt.LeaveOut(t, strings.Join(missing, "; "))
 	}
-	c, err := container.Start(suite(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := check.Value(container.Start(container.Suite(), o))(t)
 	h := &host{c, t}
 	t.Cleanup(func() {
 		if t.Failed() && c.Running() {
@@ -60,56 +48,34 @@ func boot(t *testing.T, metadata string, o container.Options) *host {
 		c.Close()
 	})
 	h.install("")
-	if _, err := guest.Copy(h.Path("/var/lib")); err != nil {
-		t.Fatal(err)
-	}
+	check.Value(guest.Copy(h.Path("/var/lib")))(t)
 	x := privatelibvirt.GuestXML(name, "/var/lib/guest.elf")
 	x.UUID = uuid
-	if metadata != "" {
-		x.Metadata = &libvirtxml.DomainMetadata{XML: metadata}
-	}
-	text, err := x.Marshal()
-	if err == nil {
-		err = os.WriteFile(h.Path("/root/domain.xml"), []byte(text), 0o600)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	privatelibvirt.Manage(x, metadata)
+	check.NoError(t, os.WriteFile(h.Path("/root/domain.xml"), []byte(check.Value(x.Marshal())(t)), 0o600))
 	h.must("systemctl", "daemon-reload")
 	h.must("systemctl", "restart", "libvirtd")
 	h.must("virsh", "define", "/root/domain.xml")
 	return h
 }
 
-const clockElement = `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`
+const clockElement = privatelibvirt.ClockElement
 
 // install installs the tree's ftclock; with the shim of another version (see package built) if one is named.
 func (h *host) install(shim string) {
 	h.t.Helper()
 	args := []string{"-s", "-C", "../..", "-o", "build", "install", "DESTDIR=" + h.Path("/"), "PREFIX=/usr", "SYSCONFDIR=/etc"}
-	if out, err := exec.Command("make", args...).CombinedOutput(); err != nil {
-		h.t.Fatalf("installing: %v\n%s", err, out)
-	}
+	check.Output(h.t, exec.Command("make", args...))
 	if shim == "" {
 		return
 	}
-	copied, err := built.Copy(shim, h.Path("/usr/sbin"))
-	if err == nil {
-		err = os.Rename(copied, h.Path("/usr/sbin/ftclock-shim"))
-	}
-	if err != nil {
-		h.t.Fatal(err)
-	}
+	check.NoError(h.t, os.Rename(check.Value(built.Copy(shim, h.Path("/usr/sbin")))(h.t), h.Path("/usr/sbin/ftclock-shim")))
 }
 
 // must runs a command inside, which has to succeed, and gives what it prints.
 func (h *host) must(args ...string) string {
 	h.t.Helper()
-	out, err := h.Run(args...)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	return out
+	return check.Value(h.Run(args...))(h.t)
 }
 
 // property is one of the unit's.
@@ -121,11 +87,7 @@ func (h *host) property(name string) string {
 // eventually waits for what has to come.
 func (h *host) eventually(what string, holds func() bool) {
 	h.t.Helper()
-	for end := time.Now().Add(patience); !holds(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(end) {
-			h.t.Fatalf("in vain waited for: %s", what)
-		}
-	}
+	check.Await(h.t, patience, 20*time.Millisecond, holds, "%s", what)
 }
 
 // shim waits until the shim is there, and gives its status. Its pids are the container's.
@@ -143,10 +105,7 @@ func (h *host) shim() *control.Status {
 // group is the control group of a process of the container's.
 func (h *host) group(pid int) string {
 	h.t.Helper()
-	text, err := os.ReadFile(h.Path(fmt.Sprintf("/proc/%d/cgroup", pid)))
-	if err != nil {
-		h.t.Fatal(err)
-	}
+	text := check.Value(os.ReadFile(h.Path(fmt.Sprintf("/proc/%d/cgroup", pid))))(h.t)
 	for line := range strings.Lines(string(text)) {
 		if path, ok := strings.CutPrefix(line, "0::"); ok {
 			return strings.TrimSpace(path)
@@ -171,15 +130,8 @@ func (h *host) inUnit() *control.Status {
 
 func (h *host) qemu() int {
 	h.t.Helper()
-	text, err := os.ReadFile(h.Path("/run/libvirt/qemu/" + name + ".pid"))
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	return pid
+	text := check.Value(os.ReadFile(h.Path("/run/libvirt/qemu/" + name + ".pid")))(h.t)
+	return check.Value(strconv.Atoi(strings.TrimSpace(string(text))))(h.t)
 }
 
 // readOnly checks that a process in a sandbox can write to none of the directories, whatever else it may.
@@ -195,36 +147,15 @@ func (h *host) readOnly(pid string, dirs ...string) {
 // clock is the running guest's.
 func (h *host) clock() *guest.Clock {
 	h.t.Helper()
-	c, err := guest.Open(h.Outside(h.qemu()))
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	h.t.Cleanup(func() { c.Close() })
-	if err := c.WaitMoving(2 * time.Minute); err != nil {
-		h.t.Fatal(err)
-	}
-	return c
-}
-
-func (h *host) offset(c *guest.Clock) int64 {
-	h.t.Helper()
-	o, err := c.SettledOffset()
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	return o
+	return domaintest.ClockOfProcess(h.t, h.Outside(h.qemu()))
 }
 
 // kept checks that the guest lost nothing while f ran.
 func (h *host) kept(what string, c *guest.Clock, f func()) {
 	h.t.Helper()
-	before := h.offset(c)
+	before := domaintest.Offset(h.t, c)
 	f()
-	drift := h.offset(c) - before
-	h.t.Logf("%s: drift of %d ns", what, drift)
-	if drift > maxDrift || drift < -maxDrift {
-		h.t.Errorf("%s: drift of %d ns", what, drift)
-	}
+	h.t.Logf("%s: drift of %d ns", what, domaintest.Kept(h.t, c, before, "%s: drift", what))
 }
 
 // checkpoints begins count checkpoints of 5 ms through libvirtd; the function that it returns waits for their end.

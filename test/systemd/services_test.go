@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"ftclock/test/container"
-	"ftclock/xml-templates"
+	metadata "ftclock/xml-templates"
 )
 
 // Beside the shims a host has the exporter and what publishes the anchors. Both do their work for a running domain.

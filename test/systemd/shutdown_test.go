@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"ftclock/test/check"
 	"ftclock/test/container"
 )
 
@@ -23,9 +24,7 @@ func TestKVMHostShutdown(t *testing.T) {
 	}{
 		"by libvirt-guests": {
 			prepare: func(h *host) {
-				if err := os.WriteFile(h.Path("/etc/default/libvirt-guests"), []byte("ON_SHUTDOWN=suspend\n"), 0o644); err != nil {
-					h.t.Fatal(err)
-				}
+				check.NoError(h.t, os.WriteFile(h.Path("/etc/default/libvirt-guests"), []byte("ON_SHUTDOWN=suspend\n"), 0o644))
 				h.must("systemctl", "restart", "libvirt-guests")
 			},
 			ends: "Stopping libvirt-guests.service", saved: true,
@@ -44,9 +43,7 @@ func TestKVMHostShutdown(t *testing.T) {
 			h.must("virsh", "start", name)
 			h.inUnit()
 			h.clock()
-			if err := h.PowerOff(2 * patience); err != nil {
-				t.Fatal(err)
-			}
+			check.NoError(t, h.PowerOff(2*patience))
 			lines := readJournal(t, journal)
 			at := -1
 			for _, step := range []string{c.ends, "QEMU has ended", unit + ": Deactivated successfully", "Reached target poweroff.target"} {
@@ -68,10 +65,7 @@ func TestKVMHostShutdown(t *testing.T) {
 					t.Errorf("something ended the shim: %s", line)
 				}
 			}
-			log, err := os.ReadFile(filepath.Join(logs, "qemu", name+".log"))
-			if err != nil {
-				t.Fatal(err)
-			}
+			log := check.Value(os.ReadFile(filepath.Join(logs, "qemu", name+".log")))(t)
 			// QEMU's last word, if virtlogd was still there for it: what ended it.
 			if at := bytes.Index(log, []byte("terminating on signal")); at >= 0 {
 				t.Logf("QEMU: %s", bytes.SplitN(log[at:], []byte("\n"), 2)[0])
@@ -89,10 +83,7 @@ func TestKVMHostShutdown(t *testing.T) {
 // readJournal gives the lines of the newest boot, oldest first.
 func readJournal(t *testing.T, dir string) (lines []string) {
 	t.Helper()
-	out, err := exec.Command("journalctl", "-D", dir, "-b", "0", "-o", "json", "--no-pager").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
+	out := check.Value(exec.Command("journalctl", "-D", dir, "-b", "0", "-o", "json", "--no-pager").Output())(t)
 	all := bufio.NewScanner(bytes.NewReader(out))
 	all.Buffer(nil, 1<<20)
 	for all.Scan() {
@@ -100,14 +91,10 @@ func readJournal(t *testing.T, dir string) (lines []string) {
 			From    string `json:"SYSLOG_IDENTIFIER"`
 			Message any    `json:"MESSAGE"`
 		}
-		if err := json.Unmarshal(all.Bytes(), &entry); err != nil {
-			t.Fatal(err)
-		}
+		check.NoError(t, json.Unmarshal(all.Bytes(), &entry))
 		text, _ := entry.Message.(string)
 		lines = append(lines, entry.From+": "+text)
 	}
-	if err := all.Err(); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, all.Err())
 	return lines
 }

@@ -7,11 +7,12 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"ftclock/control"
 	machine "ftclock/host"
+	"ftclock/test/check"
 	"ftclock/test/container"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestKVMTheShimHasItsUnit(t *testing.T) {
@@ -37,7 +38,7 @@ func TestKVMTheShimHasItsUnit(t *testing.T) {
 	h.confined(strconv.Itoa(first.Shim), shimCapabilities)
 	exposure := h.must("sh", "-c", "systemd-analyze security --no-pager "+unit+" | tail -n 1")
 	t.Logf("%s", exposure)
-	if suite() == container.Debian12 && !strings.Contains(exposure, unit+": 2.4 OK") { // what docs/systemd.md says of systemd 252
+	if container.Suite() == container.Debian12 && !strings.Contains(exposure, unit+": 2.4 OK") { // what docs/systemd.md says of systemd 252
 		t.Errorf("systemd-analyze says %q", exposure)
 	}
 	t.Logf("%s", h.must("systemctl", "status", "--no-pager", unit))
@@ -159,11 +160,7 @@ func TestKVMAUnitThatFails(t *testing.T) {
 func (h *host) dropIn(text string) {
 	h.t.Helper()
 	dir := h.Path("/etc/systemd/system/ftclock-shim@.service.d")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		h.t.Fatal(err)
-	}
-	if err := os.WriteFile(dir+"/test.conf", []byte(text), 0o644); err != nil {
-		h.t.Fatal(err)
-	}
+	check.NoError(h.t, os.MkdirAll(dir, 0o755))
+	check.NoError(h.t, os.WriteFile(dir+"/test.conf", []byte(text), 0o644))
 	h.must("systemctl", "daemon-reload")
 }

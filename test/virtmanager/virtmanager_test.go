@@ -15,14 +15,13 @@ import (
 
 	"golang.org/x/sys/unix"
 	"libvirt.org/go/libvirt"
-	"libvirt.org/go/libvirtxml"
 
 	"ftclock/control"
+	"ftclock/test/check"
+	"ftclock/test/domaintest"
 	"ftclock/test/guest"
 	"ftclock/test/privatelibvirt"
 )
-
-const maxDrift = 10_000 // ns
 
 //go:embed drive.py
 var driver []byte
@@ -54,17 +53,11 @@ func open(t *testing.T, domain string) *manager {
 		}
 	}
 	m := &manager{T: t, dir: t.TempDir()}
-	if err := os.WriteFile(filepath.Join(m.dir, "drive.py"), driver, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.WriteFile(filepath.Join(m.dir, "drive.py"), driver, 0o600))
 	// What a person switches on in the preferences.
 	settings := filepath.Join(m.dir, "config/glib-2.0/settings")
-	if err := os.MkdirAll(settings, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(settings, "keyfile"), []byte("[org/virt-manager/virt-manager]\nxmleditor-enabled=true\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, os.MkdirAll(settings, 0o700))
+	check.NoError(t, os.WriteFile(filepath.Join(settings, "keyfile"), []byte("[org/virt-manager/virt-manager]\nxmleditor-enabled=true\n"), 0o600))
 	m.env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + m.dir, "XDG_CONFIG_HOME=" + m.dir + "/config", "XDG_CACHE_HOME=" + m.dir + "/cache",
 		"XDG_RUNTIME_DIR=" + m.dir, "GSETTINGS_BACKEND=keyfile", "LC_ALL=C.UTF-8", "LANGUAGE=en"}
 
@@ -83,10 +76,7 @@ func (m *manager) start(name string, args ...string) string {
 	cmd.Env, cmd.Dir = m.env, m.dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	output := filepath.Join(m.dir, name+".out")
-	out, err := os.Create(output)
-	if err != nil {
-		m.Fatal(err)
-	}
+	out := check.Value(os.Create(output))(m)
 	defer out.Close()
 	cmd.Stdout, cmd.Stderr = out, out
 	read, write, err := os.Pipe()
@@ -152,25 +142,9 @@ func TestKVMVirtManager(t *testing.T) {
 	const rule = `<ftclock:on event="suspend" do="catch-up"/>`
 	const element, env = `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1">`, `<qemu:env name="FTCLOCK_SHOWN" value="kept"/>`
 	x := privatelibvirt.GuestXML("web1", elf)
-	x.Metadata = &libvirtxml.DomainMetadata{XML: element + rule + "</ftclock:clock>"}
-	x.QEMUCommandline = &libvirtxml.DomainQEMUCommandline{Envs: []libvirtxml.DomainQEMUCommandlineEnv{{Name: "FTCLOCK_SHOWN", Value: "kept"}}}
-	d, err := privatelibvirt.Define(conn, x)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := d.Remove(); err != nil {
-			t.Error(err)
-		}
-	}()
-	if err := d.Create(); err != nil {
-		t.Fatal(err)
-	}
-	clock, err := d.Clock()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer clock.Close()
+	privatelibvirt.Manage(x, element+rule+"</ftclock:clock>")
+	privatelibvirt.SetEnvironment(x, [2]string{"FTCLOCK_SHOWN", "kept"})
+	d, clock := domaintest.Start(t, conn, x)
 	m := open(t, "web1")
 
 	m.drive("", "click", "page tab", "XML")
@@ -191,9 +165,7 @@ func TestKVMVirtManager(t *testing.T) {
 			if time.Now().After(end) {
 				t.Fatalf("an edit %s doesn't arrive:\n%s%s", how, text, m.drive("", "tree"))
 			}
-			if text, err = d.GetXMLDesc(libvirt.DOMAIN_XML_INACTIVE); err != nil {
-				t.Fatal(err)
-			}
+			text = check.Value(d.GetXMLDesc(libvirt.DOMAIN_XML_INACTIVE))(t)
 			text = strings.ReplaceAll(text, "'", `"`)
 		}
 		for _, want := range []string{element, rule, env} {
@@ -212,28 +184,18 @@ func TestKVMVirtManager(t *testing.T) {
 	m.drive("a domain with the right time", "type", "text", "Title:")
 	kept("of the title", "<title>a domain with the right time</title>")
 
-	before := offset(t, clock)
+	before := domaintest.Offset(t, clock)
 	for range 3 {
 		m.drive("", "click", "toggle button", "Pause")
-		waitState(t, d, libvirt.DOMAIN_PAUSED)
+		domaintest.AwaitState(t, d, libvirt.DOMAIN_PAUSED)
 		m.drive("", "wait", "label", "Paused (User)")
 		m.picture("paused")
 		m.drive("", "click", "toggle button", "Pause")
-		waitState(t, d, libvirt.DOMAIN_RUNNING)
+		domaintest.AwaitState(t, d, libvirt.DOMAIN_RUNNING)
 		m.drive("", "wait", "label", "Running (Unpaused)")
 	}
-	if drift := offset(t, clock) - before; drift > maxDrift || drift < -maxDrift {
-		t.Errorf("the guest's clock drifted by %d ns", drift)
-	}
-	uuid, err := d.GetUUIDString()
-	if err != nil {
-		t.Fatal(err)
-	}
-	answer, err := control.Ask(control.Dir, uuid, control.Request{Do: "status", Records: 3})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := answer.Status
+	check.Within(t, domaintest.Offset(t, clock)-before, guest.MaxDrift, "the guest's clock drifted")
+	s := check.Value(d.Status(3))(t)
 	if s.State != control.Correcting || s.Dropped+s.Anchored != 3 || s.Disagreements != 0 {
 		t.Errorf("status: %+v", s)
 	}
@@ -245,31 +207,6 @@ func TestKVMVirtManager(t *testing.T) {
 		}
 		if r.Event != want {
 			t.Errorf("a pause of %v is taken for a %s", time.Duration(r.Lost), r.Event)
-		}
-	}
-}
-
-func offset(t *testing.T, c *guest.Clock) int64 {
-	t.Helper()
-	o, err := c.SettledOffset()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return o
-}
-
-func waitState(t *testing.T, d *privatelibvirt.Domain, want libvirt.DomainState) {
-	t.Helper()
-	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		state, _, err := d.GetState()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if state == want {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatalf("the domain's state is %d, want %d", state, want)
 		}
 	}
 }

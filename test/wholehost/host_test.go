@@ -10,20 +10,17 @@ import (
 	"time"
 
 	"ftclock/test/built"
+	"ftclock/test/check"
 	"ftclock/test/container"
+	"ftclock/test/guest"
 	"ftclock/test/kvmhost"
 	"ftclock/test/packages"
 	"ftclock/test/privatelibvirt"
-
-	"libvirt.org/go/libvirtxml"
 )
 
 const (
-	// Pauses that something holds up get longer on a starved machine than a checkpoint may be by default, and would be held.
-	clockElement = `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"><ftclock:on event="checkpoint" limit="10min"/></ftclock:clock>`
-	tools        = "/srv/ftclock-test" // where a host sees build/test
-	patience     = 10 * time.Minute
-	maxDrift     = 10_000 // ns
+	tools    = "/srv/ftclock-test" // where a host sees build/test
+	patience = 10 * time.Minute
 )
 
 // host is a whole host of a test's.
@@ -31,14 +28,6 @@ type host struct {
 	*kvmhost.Host
 	t       *testing.T
 	options kvmhost.HostOptions
-}
-
-// suite is the Debian that boots.
-func suite() string {
-	if s := os.Getenv("FTCLOCK_SUITE"); s != "" {
-		return s
-	}
-	return container.Debian12
 }
 
 // boot boots a host with ftclock's package that goes with the test.
@@ -56,19 +45,10 @@ func newHost(t *testing.T) *host {
 	if os.Geteuid() != 0 {
 		privatelibvirt.LeaveOut(t, "not root; fix: run as root (sudo -E make test)")
 	}
-	image, err := container.Image(suite())
-	if err != nil {
-		t.Fatal(err)
-	}
-	root, err := built.Root()
-	if err != nil {
-		t.Fatal(err)
-	}
+	image := check.Value(container.Image(container.Suite()))(t)
+	root := check.Value(built.Root())(t)
 	// Not in memory, as /tmp may be.
-	dir, err := os.MkdirTemp(filepath.Join(root, "build"), "wholehost-")
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := check.Value(os.MkdirTemp(filepath.Join(root, "build"), "wholehost-"))(t)
 	h := &host{t: t, options: kvmhost.HostOptions{Image: image, Disk: filepath.Join(dir, "disk"), Read: map[string]string{filepath.Join(root, "build/test"): tools}}}
 	t.Cleanup(func() {
 		if h.Host != nil {
@@ -94,9 +74,7 @@ func (h *host) install() {
 // plug boots the host, for the first time or after its plug was pulled.
 func (h *host) plug() {
 	h.t.Helper()
-	if err := h.up(); err != nil {
-		h.t.Fatal(err)
-	}
+	check.NoError(h.t, h.up())
 }
 
 func (h *host) up() error {
@@ -121,21 +99,13 @@ func (h *host) say() {
 // must runs a command that has to succeed, and gives what it prints.
 func (h *host) must(args ...string) string {
 	h.t.Helper()
-	out, err := h.Run(args...)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	return out
+	return check.Value(h.Run(args...))(h.t)
 }
 
 // eventually waits for what has to come.
 func (h *host) eventually(what string, holds func() bool) {
 	h.t.Helper()
-	for end := time.Now().Add(patience); !holds(); time.Sleep(500 * time.Millisecond) {
-		if time.Now().After(end) {
-			h.t.Fatalf("in vain waited for: %s", what)
-		}
-	}
+	check.Await(h.t, patience, 500*time.Millisecond, holds, "%s", what)
 }
 
 // define defines a managed domain that starts with the host.
@@ -143,11 +113,8 @@ func (h *host) define(name string) {
 	h.t.Helper()
 	x := privatelibvirt.GuestXML(name, "/var/lib/guest.elf")
 	x.QEMUCapabilities = privatelibvirt.NoCPUProperties
-	x.Metadata = &libvirtxml.DomainMetadata{XML: clockElement}
-	text, err := x.Marshal()
-	if err != nil {
-		h.t.Fatal(err)
-	}
+	privatelibvirt.Manage(x, privatelibvirt.PatientElement)
+	text := check.Value(x.Marshal())(h.t)
 	if out, err := h.Feed([]byte(text), "virsh", "define", "/dev/stdin"); err != nil {
 		h.t.Fatalf("%v\n%s", err, out)
 	}
@@ -192,9 +159,7 @@ func (h *host) keepTime(names []string, pauses int) {
 	for name, after := range h.read(names) {
 		drift := after.offset - before[name].offset
 		h.t.Logf("%s: drift of %d ns after %d pauses", name, drift, pauses)
-		if drift > maxDrift || drift < -maxDrift {
-			h.t.Errorf("%s: drift of %d ns", name, drift)
-		}
+		check.Within(h.t, drift, guest.MaxDrift, "%s: drift", name)
 	}
 	if out, err := h.Run("ftclock", "status"); err != nil || strings.Count(out, "correcting") != len(names) {
 		h.t.Errorf("status: %v\n%s", err, out)

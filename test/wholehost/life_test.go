@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"ftclock/test/check"
+	"ftclock/test/guest"
 	"ftclock/test/packages"
 )
 
@@ -70,9 +72,7 @@ func TestKVMAHostsLife(t *testing.T) {
 	pauses()
 	h.apt("purge", "ftclock")
 	pauses()
-	if drift := h.read(web1)["web1"].offset - before.offset; drift > maxDrift || drift < -maxDrift {
-		t.Errorf("removed and purged: drift of %d ns", drift)
-	}
+	check.Within(t, h.read(web1)["web1"].offset-before.offset, guest.MaxDrift, "removed and purged: drift")
 	for range 2 { // as every other domain
 		h.must("virsh", "destroy", "web1")
 		h.must("virsh", "start", "web1")
@@ -125,9 +125,7 @@ func (h *host) upgraded(what string, upgrade func()) {
 	h.must("sh", "-c", "virsh domstate web1 | grep -q running || virsh resume web1")
 	after := h.read([]string{"web1"})["web1"]
 	h.t.Logf("%s upgraded: drift of %d ns", what, after.offset-before.offset)
-	if drift := after.offset - before.offset; drift > maxDrift || drift < -maxDrift {
-		h.t.Errorf("%s upgraded: drift of %d ns", what, drift)
-	}
+	check.Within(h.t, after.offset-before.offset, guest.MaxDrift, "%s upgraded: drift", what)
 }
 
 // reinstallHypervisor installs libvirt's and QEMU's packages once more under what runs, from the files in the image.

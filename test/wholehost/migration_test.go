@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"ftclock/control"
+	"ftclock/test/check"
 )
 
 // written bounds, in ns, by how much a clock may be off that was written in a migration, and what was measured around it: emulated
@@ -30,9 +31,7 @@ func TestKVMTwoHosts(t *testing.T) {
 		up.Go(func() { errs[end] = h.up() })
 	}
 	up.Wait()
-	if err := errors.Join(errs[:]...); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, errors.Join(errs[:]...))
 	hosts := one.options.Address() + " one\n" + two.options.Address() + " two\n"
 	one.join("one", hosts)
 	two.join("two", hosts)
@@ -82,9 +81,7 @@ func (h *host) join(name, hosts string) {
 // ask measures how far another host's clock is ahead of this one's, and to within what, in ns.
 func (h *host) ask(other *host) (ahead, within int64) {
 	h.t.Helper()
-	if _, err := fmt.Sscan(h.must(tools+"/walltime", "ask", other.options.Address()), &ahead, &within); err != nil {
-		h.t.Fatal(err)
-	}
+	check.Value(fmt.Sscan(h.must(tools+"/walltime", "ask", other.options.Address()), &ahead, &within))(h.t)
 	return ahead, within
 }
 

@@ -2,28 +2,22 @@ package wholehost
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"os"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"ftclock/test/check"
 )
 
 // A host that lost power starts its managed domains again, and they are served: whatever the last boot left in libvirt's
 // directories is no obstacle, although libvirt counts its starts from 1 again. FTCLOCK_CUTS is how often.
 func TestKVMPowerCuts(t *testing.T) {
-	cuts, domains := 1, 2
-	if text := os.Getenv("FTCLOCK_CUTS"); text != "" {
-		n, err := strconv.Atoi(text)
-		if err != nil || n < 1 {
-			t.Fatalf("FTCLOCK_CUTS=%s: not a count", text)
-		}
-		cuts, domains = n, 4
+	cuts, domains := check.Count(t, "FTCLOCK_CUTS", 1), 2
+	if os.Getenv("FTCLOCK_CUTS") != "" {
+		domains = 4
 	}
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	random := rand.New(rand.NewPCG(seed, 0))
+	random, _ := check.Random(t)
 	h := boot(t)
 	var names []string
 	for i := range domains {

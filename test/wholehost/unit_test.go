@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"ftclock/test/built"
+	"ftclock/test/check"
+	"ftclock/test/guest"
 	"ftclock/test/packages"
 )
 
@@ -59,14 +61,7 @@ func (h *host) underStorm(name, script string) (slowest time.Duration) {
 // Whatever ends a shim, systemd holds its descriptors and starts it again: no command fails, and the guest loses nothing.
 // FTCLOCK_UNIT_KILLS is how often all of the unit is killed, and has the long form.
 func TestKVMNothingEndsTheUnit(t *testing.T) {
-	kills, long := 6, false
-	if text := os.Getenv("FTCLOCK_UNIT_KILLS"); text != "" {
-		n, err := strconv.Atoi(text)
-		if err != nil || n < 1 {
-			t.Fatalf("FTCLOCK_UNIT_KILLS=%s: not a count", text)
-		}
-		kills, long = n, true
-	}
+	kills, long := check.Count(t, "FTCLOCK_UNIT_KILLS", 6), os.Getenv("FTCLOCK_UNIT_KILLS") != ""
 	h := boot(t)
 	h.define("web1")
 	h.must("virsh", "start", "web1")
@@ -143,9 +138,7 @@ sleep 1`)
 
 	after := h.read([]string{"web1"})["web1"]
 	t.Logf("drift of %d ns after all that", after.offset-before.offset)
-	if drift := after.offset - before.offset; drift > maxDrift || drift < -maxDrift {
-		t.Errorf("drift of %d ns after all that", drift)
-	}
+	check.Within(t, after.offset-before.offset, guest.MaxDrift, "drift after all that")
 	h.must("virsh", "destroy", "web1")
 	h.eventually("the unit's end", func() bool { return h.property(unit, "ActiveState") == "inactive" })
 	if result := h.property(unit, "Result"); result != "success" {

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"ftclock/test/guest"
+	"ftclock/test/check"
 	"ftclock/test/privatelibvirt"
 	"ftclock/test/qmp"
 
@@ -26,16 +26,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(hookVariable) != "" {
 		os.Exit(hook())
 	}
-	os.Exit(privatelibvirt.Main(func() int {
-		var err error
-		if elf, err = guest.Copy(privatelibvirt.Dir); err != nil {
-			panic(err)
-		}
-		if conn, err = privatelibvirt.Connect(); err != nil {
-			panic(err)
-		}
-		return m.Run()
-	}, privatelibvirt.Options{Prepare: installHook}))
+	os.Exit(privatelibvirt.Main(privatelibvirt.WithGuest(&conn, &elf, m.Run), privatelibvirt.Options{Prepare: installHook}))
 }
 
 // startQEMU starts a QEMU without libvirt, running, and returns its process
@@ -45,17 +36,12 @@ func startQEMU(t *testing.T) (pid int, monitor *qmp.Conn) {
 	socket := filepath.Join(t.TempDir(), "qmp")
 	qemu := exec.Command("qemu-system-x86_64", "-accel", "kvm", "-m", "32", "-nodefaults", "-display", "none",
 		"-kernel", elf, "-qmp", "unix:"+socket+",server=on,wait=off")
-	if err := qemu.Start(); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, qemu.Start())
 	t.Cleanup(func() {
 		qemu.Process.Kill()
 		qemu.Wait()
 	})
-	monitor, err := qmp.Dial(socket, time.Minute)
-	if err != nil {
-		t.Fatal(err)
-	}
+	monitor = check.Value(qmp.Dial(socket, time.Minute))(t)
 	t.Cleanup(func() { monitor.Close() })
 	return qemu.Process.Pid, monitor
 }

@@ -20,6 +20,7 @@ import (
 	"strings"
 	"testing"
 
+	"ftclock/test/check"
 	"ftclock/test/privatelibvirt"
 
 	"golang.org/x/sys/unix"
@@ -158,19 +159,13 @@ func appendLine(path, line string) error {
 
 func lines(t *testing.T, path string) []string {
 	t.Helper()
-	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := check.Value(os.ReadFile(path))(t)
 	return strings.Split(strings.TrimSpace(string(text)), "\n")
 }
 
 func define(t *testing.T, name string) *privatelibvirt.Domain {
 	t.Helper()
-	d, err := privatelibvirt.Define(conn, privatelibvirt.GuestXML(name, elf))
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := check.Value(privatelibvirt.Define(conn, privatelibvirt.GuestXML(name, elf)))(t)
 	return d
 }
 
@@ -197,10 +192,7 @@ func TestKVMMonitorSocketCanBeMoved(t *testing.T) {
 	}
 
 	// The socket belongs to QEMU by its inode.
-	pid, err := d.PID()
-	if err != nil {
-		t.Fatal(err)
-	}
+	pid := check.Value(d.PID())(t)
 	open := map[string]bool{}
 	links, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
 	for _, link := range links {
@@ -221,15 +213,9 @@ func TestKVMMonitorSocketCanBeMoved(t *testing.T) {
 
 	// libvirtd's restart.
 	conn.Close()
-	if err := privatelibvirt.Stop(); err != nil {
-		t.Fatal(err)
-	}
-	if err := privatelibvirt.Start(); err != nil {
-		t.Fatal(err)
-	}
-	if conn, err = privatelibvirt.Connect(); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, privatelibvirt.Stop())
+	check.NoError(t, privatelibvirt.Start())
+	conn = check.Value(privatelibvirt.Connect())(t)
 	command()
 	if got := lines(t, connectionsLog); len(got) != 2 {
 		t.Errorf("connections after libvirtd's restart: %q", got)

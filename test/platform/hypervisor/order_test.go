@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"ftclock/test/check"
 	"ftclock/test/privatelibvirt"
 	"ftclock/test/qmp"
 
@@ -34,13 +35,8 @@ func trace(t *testing.T, pid int, act func(), options ...string) string {
 	}
 	out := filepath.Join(t.TempDir(), "trace")
 	strace := exec.Command("strace", append(options, "-f", "-s", "300", "-o", out, "-p", strconv.Itoa(pid))...)
-	stderr, err := strace.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := strace.Start(); err != nil {
-		t.Fatal(err)
-	}
+	stderr := check.Value(strace.StderrPipe())(t)
+	check.NoError(t, strace.Start())
 	attached := make(chan string, 1)
 	go func() {
 		lines := bufio.NewScanner(stderr)
@@ -64,19 +60,14 @@ func trace(t *testing.T, pid int, act func(), options ...string) string {
 	act()
 	strace.Process.Signal(unix.SIGINT) // detaches
 	strace.Wait()
-	text, err := os.ReadFile(out)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := check.Value(os.ReadFile(out))(t)
 	return string(text)
 }
 
 func stopAndCont(t *testing.T, monitor *qmp.Conn) func() {
 	return func() {
-		for _, command := range []string{"stop", "cont"} {
-			if _, err := monitor.Execute(command, nil); err != nil {
-				t.Error(err)
-			}
+		if err := monitor.Run("stop", "cont"); err != nil {
+			t.Error(err)
 		}
 	}
 }

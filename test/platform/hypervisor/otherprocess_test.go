@@ -11,15 +11,14 @@ import (
 	"testing"
 	"unsafe"
 
+	"ftclock/test/check"
+
 	"golang.org/x/sys/unix"
 )
 
 func TestKVMOtherProcessGetsEIO(t *testing.T) {
 	pid, _ := startQEMU(t)
-	links, err := filepath.Glob("/proc/" + strconv.Itoa(pid) + "/fd/*")
-	if err != nil {
-		t.Fatal(err)
-	}
+	links := check.Value(filepath.Glob("/proc/" + strconv.Itoa(pid) + "/fd/*"))(t)
 	machine := -1
 	for _, link := range links {
 		if to, err := os.Readlink(link); err == nil && to == "anon_inode:kvm-vm" {

@@ -10,6 +10,8 @@ import (
 	"os"
 	"testing"
 
+	"ftclock/test/check"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -35,16 +37,10 @@ func receive(t *testing.T, sock, size int) (string, int) {
 	if flags&unix.MSG_CTRUNC != 0 {
 		t.Fatal("descriptors truncated")
 	}
-	messages, err := unix.ParseSocketControlMessage(control[:cn])
-	if err != nil {
-		t.Fatal(err)
-	}
+	messages := check.Value(unix.ParseSocketControlMessage(control[:cn]))(t)
 	count := 0
 	for _, m := range messages {
-		fds, err := unix.ParseUnixRights(&m)
-		if err != nil {
-			t.Fatal(err)
-		}
+		fds := check.Value(unix.ParseUnixRights(&m))(t)
 		for _, fd := range fds {
 			unix.Close(fd)
 		}

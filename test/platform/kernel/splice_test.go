@@ -9,18 +9,16 @@ import (
 	"testing"
 	"time"
 
+	"ftclock/test/check"
+
 	"golang.org/x/sys/unix"
 )
 
 func TestSpliceIntoAFullSocketDoesNotWait(t *testing.T) {
 	from, to := pair(t)
-	if err := unix.SetNonblock(from, true); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, unix.SetNonblock(from, true))
 	var ends [2]int
-	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
-		t.Fatal(err)
-	}
+	check.NoError(t, unix.Pipe2(ends[:], unix.O_CLOEXEC|unix.O_NONBLOCK))
 	defer unix.Close(ends[0])
 	defer unix.Close(ends[1])
 	said := make(chan error, 1)

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"ftclock/test/check"
 )
 
 // A seccomp filter kills at clock_gettime. Strict mode won't do: it forbids
@@ -60,9 +62,7 @@ func TestClocksNeedNoSystemCall(t *testing.T) {
 	program := filepath.Join(dir, "filtered")
 	gcc := exec.Command("gcc", "-D_GNU_SOURCE", "-O2", "-Wall", "-o", program, "-x", "c", "-")
 	gcc.Stdin = strings.NewReader(filtered)
-	if out, err := gcc.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	check.Output(t, gcc)
 	if out, err := exec.Command(program).Output(); err != nil || string(out) != "read\n" {
 		t.Errorf("reading the clocks without system calls: %v, %q", err, out)
 	}
