@@ -57,7 +57,7 @@ enum ftclock_event {
     FTCLOCK_EVENT_START = 5,      /* the first write after QEMU's start: no pause */
 };
 
-/* What became of QEMU's KVM_SET_CLOCK. */
+/* How QEMU's KVM_SET_CLOCK was handled. */
 enum ftclock_decision {
     FTCLOCK_NOTHING = 0,
     FTCLOCK_DROPPED = 1,  /* not made: the kernel's clock was right */

@@ -25,7 +25,7 @@ static void give_up(struct rule *r, int64_t what) {
 }
 
 /*
- * Finds out by how many seconds CLOCK_TAI is ahead of CLOCK_REALTIME, and what became of both since the last time. A
+ * Finds out by how many seconds CLOCK_TAI is ahead of CLOCK_REALTIME, and how both changed since the last time. A
  * leap second moves CLOCK_REALTIME, and the reference goes on. Somebody who tells the kernel the difference moves
  * CLOCK_TAI, and the base goes with it. A step moves both. CLOCK_BOOTTIME, which nobody sets, tells which it was.
  */

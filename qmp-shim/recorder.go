@@ -126,7 +126,7 @@ func (r *recorder) settle() time.Duration {
 	if r.book.writer == nil || r.book.ended {
 		return 0
 	}
-	return r.book.writer.Over()
+	return r.book.writer.SettleMinute()
 }
 
 // collect takes over what is new, and gives how many pauses that were.

@@ -166,12 +166,12 @@ func TestMinutes(t *testing.T) {
 // A minute is written down when it is over, though no other pause comes.
 func TestAMinuteIsWrittenDownWhenItIsOver(t *testing.T) {
 	b := newBench(t)
-	if left := b.write.Over(); left != 0 {
+	if left := b.write.SettleMinute(); left != 0 {
 		t.Errorf("without a pause: %v", left)
 	}
 	b.pauses(3, time.Second)
 	b.write.Collect(b.page)
-	if left := b.write.Over(); left != 57*time.Second {
+	if left := b.write.SettleMinute(); left != 57*time.Second {
 		t.Errorf("%v are left", left)
 	}
 	closed := func() bool {
@@ -182,7 +182,7 @@ func TestAMinuteIsWrittenDownWhenItIsOver(t *testing.T) {
 		t.Error("written down before it is over")
 	}
 	b.at = b.at.Add(58 * time.Second)
-	if left := b.write.Over(); left != 0 || !closed() {
+	if left := b.write.SettleMinute(); left != 0 || !closed() {
 		t.Errorf("%v are left, written down: %v", left, closed())
 	}
 	b.pauses(2, time.Second)

@@ -288,8 +288,8 @@ func (w *Writer) Settle() {
 	w.flush()
 }
 
-// Over settles the open minute if it is over, and says how long it still takes if it isn't; 0 where there is none.
-func (w *Writer) Over() time.Duration {
+// SettleMinute settles the open minute if it is over, and says how long it still takes if it isn't; 0 where there is none.
+func (w *Writer) SettleMinute() time.Duration {
 	if w.minute.Last == 0 {
 		return 0
 	}

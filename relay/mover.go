@@ -44,8 +44,8 @@ type mover struct {
 	waits *time.Timer   // for the other side; nil while it takes what comes
 	told  chan struct{} // closed when unread has heard
 
-	// What recvmsg is asked: here, since on the stack it would be new memory with each message.
-	ask struct {
+	// What recvmsg(2) is given: here, since on the stack it would be new memory with each message.
+	message struct {
 		iov    unix.Iovec
 		header unix.Msghdr
 	}
@@ -135,9 +135,9 @@ func (m *mover) peekUpTo(buf []byte) (n int, carries bool, err error) {
 
 // receive is recvmsg(2) from the source. The descriptors are the caller's, whatever the error says.
 func (m *mover) receive(b []byte, flags int) (n int, fds []int, err error) {
-	m.ask.iov = unix.Iovec{Base: &b[0], Len: uint64(len(b))}
-	m.ask.header = unix.Msghdr{Iov: &m.ask.iov, Iovlen: 1, Control: &m.oob[0], Controllen: uint64(len(m.oob))}
-	k, _, errno := unix.RawSyscall(unix.SYS_RECVMSG, uintptr(m.from), uintptr(unsafe.Pointer(&m.ask.header)),
+	m.message.iov = unix.Iovec{Base: &b[0], Len: uint64(len(b))}
+	m.message.header = unix.Msghdr{Iov: &m.message.iov, Iovlen: 1, Control: &m.oob[0], Controllen: uint64(len(m.oob))}
+	k, _, errno := unix.RawSyscall(unix.SYS_RECVMSG, uintptr(m.from), uintptr(unsafe.Pointer(&m.message.header)),
 		uintptr(flags|unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT))
 	switch errno {
 	case 0:
@@ -146,10 +146,10 @@ func (m *mover) receive(b []byte, flags int) (n int, fds []int, err error) {
 	default:
 		return 0, nil, os.NewSyscallError("recvmsg", errno)
 	}
-	if m.ask.header.Controllen > 0 {
-		fds, err = parseFDs(m.oob[:m.ask.header.Controllen])
+	if m.message.header.Controllen > 0 {
+		fds, err = parseFDs(m.oob[:m.message.header.Controllen])
 	}
-	if err == nil && m.ask.header.Flags&unix.MSG_CTRUNC != 0 {
+	if err == nil && m.message.header.Flags&unix.MSG_CTRUNC != 0 {
 		err = errTruncated
 	}
 	return int(k), fds, err

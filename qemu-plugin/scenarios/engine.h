@@ -179,7 +179,7 @@ void dropped(int64_t ran, int64_t pause);
 void disturbed(int64_t ran, int64_t pause, int64_t by);
 /* One that is held by order. */
 void held(int64_t ran, int64_t pause);
-/* One with a reading of the clock that QEMU has the kernel carry on (KVM_CLOCK_REALTIME): run and stop. */
+/* One with a reading of the clock that QEMU has the kernel continue (KVM_CLOCK_REALTIME): run and stop. */
 void stop_with_realtime(int64_t ran);
 
 /* Of the last pause. */
