@@ -15,6 +15,7 @@
 #
 #   make kernels    the main end-to-end tests on the kernels of Debian 12, 13 and unstable
 #   make releases   the same on the whole of Debian 12, 13 and testing: kernel, libvirt and QEMU
+#   make selinux    a whole Debian 12 whose SELinux enforces: start, restarts, save, upgrade, enable --live; nothing may be denied
 #   make two-hosts  migrations between two whole hosts, whose clocks agree, are 50 ms apart or aren't synchronised
 #   make vcpus      1,000 pauses of a stock Linux with 1, 2 and 4 vCPUs
 #   make guest-clocks  a stock Linux on kvmclock, Hyper-V's reference time, acpi_pm and hpet
@@ -61,7 +62,7 @@ MODULE_HEADERS = $(RULE_HEADERS) qemu-plugin/clocks.h qemu-plugin/vcpus.h
 
 TESTFLAGS ?=
 
-.PHONY: build built host images test native whole-hosts test-hosts power-cuts unit-kills host-life e2e kernels releases two-hosts vcpus guest-clocks guest-kernels shell test-packages pictures demo splits hostile twin sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup setup-build setup-host FORCE
+.PHONY: build built host images test native whole-hosts test-hosts power-cuts unit-kills host-life e2e kernels releases selinux two-hosts vcpus guest-clocks guest-kernels shell test-packages pictures demo splits hostile twin sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup setup-build setup-host FORCE
 
 build: $(BINARIES)
 
@@ -205,6 +206,10 @@ host-life: setup build built host build/test/packages
 KILLS ?= 1000
 unit-kills: setup build built host images build/test/packages
 	FTCLOCK_REQUIRE=1 FTCLOCK_UNIT_KILLS=$(KILLS) $(GO) test -count=1 -timeout 6h -v -run NothingEndsTheUnit ./test/wholehost
+
+# A whole host whose SELinux enforces.
+selinux: setup build built host build/test/packages
+	FTCLOCK_REQUIRE=1 $(GO) test -count=1 -timeout 2h -v -run KVMSELinux ./test/wholehost
 
 # Two whole hosts with a network between them, and a domain that is migrated there and back.
 two-hosts: setup build built host images build/test/packages
