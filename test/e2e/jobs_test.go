@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"ftclock/test/domaintest"
 	"ftclock/test/privatelibvirt"
 	"ftclock/xml-templates"
 )
@@ -16,7 +17,7 @@ import (
 func TestKVMAnchorsBesideLongJobs(t *testing.T) {
 	second, there := secondHost(t)
 	ballast := filepath.Join(privatelibvirt.Dir, "ballast-of-minutes")
-	content := make([]byte, 120<<20) // at 1 MiB/s
+	content := make([]byte, 180<<20) // at 1 MiB/s
 	for i := range content {
 		content[i] = byte(i/4096) | 1
 	}
@@ -24,14 +25,15 @@ func TestKVMAnchorsBesideLongJobs(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.Remove(ballast) })
+	t.Cleanup(func() { nothingLeft(t) })
 	busy := []string{"a-moving", "b-moving"}
 	all := []string{"a-moving", "b-moving", "c-behind"}
 	for _, name := range all {
 		x := managed(name, clockElement)
 		if name != "c-behind" {
-			x.OS.Initrd, x.Memory.Value = ballast, 256
+			x.OS.Initrd, x.Memory.Value = ballast, 320
 		}
-		d, _ := start(t, x)
+		d, _ := domaintest.Start(t, conn, x)
 		endsThere(t, there, name)
 		pause(t, d, 5*time.Millisecond)
 	}
