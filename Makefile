@@ -18,6 +18,7 @@
 #   make selinux    a whole Debian 12 whose SELinux enforces: start, restarts, save, upgrade, enable --live; nothing may be denied
 #   make two-hosts  migrations between two whole hosts, whose clocks agree, are 50 ms apart or aren't synchronised
 #   make vcpus      1,000 pauses of a stock Linux with 1, 2 and 4 vCPUs
+#   make anchors    the anchor of a domain beside two that are migrated for minutes
 #   make guest-clocks  a stock Linux on kvmclock, Hyper-V's reference time, acpi_pm and hpet
 #   make splits     the relay's conversations cut at every byte, descriptors with every piece (a minute)
 #   make hostile    a QEMU that a guest has taken over, and the domain beside it
@@ -62,7 +63,7 @@ MODULE_HEADERS = $(RULE_HEADERS) qemu-plugin/clocks.h qemu-plugin/vcpus.h
 
 TESTFLAGS ?=
 
-.PHONY: build built host images test native whole-hosts test-hosts power-cuts unit-kills host-life e2e kernels releases selinux two-hosts vcpus guest-clocks guest-kernels shell test-packages pictures demo splits hostile twin sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup setup-build setup-host FORCE
+.PHONY: build built host images test native whole-hosts test-hosts power-cuts unit-kills host-life e2e kernels releases selinux two-hosts vcpus anchors guest-clocks guest-kernels shell test-packages pictures demo splits hostile twin sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup setup-build setup-host FORCE
 
 build: $(BINARIES)
 
@@ -248,6 +249,9 @@ vcpus: setup-host build built host
 	FTCLOCK_LONG=1 $(call on-kvm,-run TestKVMLinuxGuest,test/e2e)
 
 # A stock Linux on each kind of clock, and what is said of one that isn't kept when it has run for three minutes.
+anchors: setup-host build built host
+	FTCLOCK_LONG=1 $(call on-kvm,-run TestKVMAnchorsBesideLongJobs,test/e2e)
+
 guest-clocks: setup-host build built host
 	FTCLOCK_LONG=1 $(call on-kvm,-run TestKVMGuestClocks,test/e2e)
 

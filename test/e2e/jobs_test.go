@@ -15,6 +15,9 @@ import (
 // While two domains are under a long job of libvirt's, which lets nobody change their metadata, the anchors of those behind them
 // in the alphabet are published as ever, and nothing is complained of. Theirs are published once the job has ended.
 func TestKVMAnchorsBesideLongJobs(t *testing.T) {
+	if os.Getenv("FTCLOCK_LONG") != "1" {
+		t.Skip("it takes minutes: make anchors")
+	}
 	second, there := secondHost(t)
 	ballast := filepath.Join(privatelibvirt.Dir, "ballast-of-minutes")
 	content := make([]byte, 180<<20) // at 1 MiB/s
