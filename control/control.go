@@ -123,6 +123,8 @@ type Status struct {
 	Workers uint64    `json:"workers"`          // how many workers there were; each but the first took over from one that died
 	Since   time.Time `json:"since"`
 	Clock   string    `json:"clock"` // the policy's XML; empty: watch only
+	// Policy is the file of the host's policy from which the domain started; empty where its metadata had one.
+	Policy string `json:"policy,omitempty"`
 	// GuestClock is empty while the module isn't loaded.
 	GuestClock GuestClock `json:"guest_clock,omitempty"`
 

@@ -16,6 +16,7 @@ import (
 	"ftclock/attach"
 	"ftclock/control"
 	"ftclock/host"
+	"ftclock/policy"
 	"ftclock/spawn"
 	"ftclock/unit"
 	metadata "ftclock/xml-templates"
@@ -36,6 +37,9 @@ type Host struct {
 	Lib   string // libvirt's domain directories are in here
 	Run   string // libvirt's pid files
 	State string // the shims' states
+	// Policies has the files of the host's policy. Where there is no such directory, a domain without metadata costs no more than
+	// to see that.
+	Policies string
 	// Start starts a shim. Note writes a warning into the log of a domain that has none.
 	Start func(context.Context, spawn.Spec) error
 	Note  func(domain, warning string)
@@ -47,6 +51,9 @@ var System = Host{
 	Lib:   host.LibvirtLib,
 	Run:   host.LibvirtRun,
 	State: control.Dir,
+
+	Policies: policy.Dir,
+
 	Start: unit.Start,
 	Note:  spawn.Note,
 }
@@ -66,15 +73,9 @@ func Run(h Host, args []string, stdin io.Reader, stderr io.Writer) int {
 	default:
 		return 0 // nothing to do, and in particular no reason ever to fail a reconnect
 	}
-	if !metadata.Managed(xml) {
+	domain, origin, managed, err := h.read(op, xml, err)
+	if !managed {
 		return 0
-	}
-	if err == nil && len(xml) > maxInput {
-		err = fmt.Errorf("the domain's XML is longer than %d bytes", maxInput)
-	}
-	var domain metadata.Domain
-	if err == nil {
-		domain, err = metadata.Parse(xml)
 	}
 	if op != "start" && (err != nil || !host.IsUUID(domain.UUID)) {
 		return 0 // the start says what is wrong
@@ -83,22 +84,22 @@ func Run(h Host, args []string, stdin io.Reader, stderr io.Writer) int {
 	case op == "release":
 		h.release(domain.UUID)
 		return 0
+	case err != nil:
+		fmt.Fprintf(stderr, "ftclock: starting domain %s: %s\n", name, host.ErrorLine(err))
+		return 1
+	case domain.Policy == nil:
+		return 0 // no file names it, or our namespace is somewhere else in the XML
 	case op == "migrate":
 		h.expect(domain.UUID, control.Migrated)
 		return 0
 	case op == "restore":
 		h.expect(domain.UUID, control.Restored)
 		return 0
-	case err != nil:
-		fmt.Fprintf(stderr, "ftclock: starting domain %s: %s\n", name, host.ErrorLine(err))
-		return 1
-	case domain.Policy == nil:
-		return 0 // our namespace is somewhere else in the XML
 	}
 	if op == "start" {
-		err = h.start(domain)
+		err = h.start(domain, origin)
 	} else {
-		err = h.started(domain)
+		err = h.started(domain, origin)
 	}
 	switch {
 	case err == nil:
@@ -112,9 +113,52 @@ func Run(h Host, args []string, stdin io.Reader, stderr io.Writer) int {
 	return 0
 }
 
+// read reads a domain's XML, and the host's policy for one whose metadata has none; origin says where a policy is from that isn't the
+// domain's own. managed is false where there is nothing to do: failed, what reading the XML ended with, doesn't matter then.
+func (h Host) read(op string, xml []byte, failed error) (d metadata.Domain, origin string, managed bool, err error) {
+	managed = metadata.Managed(xml)
+	if _, missing := os.Lstat(h.Policies); !managed && missing != nil {
+		return d, "", false, nil
+	}
+	if err = failed; err == nil && len(xml) > maxInput {
+		err = fmt.Errorf("the domain's XML is longer than %d bytes", maxInput)
+	}
+	if err == nil {
+		d, err = metadata.Parse(xml)
+	}
+	if err != nil && !managed {
+		return d, "", false, nil // no file can have named it
+	}
+	if err == nil && d.Policy == nil && op != "release" {
+		origin, err = h.hostPolicy(&d, xml)
+	}
+	return d, origin, true, err
+}
+
+// hostPolicy gives a domain whose metadata has no policy that of the host, if one of its files names it, and says which. What is
+// wrong with files that don't name it is the doctor's to say. A file that names it, and is wrong, is as bad as wrong metadata.
+func (h Host) hostPolicy(d *metadata.Domain, xml []byte) (origin string, err error) {
+	files, err := policy.Read(h.Policies)
+	if err != nil || len(files) == 0 {
+		return "", nil
+	}
+	subject, err := metadata.ReadSubject(xml)
+	if err != nil {
+		return "", err
+	}
+	naming := policy.Naming(files, subject)
+	if len(naming) == 0 {
+		return "", nil
+	}
+	if first := naming[0]; first.Err == nil {
+		d.Policy, origin = &first.Policy, first.Path
+	}
+	return origin, naming[0].Err
+}
+
 // start puts a shim between libvirt and the QEMU that is about to be started, unless the monitor is to be left alone. Either
 // it succeeds, or everything is as it was.
-func (h Host) start(d metadata.Domain) (err error) {
+func (h Host) start(d metadata.Domain, origin string) (err error) {
 	if d.Type != kvm {
 		return fmt.Errorf("its type is %s: only kvm has the clock that ftclock keeps", d.Type)
 	}
@@ -141,7 +185,7 @@ func (h Host) start(d metadata.Domain) (err error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), startWait)
 	defer cancel()
-	options := h.options(d)
+	options := h.options(d, origin)
 	options.DomainDir, options.PIDFile = dir, host.PIDFile(h.Run, d.Name)
 	err = h.Start(ctx, options)
 	if err != nil {
@@ -156,7 +200,7 @@ func (h Host) start(d metadata.Domain) (err error) {
 // started starts a shim beside the QEMU of a domain whose monitor was left alone. A guest that begins anew runs by then. One of
 // which a state is loaded, from a file, a snapshot or another host, has its first cont still to come: libvirt starts it paused
 // (src/qemu/qemu_process.c, qemuProcessFinishStartup, and who calls it).
-func (h Host) started(d metadata.Domain) error {
+func (h Host) started(d metadata.Domain, origin string) error {
 	if d.Policy.Monitor != metadata.Direct || d.Type != kvm {
 		return nil
 	}
@@ -166,14 +210,14 @@ func (h Host) started(d metadata.Domain) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), startWait)
 	defer cancel()
-	options := h.options(d)
+	options := h.options(d, origin)
 	options.PID = pid
 	return h.Start(ctx, options)
 }
 
 // options are those of a shim of either kind. They take the note of an incoming state.
-func (h Host) options(d metadata.Domain) spawn.Spec {
-	o := spawn.Spec{UUID: d.UUID, Name: d.Name, Clock: d.Policy.XML(), Incoming: h.expected(d.UUID)}
+func (h Host) options(d metadata.Domain, origin string) spawn.Spec {
+	o := spawn.Spec{UUID: d.UUID, Name: d.Name, Clock: d.Policy.XML(), Policy: origin, Incoming: h.expected(d.UUID)}
 	if d.Anchor != nil {
 		o.Anchor = d.Anchor.XML()
 	}

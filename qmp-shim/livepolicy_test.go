@@ -78,6 +78,30 @@ func TestAChangeOfTheMetadataIsTakenOver(t *testing.T) {
 	}
 }
 
+// A domain that started under the host's policy has no metadata of ours: that says nothing until it gets some.
+func TestTheHostsPolicyStaysUntilThereIsMetadata(t *testing.T) {
+	const uuid = "6695eb01-f6a4-8304-79aa-97f2502e193f"
+	dir := t.TempDir()
+	s := &shim{Config: Config{UUID: uuid, Name: "vm", PIDFile: filepath.Join(dir, "vm.pid"), Log: zerolog.New(io.Discard),
+		Clock: byDefault, Policy: "/etc/ftclock/policy.d/a.xml"}}
+	s.domain = domainOf(t, s.begins(), s.Log, func(memory) {})
+	watching := strings.Replace(byDefault, "/>", ` required="no"/>`, 1)
+	for _, step := range []struct{ name, metadata, want string }{
+		{"none", "", byDefault},
+		{"somebody else's", `<x:x xmlns:x="urn:x"/>`, byDefault},
+		{"its own", watching, watching},
+		{"none again", "", ""}, // as with every domain whose metadata is taken away
+	} {
+		if err := os.WriteFile(filepath.Join(dir, "vm.xml"), []byte(statusText(uuid, step.metadata)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s.lookAtMetadata(false)
+		if got := clockXML(s.domain.view().policy); got != step.want {
+			t.Errorf("%s: the policy is %q, want %q", step.name, got, step.want)
+		}
+	}
+}
+
 // A file is read in memory, by calls of our own, and on a disk.
 func TestFilesAreReadQuietly(t *testing.T) {
 	shm, err := os.MkdirTemp("/dev/shm", "ftclock-test-")

@@ -161,7 +161,7 @@ func (s *shim) answer(r control.Request) control.Answer {
 		return control.Answer{Error: fmt.Sprintf("unknown request %q; known are status, policy, anchor, published, import, quit", r.Do)}
 	}
 	status := &control.Status{
-		Name: s.Name, UUID: s.UUID, Version: s.Version, Mode: s.mode(),
+		Name: s.Name, UUID: s.UUID, Version: s.Version, Mode: s.mode(), Policy: s.Policy,
 		Kept: s.domain.recorder.status(),
 		Shim: os.Getpid(), Keeper: s.Store.KeeperPID(),
 	}

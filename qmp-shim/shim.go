@@ -57,6 +57,7 @@ type Config struct {
 	UUID    string
 	Name    string
 	Clock   string // the domain's clock element as XML; "" watches only
+	Policy  string // the file of the host's policy that has it; "" is the domain's metadata
 	Module  string // path of libftclock-qemu.so
 	State   string // directory of all shims' states, control.Dir
 	// LastStops is the directory of readings for restored guests; host.DataDir. The records are there, too.
@@ -278,6 +279,15 @@ func Begun(store *keeper.Store) bool {
 	return begun
 }
 
+// begins is what the first worker of a domain knows.
+func (s *shim) begins() memory {
+	m := memory{Since: time.Now(), Clock: s.Clock, Metadata: s.Clock, Gate: s.mode() == control.Relay}
+	if s.Policy != "" {
+		m.Metadata = "" // there is none: the host's policy stays until there is some
+	}
+	return m
+}
+
 // remember opens the state that the last worker left, or makes a new one.
 func (s *shim) remember() error {
 	fd, old := s.Store.Get(fdState)
@@ -292,7 +302,7 @@ func (s *shim) remember() error {
 	if s.state, err = openState(fd); err != nil {
 		return err
 	}
-	fresh := memory{Since: time.Now(), Clock: s.Clock, Metadata: s.Clock, Gate: s.mode() == control.Relay}
+	fresh := s.begins()
 	m := fresh
 	if old {
 		if m, err = s.state.load(); err != nil {

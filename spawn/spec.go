@@ -35,6 +35,8 @@ type Spec struct {
 	UUID  string
 	Name  string
 	Clock string // the domain's clock element as XML; "" watches only
+	// Policy is the file of the host's policy that Clock comes from; "" is the domain's own metadata.
+	Policy string
 
 	DomainDir string // a relay: the domain's directory, in which QEMU's socket has been renamed already
 	PIDFile   string // a relay: the file that will hold QEMU's pid
@@ -85,6 +87,8 @@ func (o Spec) check() error {
 		return errors.New("the domain's directory and QEMU's pid file are absolute paths")
 	case o.DomainDir == "" && (o.PID <= 1 || o.PIDFile != ""):
 		return fmt.Errorf("%d is no process of QEMU's", o.PID)
+	case o.Policy != "" && !path(o.Policy):
+		return errors.New("the file of the host's policy is an absolute path")
 	case o.Module != "" && !path(o.Module) || o.Stops != "" && !path(o.Stops):
 		return errors.New("the module and the directory of readings are absolute paths")
 	case o.Incoming != "" && o.Incoming != control.Migrated && o.Incoming != control.Restored:

@@ -50,7 +50,7 @@ func serve(state, id string, log zerolog.Logger) int {
 func config(spec spawn.Spec, store *keeper.Store, state string, log zerolog.Logger) shim.Config {
 	c := shim.Config{
 		Version: version, State: state, Store: store, Log: log,
-		UUID: spec.UUID, Name: spec.Name, Clock: spec.Clock, Module: spec.Module, LastStops: spec.Stops,
+		UUID: spec.UUID, Name: spec.Name, Clock: spec.Clock, Policy: spec.Policy, Module: spec.Module, LastStops: spec.Stops,
 		DomainDir: spec.DomainDir, PIDFile: spec.PIDFile, PID: spec.PID, Incoming: spec.Incoming,
 	}
 	if c.Module == "" {
