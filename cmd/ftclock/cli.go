@@ -11,6 +11,7 @@ import (
 
 	"ftclock/cmd/ftclock/internal/status"
 	"ftclock/cmd/ftclock/internal/ui"
+	"ftclock/policy"
 
 	"github.com/alecthomas/kong"
 )
@@ -28,6 +29,7 @@ type cli struct {
 	Status   statusCmd   `cmd:"" help:"Show how the domains' clocks are kept."`
 	Watch    watchCmd    `cmd:"" help:"Show the same live, full screen."`
 	Report   reportCmd   `cmd:"" help:"Report how a domain's clock was kept, as evidence for an audit."`
+	Policy   policyCmd   `cmd:"" help:"The host's policy, for domains whose metadata somebody else writes."`
 	Doctor   doctorCmd   `cmd:"" help:"Check this host for what ftclock needs."`
 	Verify   verifyCmd   `cmd:"" help:"Pause a running domain a few times and check whether its clock holds."`
 	Exporter exporterCmd `cmd:"" help:"Serve metrics for Prometheus."`
@@ -61,7 +63,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) (code int) {
 	parser, err := kong.New(&c,
 		kong.Name("ftclock"),
 		kong.Description("Keeps the clocks of fault-tolerant KVM guests right across checkpoints, from outside the guest."),
-		kong.Vars{"version": "ftclock " + programVersion()},
+		kong.Vars{"version": "ftclock " + programVersion(), "policies": policy.Dir},
 		kong.Writers(stdout, stderr),
 		kong.Exit(func(code int) { panic(exit(code)) }),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"ftclock/policy"
+
 	"github.com/alecthomas/kong"
 )
 
@@ -17,7 +19,7 @@ func TestDocsSpeakTheCommandLine(t *testing.T) {
 		t.Fatal("no pages", err)
 	}
 	var c cli
-	parser, err := kong.New(&c, kong.Name("ftclock"), kong.Vars{"version": ""}, kong.Exit(func(int) {}))
+	parser, err := kong.New(&c, kong.Name("ftclock"), kong.Vars{"version": "", "policies": policy.Dir}, kong.Exit(func(int) {}))
 	if err != nil {
 		t.Fatal(err)
 	}

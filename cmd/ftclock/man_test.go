@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"ftclock/policy"
+
 	"github.com/alecthomas/kong"
 )
 
@@ -43,7 +45,7 @@ func TestManPage(t *testing.T) {
 
 // manCommands words all commands in mdoc(7).
 func manCommands(t *testing.T) string {
-	parser, err := kong.New(&cli{}, kong.Vars{"version": ""})
+	parser, err := kong.New(&cli{}, kong.Vars{"version": "", "policies": policy.Dir})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,6 +18,7 @@ import (
 	"ftclock/cmd/ftclock/internal/ui"
 	"ftclock/control"
 	"ftclock/host"
+	"ftclock/policy"
 )
 
 // Fixes that several findings have.
@@ -36,6 +37,7 @@ func Examine(ctx context.Context, at status.Dirs, uri string, probe bool) []Find
 	findings = append(findings, x.checkSELinux())
 	findings = append(findings, checkStateDir(at.Shims)...)
 	findings = append(findings, checkForgotten(at)...)
+	findings = append(findings, checkPolicy(policy.Dir)...)
 	findings = append(findings, checkSynchronised())
 	return append(findings, x.checkLibvirt(ctx, uri, os.Geteuid() == 0 && kvm.grade == good && probe)...)
 }
@@ -282,6 +284,25 @@ func checkForgotten(at status.Dirs) []Finding {
 	for _, e := range all {
 		what, fix, _ := strings.Cut(e.Why, "? ")
 		findings = append(findings, Finding{bad, e.Name + " runs uncorrected: " + what, fix})
+	}
+	return findings
+}
+
+// checkPolicy has a finding for each file of the host's policy that is wrong.
+func checkPolicy(dir string) []Finding {
+	const fix = "`ftclock policy check` shows all files, and which domains they name"
+	files, err := policy.Read(dir)
+	if err != nil {
+		return []Finding{{bad, ui.ErrorText(err), fix}}
+	}
+	var findings []Finding
+	for _, f := range files {
+		if f.Err != nil {
+			findings = append(findings, Finding{bad, "the host's policy: " + ui.ErrorText(f.Err), fix})
+		}
+	}
+	if len(files) > 0 && len(findings) == 0 {
+		findings = append(findings, Finding{good, ui.Count(uint64(len(files)), "file") + " of the host's policy can be read", ""})
 	}
 	return findings
 }

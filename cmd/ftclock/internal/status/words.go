@@ -49,6 +49,9 @@ func Details(e Entry, state string) [][2]string {
 		return lines
 	}
 	policy := cmp.Or(host.OneLine(e.Clock), "watch only: the clock isn't corrected")
+	if e.Policy != "" {
+		policy += ", since its start; the host's, from " + host.OneLine(e.Policy)
+	}
 	anchor := "none yet"
 	if e.Anchor.Valid {
 		anchor = fmt.Sprintf("number %d, known to ±%s", e.Anchor.Epoch, host.Nanoseconds(e.Anchor.Error))
