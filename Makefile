@@ -248,10 +248,11 @@ releases: setup build built host
 vcpus: setup-host build built host
 	FTCLOCK_LONG=1 $(call on-kvm,-run TestKVMLinuxGuest,test/e2e)
 
-# A stock Linux on each kind of clock, and what is said of one that isn't kept when it has run for three minutes.
+# A domain whose anchor is published beside two under a long job of libvirt's.
 anchors: setup-host build built host
 	FTCLOCK_LONG=1 $(call on-kvm,-run TestKVMAnchorsBesideLongJobs,test/e2e)
 
+# A stock Linux on each kind of clock, and what is said of one that isn't kept when it has run for three minutes.
 guest-clocks: setup-host build built host
 	FTCLOCK_LONG=1 $(call on-kvm,-run TestKVMGuestClocks,test/e2e)
 
