@@ -92,9 +92,8 @@ func listening(pidFile, path string) (pid, pidfd int, err error) {
 	if err != nil {
 		return 0, -1, err
 	}
-	pidfd, err = unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return 0, -1, fmt.Errorf("watching process %d: %w", pid, os.NewSyscallError("pidfd_open", err))
+	if pidfd, err = host.OpenProcess(pid); err != nil {
+		return 0, -1, err
 	}
 	inodes, err := listeners(path)
 	if err == nil {

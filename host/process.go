@@ -62,6 +62,14 @@ func ReadPID(file string) (int, error) {
 	return pid, nil
 }
 
+// OpenProcess gives a descriptor for a process, pidfd_open(2): as long as it is open, pid belongs to no other. It is the caller's.
+func OpenProcess(pid int) (pidfd int, err error) {
+	if pidfd, err = unix.PidfdOpen(pid, 0); err != nil {
+		return -1, fmt.Errorf("watching process %d: %w", pid, os.NewSyscallError("pidfd_open", err))
+	}
+	return pidfd, nil
+}
+
 // AwaitEnd returns when the process that pidfd stands for has ended; see pidfd_open(2).
 func AwaitEnd(pidfd int) {
 	fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}

@@ -25,22 +25,8 @@ type process struct {
 	fd  int // pidfd
 }
 
-func openProcess(pid int) (process, error) {
-	fd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return process{}, fmt.Errorf("watching process %d: %w", pid, os.NewSyscallError("pidfd_open", err))
-	}
-	return process{pid: pid, fd: fd}, nil
-}
-
 // wait returns when the process has ended.
 func (p process) wait() { host.AwaitEnd(p.fd) }
-
-// findQEMU is attach.FindListening.
-func findQEMU(ctx context.Context, pidFile, path string) (process, error) {
-	pid, fd, err := attach.FindListening(ctx, pidFile, path)
-	return process{pid: pid, fd: fd}, err
-}
 
 // loadModule has the module in process p, by ptrace unless it is there already, and opens its page. The page's
 // descriptor is the caller's.
@@ -102,7 +88,7 @@ func (s *shim) load(answer heard) {
 	p := s.knownQEMU()
 	if p.pid == 0 {
 		var err error
-		p, err = findQEMU(ctx, s.PIDFile, filepath.Join(s.DomainDir, control.MonitorSocket))
+		p.pid, p.fd, err = attach.FindListening(ctx, s.PIDFile, filepath.Join(s.DomainDir, control.MonitorSocket))
 		if err != nil {
 			answer(nil, "", err)
 			return

@@ -16,6 +16,7 @@ import (
 	"ftclock/attach"
 	"ftclock/clockpage"
 	"ftclock/control"
+	"ftclock/host"
 	"ftclock/keeper"
 	"ftclock/record"
 	"ftclock/relay"
@@ -334,11 +335,11 @@ func (s *shim) findProcess() error {
 		return nil
 	}
 	if s.mode() == control.Watch {
-		p, err := openProcess(s.PID)
+		fd, err := host.OpenProcess(s.PID)
 		if err != nil {
 			return err
 		}
-		s.keepQEMU(p)
+		s.keepQEMU(process{pid: s.PID, fd: fd})
 	}
 	return nil
 }

@@ -128,7 +128,7 @@ func ErrorText(err error) string {
 	for _, lv := range libvirtErrors(err) {
 		text = strings.ReplaceAll(text, lv.Error(), strings.TrimSpace(lv.Message))
 	}
-	return host.OneLine(strings.ReplaceAll(strings.TrimSpace(text), "\n", "; "))
+	return host.ErrorLine(errors.New(text))
 }
 
 // libvirtErrors finds libvirt's errors among all that err wraps.
