@@ -142,7 +142,7 @@ func (h Host) hostPolicy(d *metadata.Domain, xml []byte) (origin string, err err
 	if err != nil || len(files) == 0 {
 		return "", nil
 	}
-	subject, err := metadata.ReadSubject(xml)
+	subject, err := metadata.ReadSubject(d.Name, d.UUID, xml)
 	if err != nil {
 		return "", err
 	}

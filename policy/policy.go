@@ -106,10 +106,11 @@ func trusted(f *os.File) error {
 	return nil
 }
 
-// Naming gives those of the files that name a domain, in their order: the first one counts.
+// Naming gives those of the files that name a domain, in their order: the first one counts. Their selectors are those that do.
 func Naming(files []File, d *metadata.Subject) (all []File) {
 	for _, f := range files {
-		if slices.ContainsFunc(f.For, func(s metadata.Selector) bool { return s.Matches(d) }) {
+		f.For = slices.DeleteFunc(slices.Clone(f.For), func(s metadata.Selector) bool { return !s.Matches(d) })
+		if len(f.For) > 0 {
 			all = append(all, f)
 		}
 	}

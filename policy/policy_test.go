@@ -21,7 +21,7 @@ func write(t testing.TB, dir, name, pattern, attributes string) {
 
 func subject(t testing.TB, name string) *metadata.Subject {
 	t.Helper()
-	return check.Value(metadata.ReadSubject([]byte("<domain><name>" + name + "</name></domain>")))(t)
+	return check.Value(metadata.ReadSubject(name, "", []byte("<domain/>")))(t)
 }
 
 func TestFilesCountInTheOrderOfTheirNames(t *testing.T) {

@@ -192,9 +192,9 @@ type foreignElement struct {
 	text      string
 }
 
-// ReadSubject reads a domain's XML for selectors. Every error is an *Error.
-func ReadSubject(xml []byte) (*Subject, error) {
-	r := &subjectReader{}
+// ReadSubject reads for selectors what is in the XML of a domain, whose name and UUID are known. Every error is an *Error.
+func ReadSubject(name, uuid string, xml []byte) (*Subject, error) {
+	r := &subjectReader{subject: Subject{name: name, uuid: uuid}}
 	if err := scan(xml, r); err != nil {
 		return nil, err
 	}
@@ -226,22 +226,16 @@ func (s Selector) Matches(d *Subject) bool {
 	})
 }
 
-// subjectReader reads a domain's name, UUID and metadata.
+// subjectReader reads a domain's metadata.
 type subjectReader struct {
 	subject Subject
-	field   *string
 	opened  []int // the foreign elements that are open
 }
 
 func (r *subjectReader) open(s *scanner, e *element) error {
-	r.field = nil
 	switch depth := len(s.stack); {
 	case depth == 1 && (e.local != "domain" || e.ns != ""):
 		return s.fail(e.start, "", "not a domain", "<domain> without a namespace")
-	case depth == 2 && e.ns == "" && e.local == "name" && r.subject.name == "":
-		r.field = &r.subject.name
-	case depth == 2 && e.ns == "" && e.local == "uuid" && r.subject.uuid == "":
-		r.field = &r.subject.uuid
 	case depth > 2 && s.stack[1].local == "metadata" && s.stack[1].ns == "":
 		r.opened = append(r.opened, len(r.subject.foreign))
 		r.subject.foreign = append(r.subject.foreign, foreignElement{ns: e.ns, local: e.local, attrs: e.attrs})
@@ -250,17 +244,13 @@ func (r *subjectReader) open(s *scanner, e *element) error {
 }
 
 func (r *subjectReader) text(_ *scanner, _ *element, text []byte, _ int) error {
-	switch {
-	case r.field != nil:
-		*r.field += string(text)
-	case len(r.opened) > 0:
+	if len(r.opened) > 0 {
 		r.subject.foreign[r.opened[len(r.opened)-1]].text += string(text)
 	}
 	return nil
 }
 
 func (r *subjectReader) close(*scanner, *element) error {
-	r.field = nil
 	if len(r.opened) > 0 {
 		r.opened = r.opened[:len(r.opened)-1]
 	}

@@ -89,7 +89,8 @@ const novaDomain = `<domain type="kvm" id="7">
 </domain>`
 
 func TestSelectors(t *testing.T) {
-	d := check.Value(ReadSubject([]byte(novaDomain)))(t)
+	d := check.Value(Parse([]byte(novaDomain)))(t)
+	subject := check.Value(ReadSubject(d.Name, d.UUID, []byte(novaDomain)))(t)
 	const nova = "http://openstack.org/xmlns/libvirt/nova/1.1"
 	for _, c := range []struct {
 		selector Selector
@@ -111,12 +112,12 @@ func TestSelectors(t *testing.T) {
 		{Selector{Namespace: nova, Element: "project", Value: "demo & co"}, true},
 		{Selector{}, false},
 	} {
-		if got := c.selector.Matches(d); got != c.want {
+		if got := c.selector.Matches(subject); got != c.want {
 			t.Errorf("%+v: %v", c.selector, got)
 		}
 	}
 	for _, xml := range []string{"", "<network/>", "<domain>"} {
-		if _, err := ReadSubject([]byte(xml)); err == nil {
+		if _, err := ReadSubject("", "", []byte(xml)); err == nil {
 			t.Errorf("%q is a domain", xml)
 		}
 	}
@@ -134,7 +135,7 @@ func FuzzHostPolicy(f *testing.F) {
 		if err == nil && len(p.For) == 0 {
 			t.Error("a policy for nobody")
 		}
-		d, err := ReadSubject(domain)
+		d, err := ReadSubject("web", "", domain)
 		if err != nil {
 			return
 		}

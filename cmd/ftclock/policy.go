@@ -47,9 +47,9 @@ func (c *policyCheckCmd) Run(p *program) error {
 	if err != nil {
 		return err
 	}
-	for i, f := range files {
-		for j, s := range f.For {
-			if !named[[2]int{i, j}] {
+	for _, f := range files {
+		for _, s := range f.For {
+			if !named[namer{f.Path, s}] {
 				p.Printf("warn %s: %s names no domain of this host\n", host.OneLine(f.Path), host.OneLine(s.String()))
 				bad = true
 			}
@@ -61,14 +61,20 @@ func (c *policyCheckCmd) Run(p *program) error {
 	return nil
 }
 
-// domains prints under what each domain is, and gives which selectors, by file and place, name one.
-func (c *policyCheckCmd) domains(p *program, files []policy.File) (named map[[2]int]bool, problems bool, err error) {
+// namer is a selector of a file.
+type namer struct {
+	path string
+	metadata.Selector
+}
+
+// domains prints under what each domain is, and gives which selectors name one.
+func (c *policyCheckCmd) domains(p *program, files []policy.File) (named map[namer]bool, problems bool, err error) {
 	h, err := hypervisor.Connect(p.uri)
 	if err != nil {
 		return nil, false, err
 	}
 	defer h.Close()
-	named = map[[2]int]bool{}
+	named = map[namer]bool{}
 	var lines []string
 	err = h.Each(func(d *hypervisor.Domain) {
 		line, bad, err := under(d, files, named)
@@ -88,27 +94,21 @@ func (c *policyCheckCmd) domains(p *program, files []policy.File) (named map[[2]
 }
 
 // under words under what a domain starts, and notes which selectors name it.
-func under(d *hypervisor.Domain, files []policy.File, named map[[2]int]bool) (line string, bad bool, err error) {
+func under(d *hypervisor.Domain, files []policy.File, named map[namer]bool) (line string, bad bool, err error) {
 	xml, err := d.Definition(0)
 	if err != nil {
 		return "", false, err
 	}
-	subject, err := metadata.ReadSubject(xml)
+	subject, err := metadata.ReadSubject(d.Name, d.UUID, xml)
 	if err != nil {
 		return "", false, fmt.Errorf("reading the definition of %s: %w", d.Name, err)
 	}
 	var by []string
-	for i, f := range files {
-		first := true
-		for j, s := range f.For {
-			if !s.Matches(subject) {
-				continue
-			}
-			named[[2]int{i, j}] = true
-			if first {
-				by, first = append(by, host.OneLine(fmt.Sprintf("%s (%s)", f.Path, s))), false
-			}
+	for _, f := range policy.Naming(files, subject) {
+		for _, s := range f.For {
+			named[namer{f.Path, s}] = true
 		}
+		by = append(by, host.OneLine(fmt.Sprintf("%s (%s)", f.Path, f.For[0])))
 	}
 	own, err := metadata.Parse(xml)
 	switch {
