@@ -23,8 +23,12 @@ const (
 	module = "ftclock"
 )
 
-// diagramPage draws the layers, top first: a package imports packages of lower layers alone.
-const diagramPage = "docs/architecture.md"
+// These pages draw layers, top first: a package imports packages of lower layers alone. The second has what tests share, by folders
+// below test.
+const (
+	diagramPage = "docs/architecture.md"
+	helpersPage = "test/README.md"
+)
 
 // longFunctions aren't short enough yet. No product function is among them.
 var longFunctions = []string{
@@ -127,7 +131,7 @@ func part(name string) string {
 func wrong(all map[string]goPackage, depth map[string]int) (problems []string) {
 	say := func(words ...string) { problems = append(problems, strings.Join(words, " ")) }
 	for name, p := range all {
-		if name == "test" || strings.HasPrefix(name, "test/") || len(p.GoFiles)+len(p.CgoFiles) == 0 {
+		if strings.HasPrefix(name, "test/") || len(p.GoFiles)+len(p.CgoFiles) == 0 {
 			continue // what serves tests may import everything, and is imported by tests alone
 		}
 		own, known := depth[part(name)]
@@ -155,22 +159,50 @@ func wrong(all map[string]goPackage, depth map[string]int) (problems []string) {
 	return problems
 }
 
-// No package imports upwards, or what stands beside it.
-func TestLayers(t *testing.T) {
-	page, err := os.ReadFile(filepath.Join(repo, diagramPage))
+// drawn gives the layers that a page draws.
+func drawn(t *testing.T, page string) map[string]int {
+	t.Helper()
+	content, err := os.ReadFile(filepath.Join(repo, page))
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, err := diagram(string(page))
+	text, err := diagram(string(content))
 	if err != nil {
-		t.Fatal(diagramPage+": ", err)
+		t.Fatal(page+": ", err)
 	}
 	depth, err := depths(text)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatal(page+": ", err)
 	}
-	for _, problem := range wrong(packages(t), depth) {
+	return depth
+}
+
+// No package imports upwards, or what stands beside it.
+func TestLayers(t *testing.T) {
+	for _, problem := range wrong(packages(t), drawn(t, diagramPage)) {
 		t.Error(problem)
+	}
+}
+
+// Nor does a helper of tests, of what is in the folder of tests: it imports no test either.
+func TestHelpersImportOnlyWhatIsBelowThem(t *testing.T) {
+	all, depth, helpers := packages(t), drawn(t, helpersPage), map[string]goPackage{}
+	for name := range depth {
+		p, there := all["test/"+name]
+		if !there {
+			continue // which is wrong
+		}
+		var imports []string
+		for _, imported := range p.Imports {
+			if below, ok := strings.CutPrefix(imported, module+"/test/"); ok {
+				imports = append(imports, module+"/"+below)
+			}
+		}
+		p.Imports = imports
+		helpers[name] = p
+	}
+	for _, problem := range wrong(helpers, depth) {
+		t.Error("test: " + problem)
 	}
 }
 
