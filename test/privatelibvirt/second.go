@@ -55,8 +55,11 @@ func StartSecond(qemuConf ...string) (*Second, error) {
 	s := &Second{Dir: filepath.Join(Dir, "second")}
 	s.URI = "qemu+unix:///system?socket=" + s.Dir + "/run/libvirt/libvirt-sock"
 	script := "set -e\necho second >/proc/sys/kernel/hostname\nmount --bind /run/libvirt '" + first + "'\n"
-	if err := os.MkdirAll(first, 0o755); err != nil {
-		return nil, fmt.Errorf("starting a second libvirtd: %w", err)
+	// A guest's console lies beside QEMU's logs, in a directory that libvirt makes only with the first of these.
+	for _, dir := range []string{first, s.Dir + "/var/log/libvirt/qemu"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, fmt.Errorf("starting a second libvirtd: %w", err)
+		}
 	}
 	for _, dir := range second {
 		for _, d := range []string{dir, s.Dir + dir} {
