@@ -83,11 +83,10 @@ static void judge_run(struct rule *r, const struct reading *now) {
 int rule_get_clock(struct rule *r, int fd, struct kvm_clock_data *data) {
     struct reading now;
     notice_sleep(r);
-    int rc = read_clock(r, fd, &now);
+    int rc = read_clock(r, fd, data, &now);
     if (rc < 0)
         return rc;
     int error = errno;
-    *data = now.data;
     notice_steps(r);
 
     /* QEMU may read more than once in a pause (before it migrates, say): the last value is the one that it writes back,
@@ -278,7 +277,7 @@ bool judge_pause(struct rule *r, const struct reading *now) {
 static int catch_up(struct rule *r, int fd, struct kvm_clock_data *data, struct ftclock_record *rec,
                     const struct ftclock_policy *p) {
     struct reading now;
-    if (read_clock(r, fd, &now) < 0)
+    if (read_clock(r, fd, &now.data, &now) < 0)
         return pass(r, fd, data, rec, FTCLOCK_REASON_READ_FAILED);
     if (!(now.data.flags & KVM_CLOCK_TSC_STABLE))
         return pass(r, fd, data, rec, FTCLOCK_REASON_UNSTABLE);

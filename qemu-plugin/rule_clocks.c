@@ -75,13 +75,15 @@ uint64_t read_moment(const struct rule *r, struct moment *now) {
  * (KVM_CLOCK_HOST_TSC, Linux 5.16 and later), and CLOCK_MONOTONIC_RAW is the TSC scaled, whose rate we know from a pair
  * of long ago. So the instant is found to some ns, preempted or not.
  */
-static WHERE_IT_IS_CALLED int read_once(struct rule *r, int fd, struct reading *out) {
+static WHERE_IT_IS_CALLED int read_once(struct rule *r, int fd, struct kvm_clock_data *data, struct reading *out) {
     const struct host *h = r->host;
     uint64_t raw0 = h->raw();
     uint64_t tsc0 = h->tsc();
-    int rc = h->clock_ioctl(fd, KVM_GET_CLOCK, &out->data);
+    int rc = h->clock_ioctl(fd, KVM_GET_CLOCK, data);
     if (rc < 0)
         return rc;
+    if (data != &out->data)
+        out->data = *data;
     uint64_t tsc1, raw1, tsc2;
     int tries = 0;
     do { /* this pair can be taken again if we are preempted within it */
@@ -125,10 +127,11 @@ static WHERE_IT_IS_CALLED int read_once(struct rule *r, int fd, struct reading *
 }
 
 /* A reading that the host slept in is of no one instant, and made again. The caller has just noticed any sleep before
- * it. errno is the kernel's where that fails: nothing else in here sets it. */
-int read_clock(struct rule *r, int fd, struct reading *out) {
+ * it. errno is the kernel's where that fails: nothing else in here sets it. The kernel writes to data, which may be
+ * out's own: where QEMU asks, data is QEMU's, an address that the kernel may refuse. */
+int read_clock(struct rule *r, int fd, struct kvm_clock_data *data, struct reading *out) {
     for (int i = 0;; i++) {
-        int rc = read_once(r, fd, out);
+        int rc = read_once(r, fd, data, out);
         if (rc < 0)
             return rc;
         notice_sleep(r);
@@ -141,7 +144,7 @@ int read_clock(struct rule *r, int fd, struct reading *out) {
 void read_better(struct rule *r, int fd, struct reading *best) {
     for (int i = 0; i < READ_TRIES && best->error > FTCLOCK_TOLERANCE; i++) {
         struct reading other;
-        if (read_clock(r, fd, &other) == 0 && other.error < best->error &&
+        if (read_clock(r, fd, &other.data, &other) == 0 && other.error < best->error &&
             (best->error == UINT64_MAX || other.data.flags == best->data.flags))
             *best = other;
     }
@@ -149,7 +152,7 @@ void read_better(struct rule *r, int fd, struct reading *best) {
 
 /* False: the kernel doesn't say, or its clock isn't stable. */
 bool read_stable(struct rule *r, int fd, struct reading *now) {
-    if (read_clock(r, fd, now) < 0 || !(now->data.flags & KVM_CLOCK_TSC_STABLE))
+    if (read_clock(r, fd, &now->data, now) < 0 || !(now->data.flags & KVM_CLOCK_TSC_STABLE))
         return false;
     read_better(r, fd, now);
     return true;

@@ -44,7 +44,7 @@ static inline uint64_t own_drift(const struct moment *from, const struct moment 
 int64_t own(const struct rule *r, const struct moment *from, const struct moment *to, int64_t seen);
 void notice_sleep(struct rule *r);
 uint64_t read_moment(const struct rule *r, struct moment *now);
-int read_clock(struct rule *r, int fd, struct reading *out);
+int read_clock(struct rule *r, int fd, struct kvm_clock_data *data, struct reading *out);
 void read_better(struct rule *r, int fd, struct reading *best);
 bool read_stable(struct rule *r, int fd, struct reading *now);
 

@@ -22,6 +22,10 @@ SCENARIO(a_stop_whose_reading_fails) {
     sim.get_error = ENXIO;
     errno = 0;
     CHECK(try_stop() == -1 && errno == ENXIO);
+    sim.get_error = 0;
+    CHECK(rule_get_clock(&rule, 7, NOWHERE) == -1 && errno == EFAULT);
+    CHECK(!page->now.paused);
+    dropped(SEC, 5 * MS);
 }
 
 SCENARIO(a_doubt_at_the_cont) {

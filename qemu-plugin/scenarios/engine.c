@@ -121,6 +121,8 @@ static int get_clock(struct kvm_clock_data *data) {
     sim.gets++;
     if (sim.get_error)
         return fail(sim.get_error);
+    if (data == NOWHERE)
+        return fail(EFAULT);
     *data = (struct kvm_clock_data){.clock = clock_at(sim.now), .flags = sim.flags};
     if (sim.garbage)
         data->clock -= UINT64_C(7777) * (uint64_t)SEC;

@@ -33,6 +33,9 @@
 #define FLAGS    (STABLE | KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC)
 #define HOST_KHZ 2900000
 
+/* An address that the kernel can't write to. */
+#define NOWHERE ((struct kvm_clock_data *)8)
+
 enum { CATCH_UP = FTCLOCK_DO_CATCH_UP, HOLD = FTCLOCK_DO_HOLD };
 
 struct scenario {

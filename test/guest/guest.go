@@ -364,6 +364,9 @@ func hostKHz() uint32 {
 	}
 	defer func() { _ = unix.Close(kvm) }()
 	vm, err := unix.IoctlRetInt(kvm, createVM)
+	for err == unix.EINTR { // a signal, such as the runtime's own to preempt a goroutine, ends it
+		vm, err = unix.IoctlRetInt(kvm, createVM)
+	}
 	if err != nil {
 		return 0
 	}

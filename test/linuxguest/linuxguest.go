@@ -138,7 +138,7 @@ var (
 	preempted = regexp.MustCompile(`clock-skew test skipped!|excessive read-back delay of|Marking TSC unstable due to clocksource watchdog`)
 )
 
-// ReadLog reads the console of a guest, see Console.
+// ReadLog reads the console of a guest, see Console, as far as its last whole line.
 func ReadLog(path string) (*Log, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -150,7 +150,11 @@ func ReadLog(path string) (*Log, error) {
 func parseLog(text string) *Log {
 	log := &Log{}
 	for line := range strings.Lines(text) {
-		line = strings.TrimRight(line, "\r\n")
+		line, whole := strings.CutSuffix(line, "\n")
+		if !whole { // the guest is writing it
+			break
+		}
+		line = strings.TrimRight(line, "\r")
 		if m := clockLine.FindStringSubmatch(line); m != nil {
 			l := Line{Source: m[4]}
 			var err [3]error

@@ -24,7 +24,7 @@ func TestParseLog(t *testing.T) {
 		"ftclock kernel clocksource: timekeeping watchdog on CPU0: Marking clocksource 'tsc' as unstable because the skew is too large:\r\n" +
 		"ftclock clock realtime=17855000001234567890000000 monotonic=1 tsc=1 source=x\r\n" +
 		"watchdog: BUG: soft lockup\r\n" +
-		"ftclock clock realtime=12")
+		"ftclock clock realtime=1785500000123456790 monotonic=987654322 tsc=124 source=kvm-clo") // which it is writing
 	want := []Line{{Realtime: 1785500000123456789, Monotonic: 987654321, TSC: 123, Source: "kvm-clock"}}
 	if !reflect.DeepEqual(log.Lines, want) {
 		t.Errorf("lines %+v", log.Lines)

@@ -373,6 +373,9 @@ func keepVM(kvm *os.File) error {
 	// Of the kernel's include/uapi/linux/kvm.h.
 	const createVM, createIRQChip, createVCPU = 0xae01, 0xae60, 0xae41
 	vm, _, errno := unix.Syscall(unix.SYS_IOCTL, kvm.Fd(), createVM, 0)
+	for errno == unix.EINTR { // the runtime's own signal to preempt a goroutine does it
+		vm, _, errno = unix.Syscall(unix.SYS_IOCTL, kvm.Fd(), createVM, 0)
+	}
 	if errno != 0 {
 		return os.NewSyscallError("ioctl KVM_CREATE_VM", errno)
 	}

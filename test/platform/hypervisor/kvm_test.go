@@ -51,6 +51,9 @@ type kvmClockData struct {
 
 func ioctl(fd int, request uintptr, argument unsafe.Pointer) (int, error) {
 	r, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(argument))
+	for errno == unix.EINTR && request == kvmCreateVM { // the runtime's own signal to preempt a goroutine does it
+		r, _, errno = unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(argument))
+	}
 	if errno != 0 {
 		return 0, errno
 	}
