@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"strconv"
 	"sync/atomic"
 	"unsafe"
 
@@ -266,12 +265,4 @@ func copyOut(dst, src unsafe.Pointer, n uintptr) {
 	for off := uintptr(0); off < n; off += 8 {
 		*(*uint64)(unsafe.Add(dst, off)) = atomic.LoadUint64((*uint64)(unsafe.Add(src, off)))
 	}
-}
-
-// name gives a value's name, and says so of one that this version doesn't know.
-func name(v int, names ...string) string {
-	if v >= 0 && v < len(names) {
-		return names[v]
-	}
-	return "unknown (" + strconv.Itoa(v) + ")"
 }

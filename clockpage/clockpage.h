@@ -154,8 +154,9 @@ struct ftclock_order {
     uint64_t stop_raw; /* the shim's own: when the stop went through, or its event came */
     uint64_t cont_raw; /* when the cont came */
     uint64_t lost;     /* cont_raw - stop_raw */
-    uint32_t event;    /* enum ftclock_event */
-    uint32_t reserved0;
+    uint16_t event;    /* enum ftclock_event */
+    uint16_t reserved0;
+    uint32_t reserved1;
     uint64_t reserved[2];
 };
 
@@ -250,11 +251,12 @@ struct ftclock_import {
     uint64_t at;    /* the leg's clock at that instant */
     int64_t rate;   /* ppb by which the leg's clock ran faster than the guest's until the stop; leg RAW: 0 */
     uint64_t error; /* bound of the pairing's error, the hosts' own included */
-    uint32_t event; /* FTCLOCK_EVENT_MIGRATE, or else it is a restore */
-    uint32_t any;   /* 0: for a write of this very value; 1: for any */
-    uint64_t tsc;   /* what the guest's TSC read at that instant */
-    uint32_t khz;   /* its frequency; 0: nothing is known of the TSC */
-    uint32_t reserved;
+    uint16_t event; /* FTCLOCK_EVENT_MIGRATE, or else it is a restore */
+    uint16_t reserved0;
+    uint32_t any; /* 0: for a write of this very value; 1: for any */
+    uint64_t tsc; /* what the guest's TSC read at that instant */
+    uint32_t khz; /* its frequency; 0: nothing is known of the TSC */
+    uint32_t reserved1;
 };
 
 /* Behind import. Writer: the shim. How good the host's clock is, as adjtimex(2) says. */

@@ -1,5 +1,12 @@
 package clockpage
 
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+)
+
 // Constants of clockpage.h.
 const (
 	Name       = "ftclock-page"
@@ -59,26 +66,27 @@ type Order struct {
 	ContRaw uint64
 	Lost    uint64
 	Event   Event
+	_       uint16
 	_       uint32
 	_       [2]uint64
 }
 
 // Counts are the module's counters since it was loaded.
 type Counts struct {
-	Pauses        uint64
-	Dropped       uint64
-	Anchored      uint64
-	Held          uint64
-	Passed        uint64
-	OverLimit     uint64
-	Reanchored    uint64
-	StaleOrders   uint64
-	Orders        uint64
-	Busy          uint64
-	CaughtUp      uint64 // ns
-	HeldTime      uint64 // ns
-	WorstResidual uint64 // ns
-	WorstCost     uint64 // ns
+	Pauses        uint64 `json:"pauses"`
+	Dropped       uint64 `json:"dropped"`
+	Anchored      uint64 `json:"anchored"`
+	Held          uint64 `json:"held"`
+	Passed        uint64 `json:"passed"`
+	OverLimit     uint64 `json:"over_limit"`
+	Reanchored    uint64 `json:"reanchored"`
+	StaleOrders   uint64 `json:"stale_orders"`
+	Orders        uint64 `json:"orders"`
+	Busy          uint64 `json:"busy"`
+	CaughtUp      uint64 `json:"caught_up_ns"`
+	HeldTime      uint64 `json:"held_ns"`
+	WorstResidual uint64 `json:"worst_residual_ns"`
+	WorstCost     uint64 `json:"worst_cost_ns"`
 	_             [2]uint64
 }
 
@@ -99,45 +107,93 @@ type Now struct {
 // Anchor is a set of clock readings, in ns, of one instant.
 type Anchor struct {
 	seq   uint32
-	Valid uint32
-	Epoch uint64
-	Clock uint64 // kvmclock
-	Raw   uint64 // CLOCK_MONOTONIC_RAW
-	Real  uint64 // CLOCK_REALTIME
-	Boot  uint64 // CLOCK_BOOTTIME
-	Steer int64
-	Error uint64
-	Slept uint64 // how long the host had slept since it booted
+	Valid Flag32 `json:"valid"`
+	Epoch uint64 `json:"epoch"`
+	Clock uint64 `json:"clock_ns"` // kvmclock
+	Raw   uint64 `json:"raw_ns"`   // CLOCK_MONOTONIC_RAW
+	Real  uint64 `json:"real_ns"`  // CLOCK_REALTIME
+	Boot  uint64 `json:"boot_ns"`  // CLOCK_BOOTTIME
+	Steer int64  `json:"steer_ns"`
+	Error uint64 `json:"error_ns"`
+	Slept uint64 `json:"slept_ns"` // how long the host had slept since it booted
 
-	TSC uint64 // ticks, vCPU 0's; 0: not known
-	KHz uint32 // its frequency; 0: not known, or it isn't the host's
+	TSC uint64 `json:"tsc"`     // ticks, vCPU 0's; 0: not known
+	KHz uint32 `json:"tsc_khz"` // its frequency; 0: not known, or it isn't the host's
 	_   uint32
 	_   [5]uint64
+}
+
+// Outcome is what was done with a pause, why, and what it was taken for.
+type Outcome struct {
+	Decision Decision `json:"decision"`
+	Reason   Reason   `json:"reason"`
+	Event    Event    `json:"event"`
+}
+
+// CaughtUp says that the guest was given the pause back.
+func (o Outcome) CaughtUp() bool { return o.Decision == Dropped || o.Decision == Anchored }
+
+// InDoubt says that QEMU's own value went through because of a doubt. The first write of all is no pause, and none is meant to be
+// caught up where no stop was seen before it.
+func (o Outcome) InDoubt() bool { return o.Decision == Passed && o.Reason != First && o.Event != Start }
+
+// Uncorrected says that the pause should have been caught up and wasn't: in doubt, or because it was longer than its limit.
+func (o Outcome) Uncorrected() bool {
+	return o.InDoubt() || o.Decision == Held && o.Reason == OverLimit
+}
+
+// Flag8 and Flag32 are true where they are 1, with the size that the page has for them. In JSON they are true or false.
+type (
+	Flag8  uint8
+	Flag32 uint32
+)
+
+// MarshalJSON writes 1 as true.
+func (f Flag8) MarshalJSON() ([]byte, error) { return strconv.AppendBool(nil, f == 1), nil }
+
+// MarshalJSON writes 1 as true.
+func (f Flag32) MarshalJSON() ([]byte, error) { return strconv.AppendBool(nil, f == 1), nil }
+
+// UnmarshalJSON reads true or false.
+func (f *Flag8) UnmarshalJSON(text []byte) error {
+	*f = 0
+	var set bool
+	err := json.Unmarshal(text, &set)
+	if set {
+		*f = 1
+	}
+	return err
+}
+
+// UnmarshalJSON reads true or false.
+func (f *Flag32) UnmarshalJSON(text []byte) error {
+	var short Flag8
+	err := short.UnmarshalJSON(text)
+	*f = Flag32(short)
+	return err
 }
 
 // Record tells of one pause. Times are ns; the clocks are named by their suffix, Saved and WentOn are kvmclock.
 type Record struct {
 	seq          uint32
-	Flags        uint32
-	Number       uint64
-	Saved        uint64
-	WentOn       uint64
-	StopRaw      uint64
-	ContRaw      uint64
-	StopReal     uint64
-	ContReal     uint64
-	Lost         int64
-	ResidualStop int64
-	ResidualCont int64
-	OrderLost    uint64
-	Cost         uint64
-	Decision     Decision
-	Reason       Reason
-	Event        EventShort
-	Ordered      uint8
-	TSC          TSC
-	Error        uint64 // bound of what CLOCK_REALTIME was off UTC by; 0: not known
-	Slept        uint64 // how long the host slept in this pause
+	Flags        uint32 `json:"flags"` // of KVM_GET_CLOCK at the stop
+	Number       uint64 `json:"number"`
+	Saved        uint64 `json:"saved_ns"`
+	WentOn       uint64 `json:"went_on_ns"`
+	StopRaw      uint64 `json:"stop_raw_ns"`
+	ContRaw      uint64 `json:"cont_raw_ns"`
+	StopReal     uint64 `json:"stop_real_ns"`
+	ContReal     uint64 `json:"cont_real_ns"`
+	Lost         int64  `json:"lost_ns"`
+	ResidualStop int64  `json:"residual_stop_ns"`
+	ResidualCont int64  `json:"residual_cont_ns"`
+	OrderLost    uint64 `json:"order_lost_ns"`
+	Cost         uint64 `json:"cost_ns"`
+	Outcome
+	Ordered Flag8  `json:"ordered"`
+	TSC     TSC    `json:"tsc,omitempty"`
+	Error   uint64 `json:"error_ns"` // bound of what CLOCK_REALTIME was off UTC by; 0: not known
+	Slept   uint64 `json:"slept_ns"` // how long the host slept in this pause
 }
 
 // Import is what the guest's clock read at one instant in an earlier process, for a state that is loaded into this one.
@@ -150,6 +206,7 @@ type Import struct {
 	Rate  int64  // ppb by which the leg's clock ran faster than the guest's
 	Error uint64 // bound of the pairing's error
 	Event Event  // Migrate or Restore
+	_     uint16
 	Any   uint32 // 0: for a state whose clock is this very value; 1: for any
 	TSC   uint64 // ticks, what the guest's TSC read at that instant
 	KHz   uint32 // its frequency; 0: nothing is known of the TSC
@@ -159,26 +216,26 @@ type Import struct {
 // Host is how good the host's clock is, written by the shim. Times are ns.
 type Host struct {
 	seq          uint32
-	Synchronised uint32
-	AtRaw        uint64 // CLOCK_MONOTONIC_RAW when adjtimex(2) was asked
-	Error        uint64 // bound of CLOCK_REALTIME's error then
+	Synchronised Flag32 `json:"synchronised"`
+	AtRaw        uint64 `json:"at_raw_ns"` // CLOCK_MONOTONIC_RAW when adjtimex(2) was asked
+	Error        uint64 `json:"error_ns"`  // bound of CLOCK_REALTIME's error then
 	_            [5]uint64
 }
 
 // Follow is the reference that a guest with Policy.Reference 1 follows, CLOCK_TAI. Times are ns.
 type Follow struct {
 	seq       uint32
-	Known     uint32
-	Base      uint64 // the reference - kvmclock as it should be
-	Debt      int64  // how far the guest was behind its reference at the last cont
-	Steered   int64  // sum of what was steered
-	Bases     uint64
-	Steps     uint64 // of CLOCK_REALTIME
-	LastStep  int64
-	GivenUp   uint64 // debts above FollowMax, which aren't followed
-	LastGiven int64
-	Leaps     uint64 // leap seconds
-	Sleeps    uint64 // of the host
+	Known     Flag32 `json:"known"`
+	Base      uint64 `json:"base_ns"`    // the reference - kvmclock as it should be
+	Debt      int64  `json:"debt_ns"`    // how far the guest was behind its reference at the last cont
+	Steered   int64  `json:"steered_ns"` // sum of what was steered
+	Bases     uint64 `json:"bases"`
+	Steps     uint64 `json:"steps"` // of CLOCK_REALTIME
+	LastStep  int64  `json:"last_step_ns"`
+	GivenUp   uint64 `json:"given_up"` // debts above FollowMax, which aren't followed
+	LastGiven int64  `json:"last_given_ns"`
+	Leaps     uint64 `json:"leaps"`  // leap seconds
+	Sleeps    uint64 `json:"sleeps"` // of the host
 	_         [5]uint64
 }
 
@@ -217,7 +274,7 @@ const (
 	LegRaw
 )
 
-func (l Leg) String() string { return name(int(l), "CLOCK_REALTIME", "CLOCK_MONOTONIC_RAW") }
+func (l Leg) String() string { return name(l, []string{"CLOCK_REALTIME", "CLOCK_MONOTONIC_RAW"}) }
 
 // Clock is one of the clocks that follow kvmclock, or several or'ed (enum ftclock_clock).
 type Clock uint32
@@ -240,10 +297,10 @@ const (
 	Hold
 )
 
-func (d Do) String() string { return name(int(d), "policy", "catch-up", "hold") }
+func (d Do) String() string { return name(d, []string{"policy", "catch-up", "hold"}) }
 
 // Event is what a pause was taken for (enum ftclock_event).
-type Event uint32
+type Event uint16
 
 // The values of Event.
 const (
@@ -255,14 +312,15 @@ const (
 	Start
 )
 
-func (e Event) String() string {
-	return name(int(e), "none", "checkpoint", "suspend", "restore", "migrate", "start")
-}
+var eventNames = []string{"none", "checkpoint", "suspend", "restore", "migrate", "start"}
 
-// EventShort is an Event in the 16 bits that a record has for it.
-type EventShort uint16
+func (e Event) String() string { return name(e, eventNames) }
 
-func (e EventShort) String() string { return Event(e).String() }
+// MarshalText gives the name.
+func (e Event) MarshalText() ([]byte, error) { return []byte(e.String()), nil }
+
+// UnmarshalText reads a name; one that this version doesn't know is the largest value.
+func (e *Event) UnmarshalText(text []byte) error { *e = value[Event](text, eventNames); return nil }
 
 // TSC is what was done with the guest's TSC where its clock was moved (enum ftclock_tsc).
 type TSC uint8
@@ -274,7 +332,15 @@ const (
 	TSCUnmoved            // it couldn't be: guests that read their time from it are where QEMU put them
 )
 
-func (t TSC) String() string { return name(int(t), "left", "moved", "not moved") }
+var tscNames = []string{"left", "moved", "not moved"}
+
+func (t TSC) String() string { return name(t, tscNames) }
+
+// MarshalText gives the name.
+func (t TSC) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
+
+// UnmarshalText reads a name; one that this version doesn't know is the largest value.
+func (t *TSC) UnmarshalText(text []byte) error { *t = value[TSC](text, tscNames); return nil }
 
 // Decision is what was done with QEMU's KVM_SET_CLOCK (enum ftclock_decision).
 type Decision uint16
@@ -288,8 +354,17 @@ const (
 	Passed
 )
 
-func (d Decision) String() string {
-	return name(int(d), "none", "dropped", "anchored", "held", "passed")
+var decisionNames = []string{"none", "dropped", "anchored", "held", "passed"}
+
+func (d Decision) String() string { return name(d, decisionNames) }
+
+// MarshalText gives the name.
+func (d Decision) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalText reads a name; one that this version doesn't know is the largest value.
+func (d *Decision) UnmarshalText(text []byte) error {
+	*d = value[Decision](text, decisionNames)
+	return nil
 }
 
 // Reason is why (enum ftclock_reason).
@@ -316,22 +391,53 @@ const (
 	FromAnchor
 )
 
-func (r Reason) String() string {
-	return name(int(r), "none",
-		"the kernel's clock was right",
-		"the kernel's clock was off",
-		"raised so that time does not go back",
-		"the policy says hold",
-		"longer than its limit",
-		"watching only",
-		"no policy written yet",
-		"no stop seen before",
-		"the kernel's clock is not stable",
-		"another state was loaded",
-		"the page was torn",
-		"a value was out of bounds",
-		"reading the kernel's clock was refused",
-		"writing the kernel's clock was refused",
-		"a loaded state, caught up by its earlier reading",
-		"a loaded state, caught up to the anchor")
+var reasonNames = []string{
+	"none",
+	"the kernel's clock was right",
+	"the kernel's clock was off",
+	"raised so that time does not go back",
+	"the policy says hold",
+	"longer than its limit",
+	"watching only",
+	"no policy written yet",
+	"no stop seen before",
+	"the kernel's clock is not stable",
+	"another state was loaded",
+	"the page was torn",
+	"a value was out of bounds",
+	"reading the kernel's clock was refused",
+	"writing the kernel's clock was refused",
+	"a loaded state, caught up by its earlier reading",
+	"a loaded state, caught up to the anchor",
+}
+
+func (r Reason) String() string { return name(r, reasonNames) }
+
+// MarshalText gives the name.
+func (r Reason) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// UnmarshalText reads a name; one that this version doesn't know is the largest value.
+func (r *Reason) UnmarshalText(text []byte) error { *r = value[Reason](text, reasonNames); return nil }
+
+// number is a kind of value that the page has, and that people know by its name.
+type number interface{ ~uint8 | ~uint16 | ~uint32 }
+
+// name gives a value's name, and says so of one that this version doesn't know.
+func name[N number](v N, names []string) string {
+	if uint64(v) < uint64(len(names)) {
+		return names[v]
+	}
+	return "unknown (" + strconv.FormatUint(uint64(v), 10) + ")"
+}
+
+// value is the value of a name; of one that it doesn't know the largest, which has none.
+func value[N number](text []byte, names []string) N {
+	if i := slices.Index(names, string(text)); i >= 0 {
+		return N(i)
+	}
+	var v N
+	if _, err := fmt.Sscanf(string(text), "unknown (%d)", &v); err == nil {
+		return v
+	}
+	return ^v
 }

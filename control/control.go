@@ -12,6 +12,7 @@ import (
 	"sort"
 	"time"
 
+	"ftclock/clockpage"
 	"ftclock/host"
 	metadata "ftclock/xml-templates"
 )
@@ -128,26 +129,13 @@ type Status struct {
 	// GuestClock is empty while the module isn't loaded.
 	GuestClock GuestClock `json:"guest_clock,omitempty"`
 
-	Pauses        uint64 `json:"pauses"`
-	Dropped       uint64 `json:"dropped"`
-	Anchored      uint64 `json:"anchored"`
-	Held          uint64 `json:"held"`
-	Passed        uint64 `json:"passed"`
-	OverLimit     uint64 `json:"over_limit"`
-	Reanchored    uint64 `json:"reanchored"`
-	Orders        uint64 `json:"orders"`
-	StaleOrders   uint64 `json:"stale_orders"`
-	Busy          uint64 `json:"busy"`
-	CaughtUp      uint64 `json:"caught_up_ns"`
-	HeldTime      uint64 `json:"held_ns"`
-	WorstResidual uint64 `json:"worst_residual_ns"`
-	WorstCost     uint64 `json:"worst_cost_ns"`
-	Anchor        Anchor `json:"anchor"`
+	clockpage.Counts
+	Anchor clockpage.Anchor `json:"anchor"`
 	// Published is when somebody last said that the anchor in the domain's metadata is as new as it can be; zero: nobody did to this worker.
 	Published time.Time `json:"published,omitzero"`
 	// Follow is nil until the guest has a reference, Host until a pause of a guest that follows UTC.
-	Follow *Follow `json:"follow,omitempty"`
-	Host   *Host   `json:"host,omitempty"`
+	Follow *clockpage.Follow `json:"follow,omitempty"`
+	Host   *clockpage.Host   `json:"host,omitempty"`
 
 	// Disagreements counts the pauses whose lost interval the module measured outside the bounds that the shim
 	// saw from the monitor; the last one is told in words.
@@ -156,7 +144,7 @@ type Status struct {
 	// Warnings are the newest, at most 16.
 	Warnings []string `json:"warnings,omitempty"`
 
-	Records []Record `json:"records,omitempty"` // oldest first
+	Records []clockpage.Record `json:"records,omitempty"` // oldest first
 	// Kept tells of the record on disk; nil where none was begun.
 	Kept *RecordStatus `json:"kept,omitempty"`
 }
@@ -213,62 +201,6 @@ func (h HostClock) Merge(o HostClock) HostClock {
 	h.EstimatedError = max(h.EstimatedError, o.EstimatedError)
 	h.MaximumError = max(h.MaximumError, o.MaximumError)
 	return h
-}
-
-// Anchor is the module's anchor.
-type Anchor struct {
-	Valid bool   `json:"valid"`
-	Epoch uint64 `json:"epoch"`
-	Clock uint64 `json:"clock_ns"`
-	Raw   uint64 `json:"raw_ns"`
-	Real  uint64 `json:"real_ns"`
-	Boot  uint64 `json:"boot_ns"`
-	Steer int64  `json:"steer_ns"`
-	Error uint64 `json:"error_ns"`
-	Slept uint64 `json:"slept_ns"`
-}
-
-// Follow is how the guest follows its reference, as clockpage.Follow has it.
-type Follow struct {
-	Debt      int64  `json:"debt_ns"`
-	Steered   int64  `json:"steered_ns"`
-	Bases     uint64 `json:"bases"`
-	Steps     uint64 `json:"steps"`
-	LastStep  int64  `json:"last_step_ns"`
-	GivenUp   uint64 `json:"given_up"`
-	LastGiven int64  `json:"last_given_ns"`
-	Leaps     uint64 `json:"leaps"`
-	Sleeps    uint64 `json:"sleeps"`
-}
-
-// Host is how good the host's clock is, as adjtimex(2) said last.
-type Host struct {
-	Synchronised bool   `json:"synchronised"`
-	AtRaw        uint64 `json:"at_raw_ns"`
-	Error        uint64 `json:"error_ns"`
-}
-
-// Record is one pause, as clockpage.Record has it, in words.
-type Record struct {
-	Number       uint64 `json:"number"`
-	Event        string `json:"event"`
-	Decision     string `json:"decision"`
-	Reason       string `json:"reason"`
-	Ordered      bool   `json:"ordered"`
-	Saved        uint64 `json:"saved_ns"`
-	WentOn       uint64 `json:"went_on_ns"`
-	StopRaw      uint64 `json:"stop_raw_ns"`
-	ContRaw      uint64 `json:"cont_raw_ns"`
-	StopReal     uint64 `json:"stop_real_ns"`
-	ContReal     uint64 `json:"cont_real_ns"`
-	Lost         int64  `json:"lost_ns"`
-	OrderLost    uint64 `json:"order_lost_ns"`
-	ResidualStop int64  `json:"residual_stop_ns"`
-	ResidualCont int64  `json:"residual_cont_ns"`
-	Cost         uint64 `json:"cost_ns"`
-	Error        uint64 `json:"error_ns"`
-	Slept        uint64 `json:"slept_ns"`
-	TSC          string `json:"tsc,omitempty"` // "moved" or "not moved" where the guest's clock was moved
 }
 
 // List reads the Infos of all shims below dir, running or not, sorted by name. An Info that can't be read is left out

@@ -158,7 +158,7 @@ static struct verdict judge(struct rule *r, const struct ftclock_policy *p, stru
             if (order.what != FTCLOCK_DO_POLICY && !(measured && rec->slept))
                 v.what = order.what;
             if (measured && !rec->slept)
-                v.event = (uint16_t)order.event;
+                v.event = order.event;
             r->counts.orders++;
         } else if (order.pause) { /* 0: taken back */
             r->counts.stale_orders++;

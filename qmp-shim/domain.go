@@ -230,40 +230,14 @@ func (d *domain) status(s *control.Status, records int) {
 	if v.page == nil {
 		return
 	}
-	c := v.page.Counts()
-	s.Pauses, s.Dropped, s.Anchored, s.Held, s.Passed = c.Pauses, c.Dropped, c.Anchored, c.Held, c.Passed
-	s.OverLimit, s.Reanchored, s.Orders, s.StaleOrders, s.Busy = c.OverLimit, c.Reanchored, c.Orders, c.StaleOrders, c.Busy
-	s.CaughtUp, s.HeldTime, s.WorstResidual, s.WorstCost = c.CaughtUp, c.HeldTime, c.WorstResidual, c.WorstCost
+	s.Counts, s.Records = v.page.Counts(), v.page.Last(records)
 	if a, err := v.page.Anchor(); err == nil {
-		s.Anchor = control.Anchor{
-			Valid: a.Valid == 1, Epoch: a.Epoch, Clock: a.Clock, Raw: a.Raw, Real: a.Real, Boot: a.Boot,
-			Steer: a.Steer, Error: a.Error, Slept: a.Slept,
-		}
+		s.Anchor = a
 	}
 	if f, err := v.page.Follow(); err == nil && f.Known == 1 {
-		s.Follow = &control.Follow{
-			Debt: f.Debt, Steered: f.Steered, Bases: f.Bases, Steps: f.Steps, LastStep: f.LastStep,
-			GivenUp: f.GivenUp, LastGiven: f.LastGiven, Leaps: f.Leaps, Sleeps: f.Sleeps,
-		}
+		s.Follow = &f
 	}
 	if h, err := v.page.Host(); err == nil {
-		s.Host = &control.Host{Synchronised: h.Synchronised == 1, AtRaw: h.AtRaw, Error: h.Error}
+		s.Host = &h
 	}
-	for _, r := range v.page.Last(records) {
-		s.Records = append(s.Records, control.Record{
-			Number: r.Number, Event: r.Event.String(), Decision: r.Decision.String(), Reason: r.Reason.String(),
-			Ordered: r.Ordered == 1, Saved: r.Saved, WentOn: r.WentOn,
-			StopRaw: r.StopRaw, ContRaw: r.ContRaw, StopReal: r.StopReal, ContReal: r.ContReal,
-			Lost: r.Lost, OrderLost: r.OrderLost, ResidualStop: r.ResidualStop, ResidualCont: r.ResidualCont, Cost: r.Cost,
-			Error: r.Error, Slept: r.Slept, TSC: movedTSC(r.TSC),
-		})
-	}
-}
-
-// movedTSC is empty for most pauses, which leave the guest's TSC alone.
-func movedTSC(t clockpage.TSC) string {
-	if t == clockpage.TSCLeft {
-		return ""
-	}
-	return t.String()
 }

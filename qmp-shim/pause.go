@@ -183,7 +183,7 @@ func tell(notes *notebook, r *clockpage.Record, onlyThat bool) {
 	case r.Reason == clockpage.OverLimit:
 		notes.warn(fmt.Sprintf("the clock was held over a pause longer than the limit of its event, %v: raise the limit in the metadata "+
 			"if such pauses are to be caught up", known(r.Event)))
-	case r.Decision == clockpage.Passed && r.Reason != clockpage.First && r.Event != clockpage.EventShort(clockpage.Start):
+	case r.InDoubt():
 		notes.warn(fmt.Sprintf("a pause wasn't caught up: %v; `ftclock status --records 256` shows which", known(r.Reason)))
 	case r.TSC == clockpage.TSCUnmoved:
 		notes.warn("the guest's clock was caught up, but its TSC couldn't be moved with it: a guest that reads its time from the tsc clock " +

@@ -45,7 +45,7 @@ func TestHostClock(t *testing.T) {
 		kernel, failure = host.Clock{Synchronised: step.kept, MaximumError: int64(step.bound)}, step.failure
 		d.host.check(&policy, page, step.at)
 		said, err := page.Host()
-		if err != nil || asked != step.asked || said.Synchronised != step.synced || said.Error != uint64(step.error) ||
+		if err != nil || asked != step.asked || said.Synchronised != clockpage.Flag32(step.synced) || said.Error != uint64(step.error) ||
 			len(warnings(d)) != step.warnings {
 			t.Errorf("step %d: asked %d times, page says %+v, %v; warnings %q", i, asked, said, err, warnings(d))
 		}

@@ -159,10 +159,10 @@ func (w *Writer) add(r *clockpage.Record, clock control.HostClock) {
 	if r.StopRaw != 0 { // the module saw the stop
 		lost := uint64(r.Lost)
 		m.Lost += lost
-		switch r.Decision {
-		case clockpage.Dropped, clockpage.Anchored:
+		switch {
+		case r.CaughtUp():
 			m.CaughtUp += lost
-		case clockpage.Held:
+		case r.Decision == clockpage.Held:
 			m.Held += lost
 		default:
 			m.Passed += lost
@@ -170,7 +170,7 @@ func (w *Writer) add(r *clockpage.Record, clock control.HostClock) {
 		w.residual.add(r.ResidualStop, 1)
 	}
 	w.cost.add(int64(r.Cost), 1)
-	d := Decision{Decision: r.Decision, Reason: r.Reason, Event: r.Event, Count: 1, Lost: uint64(r.Lost)}
+	d := Decision{Outcome: r.Outcome, Count: 1, Lost: uint64(r.Lost)}
 	if all := count(m.Decisions, d); len(all) <= decisionKinds {
 		m.Decisions = all
 	} else {

@@ -150,11 +150,9 @@ type Minute struct {
 
 // Decision counts the pauses with which the same was done for the same reason.
 type Decision struct {
-	Decision clockpage.Decision   `json:"decision"`
-	Reason   clockpage.Reason     `json:"reason"`
-	Event    clockpage.EventShort `json:"event"`
-	Count    uint64               `json:"count"`
-	Lost     uint64               `json:"lost_ns"`
+	clockpage.Outcome
+	Count uint64 `json:"count"`
+	Lost  uint64 `json:"lost_ns"`
 }
 
 // Missed are pauses that are known by their numbers alone.
@@ -208,7 +206,7 @@ func fromRow(v []int64) (r clockpage.Record, err error) {
 		return r, fmt.Errorf("a pause has %d numbers, want 19", len(v))
 	}
 	r.Number, r.Decision, r.Reason = uint64(v[0]), clockpage.Decision(v[1]), clockpage.Reason(v[2])
-	r.Event, r.Ordered, r.Flags = clockpage.EventShort(v[3]), uint8(v[4]), uint32(v[5])
+	r.Event, r.Ordered, r.Flags = clockpage.Event(v[3]), clockpage.Flag8(v[4]), uint32(v[5])
 	r.Saved, r.WentOn, r.StopRaw, r.ContRaw = uint64(v[6]), uint64(v[7]), uint64(v[8]), uint64(v[9])
 	r.StopReal, r.ContReal = uint64(v[10]), uint64(v[11])
 	r.Lost, r.ResidualStop, r.ResidualCont, r.OrderLost, r.Cost = v[12], v[13], v[14], uint64(v[15]), uint64(v[16])
@@ -279,12 +277,10 @@ func parseLine(line []byte) ([]byte, bool) {
 	return text, bytes.Equal(sum[:], []byte{byte(want >> 24), byte(want >> 16), byte(want >> 8), byte(want)})
 }
 
-// uncorrected counts the minute's pauses that weren't caught up because of a doubt, though they should have been. The
-// first write after boot is no pause.
+// uncorrected counts the minute's pauses that should have been caught up and weren't.
 func (m *Minute) uncorrected() (n uint64) {
 	for _, d := range m.Decisions {
-		if d.Decision == clockpage.Passed && d.Reason != clockpage.First && d.Event != clockpage.EventShort(clockpage.Start) ||
-			d.Decision == clockpage.Held && d.Reason == clockpage.OverLimit {
+		if d.Uncorrected() {
 			n += d.Count
 		}
 	}
@@ -314,7 +310,7 @@ func (m *Minute) merge(o *Minute) {
 // count adds to the decisions of the same kind.
 func count(all []Decision, d Decision) []Decision {
 	for i := range all {
-		if a := &all[i]; a.Decision == d.Decision && a.Reason == d.Reason && a.Event == d.Event {
+		if a := &all[i]; a.Outcome == d.Outcome {
 			a.Count, a.Lost = a.Count+d.Count, a.Lost+d.Lost
 			return all
 		}

@@ -407,8 +407,7 @@ func (b *builder) minute(m *Minute) {
 func (m *Minute) whyUncorrected() string {
 	var whys []string
 	for _, d := range m.Decisions {
-		one := Minute{Decisions: []Decision{d}}
-		if why := d.Reason.String(); one.uncorrected() > 0 && !slices.Contains(whys, why) {
+		if why := d.Reason.String(); d.Uncorrected() && !slices.Contains(whys, why) {
 			whys = append(whys, why)
 		}
 	}

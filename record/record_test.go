@@ -77,8 +77,8 @@ func (b *bench) pauses(n int, step time.Duration) {
 		p.newest++
 		r := clockpage.Record{Number: p.newest, Saved: 1, WentOn: 1, StopRaw: 1, ContRaw: 2, StopReal: uint64(b.at.UnixNano()) - 5e6,
 			ContReal: uint64(b.at.UnixNano()), Lost: 5_000_000 + int64(p.newest%1000), ResidualStop: int64(p.newest%300) - 100,
-			ResidualCont: 3, Cost: 900 + p.newest%50, Decision: clockpage.Dropped, Reason: clockpage.InTolerance,
-			Event: clockpage.EventShort(clockpage.Checkpoint), Ordered: 1, Error: 12_345, Slept: 77}
+			ResidualCont: 3, Cost: 900 + p.newest%50, Outcome: clockpage.Outcome{Decision: clockpage.Dropped, Reason: clockpage.InTolerance, Event: clockpage.Checkpoint},
+			Ordered: 1, Error: 12_345, Slept: 77}
 		p.records[p.newest] = r
 		delete(p.records, p.newest-2*clockpage.RingLen)
 		b.lost += uint64(r.Lost)
@@ -147,7 +147,7 @@ func TestMinutes(t *testing.T) {
 	if h := total.Host; !h.Synchronised || h.Offset != 5 || h.EstimatedError != 7 || h.MaximumError != 9 || h.Samples < 300 {
 		t.Errorf("host clock: %+v", h)
 	}
-	want := []Decision{{clockpage.Dropped, clockpage.InTolerance, clockpage.EventShort(clockpage.Checkpoint), 6000, b.lost}}
+	want := []Decision{{clockpage.Outcome{Decision: clockpage.Dropped, Reason: clockpage.InTolerance, Event: clockpage.Checkpoint}, 6000, b.lost}}
 	if !reflect.DeepEqual(total.Decisions, want) {
 		t.Errorf("decisions: %+v", total.Decisions)
 	}

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"ftclock/clockpage"
 	"ftclock/control"
 	"ftclock/host"
 	"ftclock/record"
@@ -283,7 +282,7 @@ func (p *Report) state() {
 		}
 		s.Lost, s.CaughtUp, s.Held, s.Passed = s.Lost+m.Lost, s.CaughtUp+m.CaughtUp, s.Held+m.Held, s.Passed+m.Passed
 		for _, d := range m.Decisions {
-			if d.Decision == clockpage.Passed && d.Reason != clockpage.First && d.Event != clockpage.EventShort(clockpage.Start) {
+			if d.InDoubt() {
 				s.Doubtful += d.Count
 			}
 		}

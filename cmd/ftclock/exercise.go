@@ -12,6 +12,7 @@ import (
 
 	"github.com/schollz/progressbar/v3"
 
+	"ftclock/clockpage"
 	"ftclock/cmd/ftclock/internal/engine"
 	"ftclock/cmd/ftclock/internal/hypervisor"
 	"ftclock/cmd/ftclock/internal/status"
@@ -119,7 +120,7 @@ type watcher struct {
 	stock   bool   // there is no shim: the clock isn't corrected
 	before  control.Status
 	after   control.Status
-	records []control.Record
+	records []clockpage.Record
 	pauses  int
 }
 
@@ -183,18 +184,20 @@ func (w *watcher) report(p *program, name string, s engine.Sums) {
 }
 
 // compare words the difference between two statuses, with the records in between.
-func compare(before, after control.Status, records []control.Record) [][2]string {
+func compare(before, after control.Status, records []clockpage.Record) [][2]string {
 	difference := control.Status{
-		Pauses:   after.Pauses - before.Pauses,
-		Dropped:  after.Dropped - before.Dropped,
-		Anchored: after.Anchored - before.Anchored,
-		Held:     after.Held - before.Held,
-		Passed:   after.Passed - before.Passed,
+		Counts: clockpage.Counts{
+			Pauses:   after.Pauses - before.Pauses,
+			Dropped:  after.Dropped - before.Dropped,
+			Anchored: after.Anchored - before.Anchored,
+			Held:     after.Held - before.Held,
+			Passed:   after.Passed - before.Passed,
 
-		OverLimit:     after.OverLimit - before.OverLimit,
-		Reanchored:    after.Reanchored - before.Reanchored,
-		StaleOrders:   after.StaleOrders - before.StaleOrders,
-		Busy:          after.Busy - before.Busy,
+			OverLimit:   after.OverLimit - before.OverLimit,
+			Reanchored:  after.Reanchored - before.Reanchored,
+			StaleOrders: after.StaleOrders - before.StaleOrders,
+			Busy:        after.Busy - before.Busy,
+		},
 		Disagreements: after.Disagreements - before.Disagreements,
 	}
 	lines := [][2]string{
@@ -219,16 +222,16 @@ func compare(before, after control.Status, records []control.Record) [][2]string
 }
 
 // notCaughtUp sums what the guest's clock lost at pauses that were neither dropped nor anchored.
-func notCaughtUp(records []control.Record) (lost int64, any bool) {
+func notCaughtUp(records []clockpage.Record) (lost int64, any bool) {
 	for _, r := range records {
-		if r.Decision == "held" || r.Decision == "passed" {
+		if !r.CaughtUp() {
 			lost, any = lost+r.Lost, true
 		}
 	}
 	return lost, any
 }
 
-func worstResidual(records []control.Record) uint64 {
+func worstResidual(records []clockpage.Record) uint64 {
 	var worst uint64
 	for _, r := range records {
 		size := uint64(r.ResidualStop)
@@ -241,7 +244,7 @@ func worstResidual(records []control.Record) uint64 {
 }
 
 // costs are the median and the largest time that the module took at a cont.
-func costs(records []control.Record) (median, worst uint64) {
+func costs(records []clockpage.Record) (median, worst uint64) {
 	sorted := make([]uint64, len(records))
 	for i, r := range records {
 		sorted[i] = r.Cost

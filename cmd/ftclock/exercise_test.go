@@ -8,6 +8,7 @@ import (
 
 	"libvirt.org/go/libvirt"
 
+	"ftclock/clockpage"
 	"ftclock/cmd/ftclock/internal/fakeshim"
 	"ftclock/cmd/ftclock/internal/status"
 	"ftclock/cmd/ftclock/internal/ui"
@@ -45,16 +46,17 @@ func TestSignal(t *testing.T) {
 }
 
 func TestCompare(t *testing.T) {
-	before := control.Status{Pauses: 10, Dropped: 10, CaughtUp: 50e6, WorstResidual: 900}
+	before := control.Status{Counts: clockpage.Counts{Pauses: 10, Dropped: 10, CaughtUp: 50e6, WorstResidual: 900}}
 	after := control.Status{
-		State: control.Correcting, Pauses: 15, Dropped: 12, Anchored: 1, Held: 1, Passed: 1, OverLimit: 1, CaughtUp: 65e6,
+		State:         control.Correcting,
+		Counts:        clockpage.Counts{Pauses: 15, Dropped: 12, Anchored: 1, Held: 1, Passed: 1, OverLimit: 1, CaughtUp: 65e6},
 		Disagreements: 1, LastDisagreement: "pause 14",
 	}
-	records := []control.Record{
-		{Number: 11, Decision: "dropped", Lost: 5e6, ResidualStop: -30, Cost: 600},
-		{Number: 12, Decision: "anchored", Lost: 5e6, ResidualStop: 20, Cost: 900},
-		{Number: 13, Decision: "held", Lost: 11e9, Cost: 100},
-		{Number: 14, Decision: "passed", Lost: 5e6, Cost: 700},
+	records := []clockpage.Record{
+		{Number: 11, Outcome: clockpage.Outcome{Decision: clockpage.Dropped}, Lost: 5e6, ResidualStop: -30, Cost: 600},
+		{Number: 12, Outcome: clockpage.Outcome{Decision: clockpage.Anchored}, Lost: 5e6, ResidualStop: 20, Cost: 900},
+		{Number: 13, Outcome: clockpage.Outcome{Decision: clockpage.Held}, Lost: 11e9, Cost: 100},
+		{Number: 14, Outcome: clockpage.Outcome{Decision: clockpage.Passed}, Lost: 5e6, Cost: 700},
 	}
 	got := make(map[string]string)
 	for _, line := range compare(before, after, records) {
@@ -80,7 +82,7 @@ func TestCompare(t *testing.T) {
 func TestWatcher(t *testing.T) {
 	at := status.Dirs{Shims: t.TempDir()}
 	f, err := fakeshim.Start(at.Shims, control.Status{
-		Name: "web", UUID: fakeshim.UUID, Version: "fake", State: control.Correcting, Pauses: 1, Records: []control.Record{{Number: 1}},
+		Name: "web", UUID: fakeshim.UUID, Version: "fake", State: control.Correcting, Counts: clockpage.Counts{Pauses: 1}, Records: []clockpage.Record{{Number: 1}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -88,7 +90,7 @@ func TestWatcher(t *testing.T) {
 	defer f.Stop()
 	w := newWatcher(at, fakeshim.UUID, true)
 	for n := uint64(2); n <= 5; n++ {
-		f.Say(func(s *control.Status) { s.Pauses, s.Records = n, append(s.Records, control.Record{Number: n}) })
+		f.Say(func(s *control.Status) { s.Pauses, s.Records = n, append(s.Records, clockpage.Record{Number: n}) })
 		if n != 3 {
 			w.collect()
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 
+	"ftclock/clockpage"
 	"ftclock/cmd/ftclock/internal/status"
 	"ftclock/cmd/ftclock/internal/ui"
 	"ftclock/control"
@@ -102,11 +103,11 @@ func gauge(name, help string, known func(*control.Status) bool, value func(*cont
 // seconds converts a time or a clock from ns.
 func seconds[T int64 | uint64](ns T) float64 { return float64(ns) * 1e-9 }
 
-func last(s *control.Status) control.Record { return s.Records[len(s.Records)-1] }
+func last(s *control.Status) clockpage.Record { return s.Records[len(s.Records)-1] }
 
 // What some metrics need.
 func hasPause(s *control.Status) bool  { return len(s.Records) > 0 }
-func hasAnchor(s *control.Status) bool { return s.Anchor.Valid }
+func hasAnchor(s *control.Status) bool { return s.Anchor.Valid == 1 }
 func hasRecord(s *control.Status) bool { return s.Kept != nil }
 func hasBegun(s *control.Status) bool  { return !s.Since.IsZero() }
 func isPublished(s *control.Status) bool {

@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"ftclock/clockpage"
 	"ftclock/cmd/ftclock/internal/fakeshim"
 	"ftclock/cmd/ftclock/internal/status"
 	"ftclock/cmd/ftclock/internal/ui"
@@ -31,10 +32,13 @@ func servedStatus() control.Status {
 	return control.Status{
 		Name: "web\x1b[2J", UUID: "11111111-1111-4111-8111-111111111111", Version: "fake 1", Mode: control.Relay, State: control.Correcting,
 		Method: "ptrace", Workers: 3, Since: time.Unix(1_700_000_000, 0), Published: time.Unix(1_700_000_060, 0),
-		GuestClock: control.KVMClock, Pauses: 1000, Dropped: 980, Anchored: 10, Held: 7, Passed: 3, OverLimit: 2, Reanchored: 1, Orders: 990, StaleOrders: 4, Busy: 5,
-		CaughtUp: 5_010_000_001, HeldTime: 2_000_000, WorstResidual: 240, WorstCost: 9000, Disagreements: 0,
-		Anchor:  control.Anchor{Valid: true, Error: 40},
-		Records: []control.Record{{Number: 1000, ResidualStop: -3, ContReal: 1_714_979_289_110_000_000}},
+		GuestClock: control.KVMClock,
+		Counts: clockpage.Counts{
+			Pauses: 1000, Dropped: 980, Anchored: 10, Held: 7, Passed: 3, OverLimit: 2, Reanchored: 1, Orders: 990, StaleOrders: 4, Busy: 5,
+			CaughtUp: 5_010_000_001, HeldTime: 2_000_000, WorstResidual: 240, WorstCost: 9000,
+		},
+		Anchor:  clockpage.Anchor{Valid: 1, Error: 40},
+		Records: []clockpage.Record{{Number: 1000, ResidualStop: -3, ContReal: 1_714_979_289_110_000_000}},
 		Kept:    &control.RecordStatus{Pauses: 988, Missed: 12},
 	}
 }

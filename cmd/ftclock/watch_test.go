@@ -13,6 +13,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"ftclock/clockpage"
 	"ftclock/cmd/ftclock/internal/fakeshim"
 	"ftclock/cmd/ftclock/internal/ui"
 	"ftclock/control"
@@ -78,12 +79,12 @@ func (t *terminal) until(patterns ...string) string {
 // pausedStatus is a domain with a record for each of the last seconds.
 func pausedStatus(name, uuid string, now time.Time) control.Status {
 	s := control.Status{Name: name, UUID: uuid, Version: "fake 1", Mode: control.Relay, State: control.Correcting, GuestClock: control.KVMClock, Method: "ptrace", QEMU: 4711, Shim: 4712,
-		Since: now.Add(-time.Hour), Clock: `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`, Pauses: 1000, Dropped: 1000, CaughtUp: 5_010_000_000,
-		WorstResidual: 240, Anchor: control.Anchor{Valid: true, Epoch: 1, Error: 40}}
+		Since: now.Add(-time.Hour), Clock: `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`,
+		Counts: clockpage.Counts{Pauses: 1000, Dropped: 1000, CaughtUp: 5_010_000_000, WorstResidual: 240}, Anchor: clockpage.Anchor{Valid: 1, Epoch: 1, Error: 40}}
 	for i := range 256 {
 		at := now.Add(time.Duration(i-256) * time.Second)
-		s.Records = append(s.Records, control.Record{Number: uint64(745 + i), Event: "checkpoint", Decision: "dropped", Reason: "the kernel's clock was right",
-			Ordered: true, Lost: 5_010_000, ResidualStop: -12, Cost: 590, ContReal: uint64(at.UnixNano())})
+		s.Records = append(s.Records, clockpage.Record{Number: uint64(745 + i), Ordered: 1,
+			Outcome: clockpage.Outcome{Event: clockpage.Checkpoint, Decision: clockpage.Dropped, Reason: clockpage.InTolerance}, Lost: 5_010_000, ResidualStop: -12, Cost: 590, ContReal: uint64(at.UnixNano())})
 	}
 	return s
 }

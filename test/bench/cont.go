@@ -106,7 +106,7 @@ func (b *bench) cont() (string, error) {
 		}
 		costs = nil
 		for _, r := range status.Records {
-			if r.Ordered {
+			if r.Ordered == 1 {
 				costs = append(costs, float64(r.Cost)/1e3)
 			}
 		}

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"ftclock/clockpage"
 	"ftclock/control"
 	"ftclock/host"
 	"ftclock/test/guest"
@@ -237,7 +238,7 @@ func (s *subject) stopAndCont() (time.Duration, error) {
 
 // recorded is what the module has recorded so far, oldest first. It keeps more than the checkpoints. A domain that
 // isn't served has no module.
-func (s *subject) recorded() ([]control.Record, error) {
+func (s *subject) recorded() ([]clockpage.Record, error) {
 	if !s.served {
 		return nil, nil
 	}

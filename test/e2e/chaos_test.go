@@ -463,7 +463,7 @@ func TestKVMUpgradeInsideAPause(t *testing.T) {
 			t.Errorf("status: %+v", withoutRecords(s))
 		}
 		// What it lasted is the module's to say: the new worker didn't see it begin.
-		if r.Lost < least || !r.Ordered || r.Event != clockpage.Checkpoint.String() {
+		if r.Lost < least || r.Ordered != 1 || r.Event != clockpage.Checkpoint {
 			t.Errorf("a pause of %d ns or more: %+v", least, r)
 		}
 		lostAsRecorded(t, clock, before, nil)

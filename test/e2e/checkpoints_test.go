@@ -92,7 +92,7 @@ func TestKVMCheckpointsWithMetadataOnly(t *testing.T) {
 		t.Errorf("%d orders were followed, %d were stale", s.Orders, s.StaleOrders)
 	}
 	for _, r := range s.Records {
-		if r.Ordered && (r.OrderLost == 0 || int64(r.OrderLost) > r.Lost+int64(20*time.Millisecond)) {
+		if r.Ordered == 1 && (r.OrderLost == 0 || int64(r.OrderLost) > r.Lost+int64(20*time.Millisecond)) {
 			t.Errorf("the shim and the module don't agree: %+v", r)
 		}
 	}

@@ -101,7 +101,7 @@ func TestKVMAMonitorLeftDirect(t *testing.T) {
 	}
 	s := status(t, d)
 	wellKept(t, s, "ptrace")
-	if s.Mode != control.Watch || s.Orders != 0 || slices.ContainsFunc(s.Records, func(r control.Record) bool { return r.Ordered }) {
+	if s.Mode != control.Watch || s.Orders != 0 || slices.ContainsFunc(s.Records, func(r clockpage.Record) bool { return r.Ordered == 1 }) {
 		t.Errorf("it was ordered: %+v", withoutRecords(s))
 	}
 	says(t, 0, "whose monitor is left alone", "status", name)

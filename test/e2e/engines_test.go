@@ -155,7 +155,7 @@ func TestKVMAQEMUThatAccountsForDowntime(t *testing.T) {
 			if lost := offset(t, clock) - before; lost > int64(rulePause)/10 || lost < -int64(rulePause)/10 {
 				t.Errorf("the guest lost %d ns of a pause that QEMU accounts for", lost)
 			}
-			if r := s.Records[len(s.Records)-2]; r.Decision != clockpage.Held.String() || s.Anchor.Epoch != s0.Anchor.Epoch+1 || !s.Anchor.Valid {
+			if r := s.Records[len(s.Records)-2]; r.Decision != clockpage.Held || s.Anchor.Epoch != s0.Anchor.Epoch+1 || s.Anchor.Valid != 1 {
 				t.Errorf("record: %+v\nstatus: %+v", r, withoutRecords(s))
 			}
 			before = offset(t, clock)
@@ -172,7 +172,7 @@ func TestKVMAQEMUThatAccountsForDowntime(t *testing.T) {
 			pause(t, d, 5*time.Millisecond)
 			s := status(t, d)
 			lostAsRecorded(t, clock, before, nil)
-			if r := s.Records[len(s.Records)-2]; r.Reason != clockpage.FromAnchor.String() {
+			if r := s.Records[len(s.Records)-2]; r.Reason != clockpage.FromAnchor {
 				t.Errorf("record: %+v", r)
 			}
 		})

@@ -59,7 +59,7 @@ func TestKVMFailover(t *testing.T) {
 			clock := domaintest.ClockOfProcess(t, b.qemu.Process.Pid)
 			s := statusOf(t, b.pid)
 			r := s.Records[0]
-			if r.Event != clockpage.Migrate.String() || r.Decision != c.decision.String() || r.Reason != c.reason.String() {
+			if r.Event != clockpage.Migrate || r.Decision != c.decision || r.Reason != c.reason {
 				t.Errorf("the record says %s, %s: %s", r.Event, r.Decision, r.Reason)
 			}
 			// What the checkpoint has of the clock was read in the primary's stop, and written in the backup's cont.
@@ -90,13 +90,13 @@ func TestKVMFailover(t *testing.T) {
 			if c.boot != "" {
 				known += given.HostError
 			}
-			if r.Decision == clockpage.Anchored.String() && s.Anchor.Error < known {
+			if r.Decision == clockpage.Anchored && s.Anchor.Error < known {
 				t.Errorf("it claims to know the clock to %d ns, which the primary knew to %d", s.Anchor.Error, known)
 			}
 			if said, want := strings.Join(s.Warnings, "; "), ofSynchronisation(given, c.boot); (want == "") != (said == "") || !strings.Contains(said, want) {
 				t.Errorf("the warnings are %q, want %q", said, want)
 			}
-			if r.Reason == clockpage.FromImport.String() {
+			if r.Reason == clockpage.FromImport {
 				wentTogether(t, p.lead, tscLead(t, clock, p.anchor.KHz))
 			}
 			for range 5 {
@@ -142,7 +142,7 @@ func TestKVMArrivesFromAHostWhoseClockWasWrong(t *testing.T) {
 			execute(t, b.monitor, "cont", nil)
 			clock := domaintest.ClockOfProcess(t, b.qemu.Process.Pid)
 			r := statusOf(t, b.pid).Records[0]
-			if r.Decision != clockpage.Anchored.String() || r.Reason != c.reason.String() {
+			if r.Decision != clockpage.Anchored || r.Reason != c.reason {
 				t.Errorf("the record says %s: %s", r.Decision, r.Reason)
 			}
 			// Until the checkpoint its clock ran at its own rate, since then it is to run as CLOCK_REALTIME does.

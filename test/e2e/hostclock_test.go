@@ -43,7 +43,7 @@ func TestKVMTheHostsClocksourceChanges(t *testing.T) {
 		t.Helper()
 		records := status(t, d).Records
 		for _, r := range records[len(records)-n:] {
-			all = append(all, r.Decision+": "+r.Reason)
+			all = append(all, r.Decision.String()+": "+r.Reason.String())
 		}
 		return all
 	}
@@ -113,7 +113,7 @@ func TestKVMRestoresAndAHotpluggedVCPU(t *testing.T) {
 	pauses(t, d, 5, 5*time.Millisecond)
 	s := status(t, d)
 	for _, r := range s.Records[len(s.Records)-5:] {
-		if r.Decision != clockpage.Dropped.String() {
+		if r.Decision != clockpage.Dropped {
 			t.Errorf("with the third vCPU: %+v", r)
 		}
 	}
@@ -137,10 +137,10 @@ func TestKVMRestoresAndAHotpluggedVCPU(t *testing.T) {
 		t.Logf("restore %d: %d ns lost, %d after two pauses; %s, TSC %s", i+1, at, later, s.Records[0].Decision, s.Records[0].TSC)
 		check.Within(t, at, maxRestored, "it lost in %d restores", i+1)
 		check.Within(t, later, maxDrift, "it lost in %d restores and the pauses after them", i+1)
-		if r := s.Records[0]; r.Decision != clockpage.Anchored.String() || r.TSC != "moved" || s.State != control.Correcting {
+		if r := s.Records[0]; r.Decision != clockpage.Anchored || r.TSC != clockpage.TSCMoved || s.State != control.Correcting {
 			t.Errorf("the restore: %s, %+v", s.State, r)
 		}
-		if r := s.Records[2]; r.Decision != clockpage.Dropped.String() {
+		if r := s.Records[2]; r.Decision != clockpage.Dropped {
 			t.Errorf("the second pause after it: %+v", r)
 		}
 	}

@@ -337,7 +337,7 @@ func TestKVMAGuestSuspendsItself(t *testing.T) {
 	asleep := status(t, d)
 	t.Logf("asleep: %d pauses, %d before; %+v", asleep.Pauses, before, asleep.Records)
 	for _, r := range asleep.Records[before:] {
-		if r.Decision != clockpage.Dropped.String() {
+		if r.Decision != clockpage.Dropped {
 			t.Errorf("while it slept: %+v", r)
 		}
 	}
@@ -354,7 +354,7 @@ func TestKVMAGuestSuspendsItself(t *testing.T) {
 		t.Errorf("status: %+v", withoutRecords(s))
 	}
 	for _, r := range s.Records[before:] {
-		if r.Decision != clockpage.Dropped.String() {
+		if r.Decision != clockpage.Dropped {
 			t.Errorf("a pause: %+v", r)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 
 	"libvirt.org/go/libvirt"
 
+	"ftclock/clockpage"
 	"ftclock/control"
 	"ftclock/host"
 	"ftclock/test/check"
@@ -26,16 +27,17 @@ func TestKVMAMigrationIsCaughtUp(t *testing.T) {
 
 	const rule = `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"><ftclock:on event="migrate" %s/></ftclock:clock>`
 	for _, c := range []struct {
-		name, metadata   string
-		published        bool
-		held             bool
-		decision, reason string
-		warning          string
+		name, metadata string
+		published      bool
+		held           bool
+		decision       clockpage.Decision
+		reason         clockpage.Reason
+		warning        string
 	}{
-		{"default", clockElement, true, false, "anchored", "by its earlier reading", ""},
-		{"hold", strings.Replace(rule, "%s", `do="hold"`, 1), true, true, "held", "the policy says hold", ""},
-		{"past its limit", strings.Replace(rule, "%s", `do="catch-up" limit="1ms"`, 1), true, true, "held", "longer than its limit", "longer than the limit"},
-		{"without an anchor", clockElement, false, true, "passed", "no stop seen before", "no anchor came with it"},
+		{"default", clockElement, true, false, clockpage.Anchored, clockpage.FromImport, ""},
+		{"hold", strings.Replace(rule, "%s", `do="hold"`, 1), true, true, clockpage.Held, clockpage.ByThePolicy, ""},
+		{"past its limit", strings.Replace(rule, "%s", `do="catch-up" limit="1ms"`, 1), true, true, clockpage.Held, clockpage.OverLimit, "longer than the limit"},
+		{"without an anchor", clockElement, false, true, clockpage.Passed, clockpage.First, "no anchor came with it"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			d, clock := start(t, managed("migrated", c.metadata))
@@ -53,7 +55,7 @@ func TestKVMAMigrationIsCaughtUp(t *testing.T) {
 			s := domaintest.StatusOf(t, second.Dir+control.Dir, uuid)
 			t.Logf("the migration cost the guest's clock %d ns; %+v; warnings %q", lost, s.Records, s.Warnings)
 			r := s.Records[0]
-			if r.Decision != c.decision || !strings.Contains(r.Reason, c.reason) || c.published && r.Event != "migrate" {
+			if r.Decision != c.decision || r.Reason != c.reason || c.published && r.Event != clockpage.Migrate {
 				t.Errorf("the record says %s, %s: %s", r.Event, r.Decision, r.Reason)
 			}
 			if !c.held && (lost > maxMigration || lost < -maxMigration) {

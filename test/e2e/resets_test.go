@@ -68,7 +68,7 @@ func TestKVMAResetLeavesTheClockAlone(t *testing.T) {
 			before, s0 := offset(t, clock), status(t, d)
 			rebooted(t, clock, func() { c.reset(t) })
 			s := status(t, d)
-			if s.Pauses != s0.Pauses+c.pauses || s.Anchor.Epoch != s0.Anchor.Epoch || (c.pauses == 0) != (s.Anchor.Clock == s0.Anchor.Clock) || !s.Anchor.Valid {
+			if s.Pauses != s0.Pauses+c.pauses || s.Anchor.Epoch != s0.Anchor.Epoch || (c.pauses == 0) != (s.Anchor.Clock == s0.Anchor.Clock) || s.Anchor.Valid != 1 {
 				t.Errorf("status before %+v\nstatus after %+v", withoutRecords(s0), withoutRecords(s))
 			}
 			lostAsRecorded(t, clock, before, nil)
@@ -110,13 +110,13 @@ func TestKVMAReboot(t *testing.T) {
 			rebooted(t, clock, func() { c.reboot(t, d, hands) })
 			awaitState(t, d, libvirt.DOMAIN_RUNNING)
 			s := status(t, d)
-			if s.Pauses != s0.Pauses+1 || s.Anchor.Epoch != s0.Anchor.Epoch || !s.Anchor.Valid || s.Disagreements != 0 || len(s.Warnings) != 0 {
+			if s.Pauses != s0.Pauses+1 || s.Anchor.Epoch != s0.Anchor.Epoch || s.Anchor.Valid != 1 || s.Disagreements != 0 || len(s.Warnings) != 0 {
 				t.Fatalf("status before %+v\nstatus after %+v", withoutRecords(s0), withoutRecords(s))
 			}
 			r := s.Records[len(s.Records)-1]
 			lost := lostAsRecorded(t, clock, before, s.Records[len(s.Records)-1:])
 			t.Logf("%s, %s: %s; %v lost of %v", r.Event, r.Decision, r.Reason, time.Duration(lost), time.Duration(r.Lost))
-			if held := r.Decision == clockpage.Held.String(); held == c.rule.caughtUp || !r.Ordered || r.Event != c.rule.event.String() {
+			if held := r.Decision == clockpage.Held; held == c.rule.caughtUp || r.Ordered != 1 || r.Event != c.rule.event {
 				t.Errorf("record: %+v", r)
 			}
 			domaintest.NoBacksteps(t, clock)
@@ -163,7 +163,7 @@ func startsAnew(t *testing.T, d *privatelibvirt.Domain) {
 	if s.Anchor.Epoch != 1 || s.Dropped+s.Anchored != 20 || s.Passed != 1 || s.Held != 0 || s.Disagreements != 0 || len(s.Warnings) != 0 {
 		t.Errorf("status: %+v", withoutRecords(s))
 	}
-	if r := s.Records[0]; r.Event != clockpage.Start.String() || r.Decision != clockpage.Passed.String() || r.Reason != clockpage.First.String() {
+	if r := s.Records[0]; r.Event != clockpage.Start || r.Decision != clockpage.Passed || r.Reason != clockpage.First {
 		t.Errorf("the first record: %+v", r)
 	}
 	domaintest.NoBacksteps(t, clock)

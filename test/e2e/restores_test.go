@@ -32,7 +32,7 @@ var restoreRules = []struct{ name, clock string }{
 }
 
 // asRecorded checks that the guest's clock went on from the record's value at the record's time, and wasn't moved since.
-func asRecorded(t *testing.T, clock *guest.Clock, r control.Record) {
+func asRecorded(t *testing.T, clock *guest.Clock, r clockpage.Record) {
 	t.Helper()
 	least := int64(r.ContRaw) - int64(r.WentOn) - maxWritten
 	most := least + int64(r.Cost) + 2*maxWritten
@@ -43,16 +43,16 @@ func asRecorded(t *testing.T, clock *guest.Clock, r control.Record) {
 }
 
 // restored gives the record of the state that was loaded last, after some checkpoints that change nothing about it.
-func restored(t *testing.T, d *privatelibvirt.Domain, clock *guest.Clock) control.Record {
+func restored(t *testing.T, d *privatelibvirt.Domain, clock *guest.Clock) clockpage.Record {
 	t.Helper()
 	pauses(t, d, 5, 5*time.Millisecond)
 	s := status(t, d)
-	if s.State != control.Correcting || s.Disagreements != 0 || s.Reanchored != 0 || !s.Anchor.Valid {
+	if s.State != control.Correcting || s.Disagreements != 0 || s.Reanchored != 0 || s.Anchor.Valid != 1 {
 		t.Errorf("status: %+v", withoutRecords(s))
 	}
 	r := s.Records[len(s.Records)-6]
 	t.Logf("%s, %s: %s; %v lost", r.Event, r.Decision, r.Reason, time.Duration(r.Lost))
-	if r.Event != clockpage.Restore.String() && r.Reason != clockpage.First.String() {
+	if r.Event != clockpage.Restore && r.Reason != clockpage.First {
 		t.Errorf("a loaded state is taken for something else: %+v", r)
 	}
 	asRecorded(t, clock, r)
@@ -61,20 +61,20 @@ func restored(t *testing.T, d *privatelibvirt.Domain, clock *guest.Clock) contro
 }
 
 // checkRestored checks what was done with a state that was loaded under the rule of that name.
-func checkRestored(t *testing.T, r control.Record, rule string, how clockpage.Reason) {
+func checkRestored(t *testing.T, r clockpage.Record, rule string, how clockpage.Reason) {
 	t.Helper()
 	switch rule {
 	case "catch-up":
-		if r.Decision != clockpage.Anchored.String() || r.Reason != how.String() || r.WentOn < r.Saved+uint64(rulePause) {
+		if r.Decision != clockpage.Anchored || r.Reason != how || r.WentOn < r.Saved+uint64(rulePause) {
 			t.Errorf("record: %+v", r)
 		}
 	case "past its limit":
-		if r.Decision != clockpage.Held.String() || r.Reason != clockpage.OverLimit.String() || r.WentOn != r.Saved {
+		if r.Decision != clockpage.Held || r.Reason != clockpage.OverLimit || r.WentOn != r.Saved {
 			t.Errorf("record: %+v", r)
 		}
 	default: // held if something is known of its stop, and else passed
-		held := r.Decision == clockpage.Held.String() && r.Reason == clockpage.ByThePolicy.String()
-		if !held && (how == clockpage.FromImport || r.Decision != clockpage.Passed.String()) || r.WentOn != r.Saved {
+		held := r.Decision == clockpage.Held && r.Reason == clockpage.ByThePolicy
+		if !held && (how == clockpage.FromImport || r.Decision != clockpage.Passed) || r.WentOn != r.Saved {
 			t.Errorf("record: %+v", r)
 		}
 	}
@@ -290,7 +290,7 @@ func TestKVMARestoreOnAnotherHost(t *testing.T) {
 			r := s.Records[0]
 			t.Logf("%s, %s: %s; %v lost; warnings %q", r.Event, r.Decision, r.Reason, time.Duration(r.Lost), s.Warnings)
 			checkRestored(t, r, c.name, clockpage.FromImport)
-			if r.Event != clockpage.Restore.String() {
+			if r.Event != clockpage.Restore {
 				t.Errorf("a restored state is taken for something else: %+v", r)
 			}
 			asRecorded(t, clock, r)
@@ -359,7 +359,7 @@ func TestKVMAnEditedAnchor(t *testing.T) {
 			r := s.Records[0]
 			lost := offset(t, clock) - before
 			t.Logf("%s, %s: %s; %v lost, the guest %v; warnings %q", r.Event, r.Decision, r.Reason, time.Duration(r.Lost), time.Duration(lost), s.Warnings)
-			if r.Reason != c.reason.String() || r.WentOn < r.Saved || r.WentOn > r.Saved+uint64(limit) {
+			if r.Reason != c.reason || r.WentOn < r.Saved || r.WentOn > r.Saved+uint64(limit) {
 				t.Errorf("record: %+v", r)
 			}
 			switch {
@@ -412,14 +412,14 @@ func TestKVMAnOldMachineTypeIsRestored(t *testing.T) {
 			_ = domaintest.Clock(t, d)
 			s := status(t, d)
 			t.Logf("%+v; %q", s.Records, s.Warnings)
-			if r := s.Records[0]; r.Decision != clockpage.Passed.String() || r.Reason != clockpage.First.String() {
+			if r := s.Records[0]; r.Decision != clockpage.Passed || r.Reason != clockpage.First {
 				t.Errorf("the restore: %+v", r)
 			}
 			if warns := slices.ContainsFunc(s.Warnings, func(w string) bool { return strings.Contains(w, "isn't the one of the last stop on this host") }); warns != c.warns {
 				t.Errorf("it warns of it: %v; %q", warns, s.Warnings)
 			}
 			pause(t, d, 5*time.Millisecond)
-			if s := status(t, d); s.Records[1].Decision != clockpage.Dropped.String() {
+			if s := status(t, d); s.Records[1].Decision != clockpage.Dropped {
 				t.Errorf("a pause after it: %+v", s.Records[1])
 			}
 		})
@@ -465,7 +465,7 @@ func TestKVMAQuarterOfAnHour(t *testing.T) {
 	if len(log.Complaints) > len(booted.Complaints) {
 		t.Errorf("its kernel complains: %q", log.Complaints[len(booted.Complaints):])
 	}
-	if s := status(t, d); s.Records[0].Decision != clockpage.Anchored.String() || s.State != control.Correcting {
+	if s := status(t, d); s.Records[0].Decision != clockpage.Anchored || s.State != control.Correcting {
 		t.Errorf("status: %s, %+v", s.State, s.Records[0])
 	}
 }

@@ -67,14 +67,14 @@ func underRule(t *testing.T, d *privatelibvirt.Domain, clock *guest.Clock, r rul
 	if rec.Lost < int64(rulePause) {
 		t.Errorf("the record knows only of %v", time.Duration(rec.Lost))
 	}
-	if rec.Event != r.event.String() || rec.Ordered != ordered {
+	if rec.Event != r.event || (rec.Ordered == 1) != ordered {
 		t.Errorf("taken for a %s, ordered %v; want a %v, %v", rec.Event, rec.Ordered, r.event, ordered)
 	}
-	caughtUp := rec.Decision == clockpage.Dropped.String() || rec.Decision == clockpage.Anchored.String()
-	if caughtUp != r.caughtUp || !caughtUp && (rec.Decision != clockpage.Held.String() || rec.Reason != r.reason.String()) {
+	caughtUp := rec.Decision == clockpage.Dropped || rec.Decision == clockpage.Anchored
+	if caughtUp != r.caughtUp || !caughtUp && (rec.Decision != clockpage.Held || rec.Reason != r.reason) {
 		t.Errorf("%s: %s; want caught up: %v, reason: %v", rec.Decision, rec.Reason, r.caughtUp, r.reason)
 	}
-	if s.Anchor.Epoch != s0.Anchor.Epoch || !s.Anchor.Valid || s.Disagreements != s0.Disagreements {
+	if s.Anchor.Epoch != s0.Anchor.Epoch || s.Anchor.Valid != 1 || s.Disagreements != s0.Disagreements {
 		t.Errorf("status before %+v\nstatus after %+v", withoutRecords(s0), withoutRecords(s))
 	}
 	domaintest.NoBacksteps(t, clock)
@@ -82,14 +82,14 @@ func underRule(t *testing.T, d *privatelibvirt.Domain, clock *guest.Clock, r rul
 
 // lostAsRecorded checks that the guest has lost since the offset before what the records of its pauses say, and gives it
 // in ns. A pause that is held ends somewhere in the module's write.
-func lostAsRecorded(t *testing.T, clock *guest.Clock, before int64, records []control.Record) int64 {
+func lostAsRecorded(t *testing.T, clock *guest.Clock, before int64, records []clockpage.Record) int64 {
 	t.Helper()
 	least, most := int64(-maxDrift), int64(maxDrift)
 	if len(records) > 0 { // one of them may have written the clock
 		least, most = kvmhost.Stretched(least), kvmhost.Stretched(most)
 	}
 	for _, r := range records {
-		if r.Decision == clockpage.Held.String() {
+		if r.Decision == clockpage.Held {
 			least += r.Lost
 			most += r.Lost + int64(r.Cost)
 		}

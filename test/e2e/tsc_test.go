@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"ftclock/clockpage"
 	"ftclock/control"
 	"ftclock/test/check"
 	"ftclock/test/domaintest"
@@ -56,7 +57,7 @@ func TestKVMTheTSCGoesWithTheClock(t *testing.T) {
 	wentTogether(t, before, tscLead(t, clock, khz))
 	pause(t, d, 5*time.Millisecond)
 	wentTogether(t, before, tscLead(t, clock, khz))
-	if s := status(t, d); s.Records[0].Decision != "anchored" || s.Records[0].TSC != "moved" {
+	if s := status(t, d); s.Records[0].Decision != clockpage.Anchored || s.Records[0].TSC != clockpage.TSCMoved {
 		t.Errorf("the restore: %+v", s.Records[0])
 	}
 }
@@ -127,7 +128,7 @@ func TestKVMATSCGuestIsRestored(t *testing.T) {
 			if c.metadata == "" {
 				return
 			}
-			if s := status(t, d); s.Records[0].TSC != "moved" {
+			if s := status(t, d); s.Records[0].TSC != clockpage.TSCMoved {
 				t.Errorf("the restore: %+v", s.Records[0])
 			}
 			neverBack(t, clocks)

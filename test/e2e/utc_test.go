@@ -42,7 +42,7 @@ func TestKVMFollowsTheDisciplinedClock(t *testing.T) {
 				for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); {
 					pause(t, d, 8*time.Millisecond)
 					time.Sleep(20 * time.Millisecond)
-					if s := status(t, d); s.Follow != nil && s.Follow.Debt == 0 && s.Anchor.Valid {
+					if s := status(t, d); s.Follow != nil && s.Follow.Debt == 0 && s.Anchor.Valid == 1 {
 						return s.Records[len(s.Records)-1].ContRaw
 					}
 				}
@@ -81,7 +81,7 @@ func TestKVMFollowsTheHostsClock(t *testing.T) {
 		t.Fatalf("status: %+v", s)
 	}
 	warned := strings.Contains(strings.Join(s.Warnings, "\n"), "isn't synchronised")
-	if warned == s.Host.Synchronised {
+	if warned == (s.Host.Synchronised == 1) {
 		t.Errorf("synchronised: %v, warnings %q", s.Host.Synchronised, s.Warnings)
 	}
 	// Each record has the bound that the kernel gave, which grows by 500 ppm until it is asked again.

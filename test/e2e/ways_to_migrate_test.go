@@ -176,7 +176,7 @@ func migrated(t *testing.T, state, uuid string, held bool) {
 		decision, reason = clockpage.Held, clockpage.ByThePolicy
 	}
 	t.Logf("%s, %s: %s; %v lost: %+v", r.Event, r.Decision, r.Reason, time.Duration(r.Lost), r)
-	if r.Event != clockpage.Migrate.String() || r.Decision != decision.String() || r.Reason != reason.String() ||
+	if r.Event != clockpage.Migrate || r.Decision != decision || r.Reason != reason ||
 		held && r.WentOn != r.Saved || !held && r.WentOn <= r.Saved {
 		t.Errorf("record: %+v", r)
 	}

@@ -63,7 +63,8 @@ func (h *History) Unseen(n int, every time.Duration) {
 		i := int64(h.numbers)
 		r := clockpage.Record{Number: h.page.newest, Saved: 1, WentOn: 1, StopRaw: 1, ContRaw: 2, StopReal: uint64(h.At.UnixNano()) - 5e6,
 			ContReal: uint64(h.At.UnixNano()), Lost: 5_000_000 + i*7919%400_000, ResidualStop: i*i*31%171 - 40 + i*13%29, ResidualCont: 3,
-			Cost: 900 + uint64(i)%50, Decision: clockpage.Dropped, Reason: clockpage.InTolerance, Event: clockpage.EventShort(clockpage.Checkpoint), Ordered: 1}
+			Cost: 900 + uint64(i)%50, Ordered: 1,
+			Outcome: clockpage.Outcome{Decision: clockpage.Dropped, Reason: clockpage.InTolerance, Event: clockpage.Checkpoint}}
 		if h.Change != nil {
 			h.Change(&r)
 		}

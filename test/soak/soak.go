@@ -173,7 +173,7 @@ func (r *result) read(uuid string, seen uint64) (uint64, error) {
 			return seen, fmt.Errorf("the record of pause %d is missing", seen+1)
 		}
 		seen = record.Number
-		if record.Decision != "dropped" && record.Decision != "anchored" {
+		if !record.CaughtUp() {
 			return seen, fmt.Errorf("pause %d was %s: %s", record.Number, record.Decision, record.Reason)
 		}
 		r.residuals = append(r.residuals, record.ResidualStop)

@@ -34,7 +34,7 @@ func TestKVMSnapshotRevert(t *testing.T) {
 		s := domaintest.StatusOf(t, h.Path(control.Dir), uuid)
 		r := s.Records[0]
 		t.Logf("%s: %s; %v lost, %d ns off", r.Decision, r.Reason, time.Duration(r.Lost), drift)
-		if r.Event != clockpage.Restore.String() || r.Decision != clockpage.Anchored.String() || r.Reason != clockpage.FromImport.String() {
+		if r.Event != clockpage.Restore || r.Decision != clockpage.Anchored || r.Reason != clockpage.FromImport {
 			t.Errorf("record: %+v; warnings %q", r, s.Warnings)
 		}
 		check.Within(t, drift, 100_000, "the guest is off") // one write, not yet compared with anything

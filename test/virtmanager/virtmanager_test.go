@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 	"libvirt.org/go/libvirt"
 
+	"ftclock/clockpage"
 	"ftclock/control"
 	"ftclock/test/check"
 	"ftclock/test/domaintest"
@@ -201,9 +202,9 @@ func TestKVMVirtManager(t *testing.T) {
 	}
 	for _, r := range s.Records {
 		t.Logf("pause of %v: %s, %s", time.Duration(r.Lost), r.Event, r.Decision)
-		want := "checkpoint"
+		want := clockpage.Checkpoint
 		if time.Duration(r.Lost) > 10*time.Second { // the buttons took that long
-			want = "suspend"
+			want = clockpage.Suspend
 		}
 		if r.Event != want {
 			t.Errorf("a pause of %v is taken for a %s", time.Duration(r.Lost), r.Event)

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"ftclock/clockpage"
 	"ftclock/control"
 	"ftclock/test/check"
 )
@@ -110,12 +111,12 @@ func (h *host) migrate(name string, to *host, unsynchronised bool, way ...string
 	lacks, truly := after-before, after-before-ahead // by the clock of its new host, and by that of the old one
 	h.t.Logf("to %s %v: its clock %.3f ms ahead (+-%.3f); the guest lacks %.3f ms by it and %.3f ms by the old host's, %.3f after checkpoints; %+v; warnings %q",
 		strings.TrimSpace(to.must("hostname")), way, ms(ahead), ms(within), ms(lacks), ms(truly), ms(settled-before), arrival, s.Warnings)
-	if arrival.Event != "migrate" {
+	if arrival.Event != clockpage.Migrate {
 		h.t.Errorf("its first record there is of the event %s", arrival.Event)
 	}
 	// A host whose clock is behind by more than the guest was away doesn't set it back.
 	least := int64(-written)
-	if ahead < 0 && arrival.Decision != "anchored" {
+	if ahead < 0 && arrival.Decision != clockpage.Anchored {
 		least += ahead
 	}
 	for what, d := range map[string]int64{"right after its arrival": lacks, "after checkpoints": settled - before} {

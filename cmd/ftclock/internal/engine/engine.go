@@ -8,6 +8,7 @@ import (
 
 	"libvirt.org/go/libvirt"
 
+	"ftclock/clockpage"
 	"ftclock/cmd/ftclock/internal/hypervisor"
 	"ftclock/cmd/ftclock/internal/ui"
 	"ftclock/control"
@@ -157,7 +158,7 @@ type Verdict struct {
 // is steered to, the anchor.
 func Judge(before, after *control.Status) Verdict {
 	var v Verdict
-	var fresh []control.Record
+	var fresh []clockpage.Record
 	for _, r := range after.Records {
 		if r.Number > before.Pauses && r.StopRaw != 0 {
 			fresh = append(fresh, r)
@@ -186,8 +187,8 @@ func Judge(before, after *control.Status) Verdict {
 		return v
 	}
 	for _, r := range fresh[:v.Pauses] {
-		if r.Decision == "held" || r.Decision == "passed" {
-			v.Why = host.OneLine(r.Decision + ": " + r.Reason)
+		if !r.CaughtUp() {
+			v.Why = r.Decision.String() + ": " + r.Reason.String()
 		}
 	}
 	return v

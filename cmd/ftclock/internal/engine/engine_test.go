@@ -9,6 +9,7 @@ import (
 
 	"libvirt.org/go/libvirt"
 
+	"ftclock/clockpage"
 	"ftclock/control"
 )
 
@@ -94,11 +95,11 @@ func TestResumeByOtherMeans(t *testing.T) {
 }
 
 // readings are records of pauses of 20 ms, 70 ms apart, after each of which the guest's clock is off by so much more.
-func readings(decision string, off int64) *control.Status {
+func readings(decision clockpage.Decision, off int64) *control.Status {
 	s := &control.Status{State: control.Correcting, Clock: `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`}
 	for i := range int64(6) {
-		s.Records = append(s.Records, control.Record{
-			Number: uint64(101 + i), Decision: decision, Reason: "because", Lost: int64(20 * time.Millisecond), ResidualStop: 7 * i,
+		s.Records = append(s.Records, clockpage.Record{
+			Number: uint64(101 + i), Outcome: clockpage.Outcome{Decision: decision, Reason: clockpage.Bounds}, Lost: int64(20 * time.Millisecond), ResidualStop: 7 * i,
 			StopRaw: uint64(1_000_000_000 + i*int64(70*time.Millisecond)), Saved: uint64(50_000_000 + i*(int64(70*time.Millisecond)+off)),
 		})
 	}
@@ -106,13 +107,13 @@ func readings(decision string, off int64) *control.Status {
 }
 
 func TestVerdict(t *testing.T) {
-	before := &control.Status{Pauses: 100}
-	stock := readings("held", -int64(20*time.Millisecond))
-	watching := readings("held", -int64(20*time.Millisecond))
+	before := &control.Status{Counts: clockpage.Counts{Pauses: 100}}
+	stock := readings(clockpage.Held, -int64(20*time.Millisecond))
+	watching := readings(clockpage.Held, -int64(20*time.Millisecond))
 	watching.State = control.Watching
-	steered := readings("anchored", 3000)
+	steered := readings(clockpage.Anchored, 3000)
 	steered.Clock = `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1" reference="utc"/>`
-	unseen := readings("dropped", 0)
+	unseen := readings(clockpage.Dropped, 0)
 	for i := range unseen.Records[:5] {
 		unseen.Records[i].StopRaw = 0
 	}
@@ -122,15 +123,15 @@ func TestVerdict(t *testing.T) {
 		fails bool
 		why   string
 	}{
-		"right":                       {readings("dropped", 0), 0, false, ""},
-		"at the limit":                {readings("dropped", 2000), 10_000, false, ""},
-		"beyond it":                   {readings("dropped", 2001), 10_005, true, "the reason isn't known"},
-		"behind":                      {readings("anchored", -2001), -10_005, true, "the reason isn't known"},
-		"held":                        {stock, -int64(100 * time.Millisecond), true, "held: because"},
+		"right":                       {readings(clockpage.Dropped, 0), 0, false, ""},
+		"at the limit":                {readings(clockpage.Dropped, 2000), 10_000, false, ""},
+		"beyond it":                   {readings(clockpage.Dropped, 2001), 10_005, true, "the reason isn't known"},
+		"behind":                      {readings(clockpage.Anchored, -2001), -10_005, true, "the reason isn't known"},
+		"held":                        {stock, -int64(100 * time.Millisecond), true, "held: a value was out of bounds"},
 		"watched":                     {watching, -int64(100 * time.Millisecond), true, "only watched"},
 		"steered to UTC":              {steered, 35, false, ""},
 		"one reading":                 {unseen, 0, false, "the module recorded 1 pause:"},
-		"somebody else's, before all": {&control.Status{Records: []control.Record{{Number: 99, StopRaw: 1}, {Number: 100, StopRaw: 2}}}, 0, false, "recorded 0 pauses"},
+		"somebody else's, before all": {&control.Status{Records: []clockpage.Record{{Number: 99, StopRaw: 1}, {Number: 100, StopRaw: 2}}}, 0, false, "recorded 0 pauses"},
 	} {
 		v := Judge(before, c.after)
 		if v.Off != c.off || v.Fails != c.fails || (c.why == "") != (v.Why == "") || !strings.Contains(v.Why, c.why) {

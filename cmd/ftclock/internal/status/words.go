@@ -53,7 +53,7 @@ func Details(e Entry, state string) [][2]string {
 		policy += ", since its start; the host's, from " + host.OneLine(e.Policy)
 	}
 	anchor := "none yet"
-	if e.Anchor.Valid {
+	if e.Anchor.Valid == 1 {
 		anchor = fmt.Sprintf("number %d, known to ±%s", e.Anchor.Epoch, host.Nanoseconds(e.Anchor.Error))
 		if e.Anchor.Steer != 0 {
 			anchor += ", steered " + host.SignedNanoseconds(e.Anchor.Steer)
@@ -197,14 +197,13 @@ func Counted(all []Counter) (parts []string) {
 }
 
 // unusual is a record's reason, unless its decision says it already.
-func unusual(r control.Record) string {
-	why := host.OneLine(r.Reason)
+func unusual(r clockpage.Record) string {
+	why := r.Reason.String()
 	switch r.Reason {
-	case "", clockpage.NoReason.String(), clockpage.InTolerance.String(), clockpage.OutOfTolerance.String(),
-		clockpage.ByThePolicy.String():
+	case clockpage.NoReason, clockpage.InTolerance, clockpage.OutOfTolerance, clockpage.ByThePolicy:
 		why = ""
 	}
-	if r.TSC == clockpage.TSCUnmoved.String() {
+	if r.TSC == clockpage.TSCUnmoved {
 		why += "; its TSC couldn't be moved with its clock"
 	}
 	return why
@@ -311,13 +310,13 @@ func PrintRecords(u *ui.UI, e Entry) {
 }
 
 // RecordRow words a record, with its time in zone.
-func RecordRow(r control.Record, zone *time.Location) []string {
+func RecordRow(r clockpage.Record, zone *time.Location) []string {
 	by := "policy"
-	if r.Ordered {
+	if r.Ordered == 1 {
 		by = "order"
 	}
 	return []string{
-		strconv.FormatUint(r.Number, 10), wallClock(r.ContReal, zone), host.OneLine(r.Event), host.SignedNanoseconds(r.Lost), host.OneLine(r.Decision), by,
+		strconv.FormatUint(r.Number, 10), wallClock(r.ContReal, zone), r.Event.String(), host.SignedNanoseconds(r.Lost), r.Decision.String(), by,
 		host.SignedNanoseconds(r.ResidualStop), host.Nanoseconds(r.Cost),
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"ftclock/clockpage"
 	"ftclock/cmd/ftclock/internal/ui"
 	"ftclock/control"
 )
@@ -31,8 +32,8 @@ func TestSince(t *testing.T) {
 // longest is a domain whose every cell is as wide as it gets.
 func longest() Entry {
 	return Entry{Status: control.Status{
-		Name: strings.Repeat("long-", 30), State: control.Uncorrected, Method: "preload", Pauses: 1e12, CaughtUp: 599_123_456,
-		WorstResidual: 123_456, Since: time.Unix(1e9, 0), Records: []control.Record{{ResidualStop: math.MinInt64}},
+		Name: strings.Repeat("long-", 30), State: control.Uncorrected, Method: "preload",
+		Counts: clockpage.Counts{Pauses: 1e12, CaughtUp: 599_123_456, WorstResidual: 123_456}, Since: time.Unix(1e9, 0), Records: []clockpage.Record{{ResidualStop: math.MinInt64}},
 	}}
 }
 
@@ -49,8 +50,8 @@ func TestTableFits(t *testing.T) {
 			}
 		}
 	}
-	record := control.Record{
-		Number: 1e12, Event: "checkpoint", Decision: "anchored", Lost: math.MinInt64, ResidualStop: math.MinInt64, Cost: math.MaxUint64,
+	record := clockpage.Record{
+		Number: 1e12, Outcome: clockpage.Outcome{Event: clockpage.Checkpoint, Decision: clockpage.Anchored}, Lost: math.MinInt64, ResidualStop: math.MinInt64, Cost: math.MaxUint64,
 		ContReal: 1 << 62,
 	}
 	for _, line := range ui.Table(RecordColumns, [][]string{RecordRow(record, time.UTC)}) {
@@ -66,7 +67,7 @@ func TestTerminalIsSafe(t *testing.T) {
 	e := Entry{Status: control.Status{
 		Name: evil, UUID: evil, Why: evil, Method: evil, Clock: evil, Version: evil, Disagreements: 1, LastDisagreement: evil,
 		Warnings: []string{evil}, State: control.Uncorrected,
-		Records: []control.Record{{Event: evil, Decision: evil, Reason: evil, ContReal: math.MaxUint64}},
+		Records: []clockpage.Record{{Outcome: clockpage.Outcome{Event: 99, Decision: 99, Reason: 99}, ContReal: math.MaxUint64}},
 	}}
 	var out strings.Builder
 	u := &ui.UI{Stdout: &out}

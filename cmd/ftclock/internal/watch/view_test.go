@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"ftclock/clockpage"
 	"ftclock/cmd/ftclock/internal/status"
 	"ftclock/control"
 )
@@ -12,9 +13,9 @@ import (
 func TestWatchedKnowsWhatItDoesNot(t *testing.T) {
 	t0 := time.Unix(1_800_000_000, 0)
 	answer := func(pauses uint64, at ...time.Duration) control.Status {
-		s := control.Status{Pauses: pauses, Since: t0.Add(-time.Hour)}
+		s := control.Status{Counts: clockpage.Counts{Pauses: pauses}, Since: t0.Add(-time.Hour)}
 		for i, after := range at {
-			s.Records = append(s.Records, control.Record{Number: pauses - uint64(len(at)-1-i), ResidualStop: 150, ContReal: uint64(t0.Add(after).UnixNano())})
+			s.Records = append(s.Records, clockpage.Record{Number: pauses - uint64(len(at)-1-i), ResidualStop: 150, ContReal: uint64(t0.Add(after).UnixNano())})
 		}
 		return s
 	}
