@@ -366,7 +366,7 @@ install: build
 	install -m 755 bin/ftclock-hook bin/ftclock-shim $(DESTDIR)$(PREFIX)/sbin/
 	install -m 644 bin/libftclock-qemu.so $(DESTDIR)$(PREFIX)/lib/ftclock/.new
 	mv -f $(DESTDIR)$(PREFIX)/lib/ftclock/.new $(DESTDIR)$(PREFIX)/lib/ftclock/libftclock-qemu.so
-	install -m 644 xml-templates/ftclock.rng $(DESTDIR)$(PREFIX)/share/ftclock/
+	install -m 644 xml-templates/*.rng $(DESTDIR)$(PREFIX)/share/ftclock/
 	install -m 644 xml-templates/snippets/*.xml $(DESTDIR)$(PREFIX)/share/ftclock/snippets/
 	install -m 644 packaging/prometheus/ftclock.rules.yml packaging/grafana/ftclock.json $(DESTDIR)$(PREFIX)/share/ftclock/
 	install -m 644 docs/*.md $(DESTDIR)$(PREFIX)/share/doc/ftclock/

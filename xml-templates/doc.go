@@ -7,5 +7,6 @@
 //
 // Anything unknown is refused, because a misspelled policy must not become a clock that is silently
 // wrong. Each refusal is one line that says where, what, and what is allowed instead. ftclock.rng
-// defines the same language for other tools; a test compares the two.
+// defines the same language for other tools, and ftclock-policy.rng that of a host's policy; tests
+// compare them with the parser.
 package metadata

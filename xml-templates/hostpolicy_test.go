@@ -35,8 +35,9 @@ func TestHostPolicy(t *testing.T) {
 	}
 }
 
-func TestHostPolicyThatIsWrong(t *testing.T) {
-	for _, c := range []struct{ name, xml, want string }{
+// wrongPolicies are files that are refused, and what the parser says.
+func wrongPolicies() []struct{ name, xml, want string } {
+	return []struct{ name, xml, want string }{
 		{"empty", "", "XML: empty; allowed: one XML document"},
 		{"a domain", "<domain/>", `/domain (line 1): not a host's policy; allowed: <policy xmlns="urn:ftclock:policy:1">`},
 		{"no namespace", "<policy/>", `/policy (line 1): not a host's policy; allowed: <policy xmlns="urn:ftclock:policy:1">`},
@@ -56,7 +57,11 @@ func TestHostPolicyThatIsWrong(t *testing.T) {
 		{"an unknown element", policyFile(`<domain/>`), `/policy/domain (line 2): unknown element; allowed: elements "for"`},
 		{"too many", policyFile(strings.Repeat(`<for name="a"/>`, 101)), "/policy/for[101] (line 2): too many; allowed: 100 of them"},
 		{"cut off", "<policy xmlns='urn:ftclock:policy:1'><for name='a'/>", "/policy (line 1): ends before </policy>"},
-	} {
+	}
+}
+
+func TestHostPolicyThatIsWrong(t *testing.T) {
+	for _, c := range wrongPolicies() {
 		_, err := ParseHostPolicy([]byte(c.xml))
 		if err == nil || !strings.HasPrefix(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %s", c.name, err, c.want)
