@@ -40,10 +40,13 @@ type Host struct {
 	Booted    string // a directory that is there where systemd runs the host: sd_booted(3)
 	State     string // the shims' states
 	LastStops string // the shims' readings for restored guests
+	Root      string // this process's root directory
+	InitRoot  string // that of process 1
 
 	Connect func(context.Context) (Manager, error)
 	Direct  func(ctx context.Context, state string, o spawn.Spec) error // without systemd
 	Note    func(domain, warning string)
+	Shim    func() (string, error) // the path of the shim's program
 }
 
 // Manager is what is needed of systemd: org.freedesktop.systemd1(5).
@@ -60,9 +63,12 @@ var System = Host{
 	Booted:    host.SystemdRuns,
 	State:     control.Dir,
 	LastStops: host.DataDir,
+	Root:      "/",
+	InitRoot:  "/proc/1/root",
 	Connect:   connect,
 	Direct:    spawn.Start,
 	Note:      spawn.Note,
+	Shim:      spawn.ShimPath,
 }
 
 // connect connects to systemd by the system bus, or without one directly. The connection outlives ctx.
@@ -96,12 +102,16 @@ type notStarted struct {
 
 // Start starts the shim and returns when it is ready, as spawn.Start does: in its unit where systemd runs the host and
 // knows the unit, else directly. Where systemd can't be asked, or can't set the unit up, the shim is started directly, with
-// a note in the domain's log. An error names the unit if it was its.
+// a note in the domain's log. In a container that has the host's processes before it, it is a unit of the host's systemd or an
+// error. An error names the unit if it was its.
 func Start(ctx context.Context, o spawn.Spec) error { return System.Start(ctx, o) }
 
 // Start is the function of that name, on host h.
 func (h Host) Start(ctx context.Context, o spawn.Spec) error {
-	if info, err := os.Stat(h.Booted); err != nil || !info.IsDir() {
+	if h.contained() {
+		return h.startOutside(ctx, o)
+	}
+	if !isDir(h.Booted) {
 		return h.Direct(ctx, h.State, o)
 	}
 	err := h.byUnit(ctx, o)
