@@ -84,7 +84,7 @@ BUILT_SHIMS = build/test/shim-one build/test/shim-two
 BUILT_MODULES = build/test/module-1.1.so build/test/module-2.0.so
 BUILT_LIBRARIES = build/test/fakeclock.so build/test/downtime.so build/test/realtime.so build/test/busy.so
 # See attach/testdata and qemu-plugin/testdata.
-BUILT_TARGETS = $(addprefix build/test/,target target-lazy target-static target-module.so target-stops.so)
+BUILT_TARGETS = $(addprefix build/test/,target target-lazy target-static target-musl target-module.so target-stops.so)
 BUILT_FAKES = $(addprefix build/test/,qemu-fake-hardened qemu-fake-noplt qemu-fake-lazy qemu-fake-norelro qemu-fake-fixed fake qemu-noioctl)
 BUILT = $(BUILT_TARGETS) $(BUILT_FAKES) build/test/guest.elf build/test/init build/test/cont $(BUILT_LIBRARIES) $(BUILT_MODULES) $(BUILT_SHIMS) $(BUILT_CLOCK)
 built: $(BUILT)
@@ -113,6 +113,9 @@ build/test/target-module.so: FLAGS = -shared -fPIC
 build/test/target-stops.so: FLAGS = -shared -fPIC -DSTOP
 build/test/target build/test/target-lazy build/test/target-static: attach/testdata/target.c | build/test
 	$(CC) $(TARGET_CFLAGS) -o $@ $< $(FLAGS)
+# musl has none of the kernel's headers.
+build/test/target-musl: attach/testdata/target.c | build/test
+	musl-gcc $(TARGET_CFLAGS) -o $@ $< -fPIE -pie -Wl,-z,now -idirafter /usr/include -idirafter /usr/include/x86_64-linux-gnu
 build/test/target-module.so build/test/target-stops.so: attach/testdata/module.c | build/test
 	$(CC) $(TARGET_CFLAGS) -o $@ $< $(FLAGS)
 build/test/qemu-fake-hardened build/test/fake build/test/qemu-noioctl: FLAGS = -fPIE -pie -Wl,-z,now,-z,relro

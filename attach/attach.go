@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -25,6 +26,9 @@ var (
 	ErrShadowStack = errors.New("user shadow stack is active")
 	// ErrRefused: the kernel doesn't let us look at the process or trace it.
 	ErrRefused = errors.New("not permitted to trace")
+	// ErrNoVM: the process is a QEMU, and has no virtual machine. One that has just begun makes it soon, one on TCG never does. It is an
+	// ErrNotQEMU, too.
+	ErrNoVM = fmt.Errorf("%w", ErrNotQEMU)
 	// ErrDlopen: dlopen ran and returned NULL. The text is dlerror's, made printable.
 	ErrDlopen = errors.New("dlopen failed")
 )
@@ -57,7 +61,15 @@ func Loaded(pid int) (fd int, ok bool, err error) {
 
 // Check says whether Load could serve process pid with the library at path (as the process sees it), without touching
 // the process.
-func Check(pid int, path string) error {
+func Check(pid int, path string) error { return checkBy(pid, path, survey) }
+
+// CheckSealed is Check for LoadSealed.
+func CheckSealed(pid int, path string) error { return checkBy(pid, path, surveySealed) }
+
+// surveyor is survey or surveySealed.
+type surveyor func(pid int, path string, suits func(*subject) error) (*subject, error)
+
+func checkBy(pid int, path string, survey surveyor) error {
 	s, err := survey(pid, path, (*subject).isQEMU)
 	if err != nil {
 		return fmt.Errorf("attaching to process %d: %w", pid, err)
@@ -70,12 +82,22 @@ func Check(pid int, path string) error {
 // waits for the main thread to be idle until ctx ends, 30 s at most; once dlopen runs, ctx is no longer asked. pid must
 // not be a child that another goroutine waits for.
 func Load(ctx context.Context, pid int, path string) (Result, error) {
+	return loadOnce(ctx, pid, path, survey)
+}
+
+// LoadSealed is Load for a process that may see other files than this one. path is as we see it: the process is given what
+// is in the file, in a memory file that is sealed. It needs a /proc where it runs, and nothing is written there.
+func LoadSealed(ctx context.Context, pid int, path string) (Result, error) {
+	return loadOnce(ctx, pid, path, surveySealed)
+}
+
+func loadOnce(ctx context.Context, pid int, path string, survey surveyor) (Result, error) {
 	if _, ok, err := Loaded(pid); err != nil {
 		return Result{}, err
 	} else if ok {
 		return Result{Already: true}, nil
 	}
-	result, err := load(ctx, pid, path, (*subject).isQEMU)
+	result, err := loadBy(ctx, pid, path, (*subject).isQEMU, survey)
 	if err != nil {
 		return result, fmt.Errorf("attaching to process %d: %w", pid, err)
 	}
@@ -84,6 +106,10 @@ func Load(ctx context.Context, pid int, path string) (Result, error) {
 
 // load is Load for the programs that suits lets pass.
 func load(ctx context.Context, pid int, path string, suits func(*subject) error) (Result, error) {
+	return loadBy(ctx, pid, path, suits, survey)
+}
+
+func loadBy(ctx context.Context, pid int, path string, suits func(*subject) error, survey surveyor) (Result, error) {
 	s, err := survey(pid, path, suits)
 	if err != nil {
 		return Result{}, err
@@ -93,6 +119,47 @@ func load(ctx context.Context, pid int, path string, suits func(*subject) error)
 		return Result{}, err
 	}
 	return s.inject(ctx)
+}
+
+// Ready says whether process pid, a QEMU, could be attached to at this moment, as far as that can be seen at a glance and without
+// touching it. The error wraps ErrNoVM or ErrBusy where it may be ready later.
+func Ready(pid int) error {
+	if err := hasVM(pid); err != nil {
+		return fmt.Errorf("process %d: %w", pid, err)
+	}
+	state, err := readStatus(pid)
+	if err == nil {
+		err = state.serves()
+	}
+	idle := false
+	if err == nil {
+		idle, err = inPPoll(pid)
+	}
+	if err == nil && !idle {
+		err = ErrBusy
+	}
+	if err != nil {
+		return fmt.Errorf("process %d: %w", pid, err)
+	}
+	return nil
+}
+
+// hasVM looks for a virtual machine among the descriptors of pid.
+func hasVM(pid int) error {
+	fd, err := findFD(pid, "anon_inode:kvm-vm")
+	if err == nil && fd < 0 {
+		err = fmt.Errorf("%w: it has no virtual machine open in KVM (does it run with TCG?)", ErrNoVM)
+	}
+	return err
+}
+
+// LoadedSealed reports whether the process has a library that LoadSealed gave it: a module of ours, by an earlier attach.
+func LoadedSealed(pid int) (bool, error) {
+	maps, err := readMaps(pid)
+	if err != nil {
+		return false, fmt.Errorf("looking for the module in process %d: %w", pid, err)
+	}
+	return slices.ContainsFunc(maps, func(m mapping) bool { return m.path == memoryLink }), nil
 }
 
 // findFD returns the first descriptor of pid that links to link, or -1.

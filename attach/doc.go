@@ -35,8 +35,13 @@
 //     thread is released. If dlopen returned NULL the thread first calls dlerror, over the same
 //     frame.
 //
-// A dead tracer can leave some kilobytes below the stack pointer, and up to twelve bytes in _start,
-// which the next Load restores. PTRACE_O_TRACESYSGOOD is part of the promise: a tracee whose tracer
+// A process may live where it doesn't see the library: in a container, in another mount namespace.
+// LoadSealed has it make a memory file first, by three more calls like the one of dlopen, writes the
+// library into that and seals it, and has dlopen open it by its name in /proc/self/fd. The process
+// closes it behind that, so that the mapping is all that stays.
+//
+// A dead tracer can leave some kilobytes below the stack pointer, up to twelve bytes in _start,
+// which the next Load restores, and a memory file among the descriptors. PTRACE_O_TRACESYSGOOD is part of the promise: a tracee whose tracer
 // dies in a system call stop is sent the number of that stop as a signal, and only with that option
 // the number (SIGTRAP|0x80) is no signal.
 //

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -57,19 +56,50 @@ func qemuProgram(exe string) (name string, is bool) {
 	return name, strings.Contains(name, "qemu") || name == "kvm"
 }
 
+// IsQEMU says whether the program of process pid is called like one of QEMU's, whoever runs it. proc is "/proc" but in tests. The
+// error wraps ErrGone or ErrRefused.
+func IsQEMU(proc string, pid int) (bool, error) {
+	exe, err := os.Readlink(filepath.Join(proc, strconv.Itoa(pid), "exe"))
+	if err != nil {
+		return false, procError(err) // a thread of the kernel has none, and is gone for us, too
+	}
+	_, is := qemuProgram(exe)
+	return is, nil
+}
+
+// Guest is what a QEMU's command line calls its guest, as /proc/PID/cmdline has it: "" for what it doesn't name. uuid is as libvirt
+// writes it, if it is one. Both are what the process says of itself.
+func Guest(cmdline []byte) (name, uuid string) {
+	args := strings.Split(string(cmdline), "\x00")
+	for i, arg := range args[:len(args)-1] {
+		switch option, is := strings.CutPrefix(arg, "-"); {
+		case is && (option == "name" || option == "-name"):
+			name = guestName(args[i+1])
+		case is && (option == "uuid" || option == "-uuid"):
+			uuid = args[i+1]
+			if id, ok := host.UUID(uuid); ok {
+				uuid = id
+			}
+		}
+	}
+	return name, uuid
+}
+
+// guestName is the guest's name of qemu(1)'s -name: a list of options, of which the first may lack its name. A comma in one is doubled.
+func guestName(options string) string {
+	const comma = "\x00"
+	for i, option := range strings.Split(strings.ReplaceAll(options, ",,", comma), ",") {
+		if name, is := strings.CutPrefix(option, "guest="); is || i == 0 && !strings.Contains(option, "=") {
+			return strings.ReplaceAll(name, comma, ",")
+		}
+	}
+	return ""
+}
+
 // isQEMUOf tells whether a QEMU's command line, as libvirt writes it, is for this domain.
 func isQEMUOf(cmdline []byte, name, uuid string) bool {
-	args := strings.Split(string(cmdline), "\x00")
-	if i := slices.Index(args, "-uuid"); i >= 0 && i+1 < len(args) {
-		return args[i+1] == uuid
-	}
-	i := slices.Index(args, "-name")
-	if i < 0 || i+1 >= len(args) {
-		return false
-	}
-	guest := "guest=" + strings.ReplaceAll(name, ",", ",,")
-	rest, ok := strings.CutPrefix(args[i+1], guest)
-	return ok && (rest == "" || strings.HasPrefix(rest, ",") && !strings.HasPrefix(rest, ",,"))
+	called, id := Guest(cmdline)
+	return id == uuid && id != "" || id == "" && called == name && name != ""
 }
 
 // FindListening finds the QEMU that listens on the unix socket that was bound to path, by the pid in pidFile. It waits for both

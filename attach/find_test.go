@@ -42,6 +42,37 @@ func TestIsQEMUOf(t *testing.T) {
 	}
 }
 
+func TestGuest(t *testing.T) {
+	for cmdline, want := range map[string][2]string{
+		"qemu\x00-name\x00guest=web,debug-threads=on\x00-S\x00":          {"web"},
+		"qemu\x00-name\x00web\x00":                                       {"web"},
+		"qemu\x00--name\x00debug-threads=on,guest=web\x00":               {"web"},
+		"qemu\x00-name\x00debug-threads=on\x00":                          {},
+		"qemu\x00-name\x00guest=a,,b,process=x\x00":                      {"a,b"},
+		"qemu\x00-name\x00guest=,,,,\x00-uuid\x00no uuid\x00":            {",,", "no uuid"},
+		"qemu\x00-uuid\x00" + strings.ToUpper(testID) + "\x00-S\x00":     {"", testID},
+		"qemu\x00-uuid\x00" + testID + "\x00-name\x00guest=a/\n../b\x00": {"a/\n../b", testID},
+		"qemu\x00-S\x00":    {},
+		"qemu\x00-name":     {},
+		"qemu\x00-name\x00": {},
+		"":                  {},
+	} {
+		if name, uuid := Guest([]byte(cmdline)); name != want[0] || uuid != want[1] {
+			t.Errorf("%q: %q, %q, want %q", cmdline, name, uuid, want)
+		}
+	}
+}
+
+func FuzzGuest(f *testing.F) {
+	f.Add([]byte("qemu\x00-name\x00guest=a,,b,debug-threads=on\x00-uuid\x00" + testID + "\x00"))
+	f.Fuzz(func(t *testing.T, cmdline []byte) {
+		name, uuid := Guest(cmdline)
+		if len(name)+len(uuid) > len(cmdline)+len(testID) {
+			t.Errorf("%q, %q", name, uuid)
+		}
+	})
+}
+
 // fakeProc makes a tree with libvirt's pid file and one process.
 func fakeProc(t *testing.T, pidFile, exe, cmdline string) (root string) {
 	t.Helper()

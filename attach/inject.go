@@ -136,18 +136,20 @@ func (s *subject) peek() error {
 	if err := state.serves(); err != nil {
 		return err
 	}
-	content, err := readProc(s.pid, "syscall")
-	if errors.Is(err, ErrGone) {
-		return nil // gone in between, or a kernel that doesn't have it: the stop will tell
-	}
-	if err != nil {
+	if idle, err := inPPoll(s.pid); err != nil || idle {
 		return err
 	}
-	number, _, _ := strings.Cut(string(content), " ")
-	if number != fmt.Sprint(unix.SYS_PPOLL) {
-		return errNotIdle
+	return errNotIdle
+}
+
+// inPPoll says whether the main thread waits in ppoll, as far as that can be seen: a kernel that doesn't tell may have it there.
+func inPPoll(pid int) (bool, error) {
+	content, err := readProc(pid, "syscall")
+	if errors.Is(err, ErrGone) {
+		return true, nil // gone in between, or a kernel that doesn't have it: the stop will tell
 	}
-	return nil
+	number, _, _ := strings.Cut(string(content), " ")
+	return number == fmt.Sprint(unix.SYS_PPOLL), err
 }
 
 // alive says whether the process still is the one that was surveyed. A main thread may also end while others run on.
@@ -223,7 +225,7 @@ func (s *subject) call(t *tracee) error {
 	}
 	err = t.pokeCode(s.entry, s.stub())
 	if err == nil {
-		err = s.dlopenIn(t, &found, &old, &f)
+		err = s.loadIn(t, &found, &old, &f)
 	}
 	if errors.Is(err, ErrGone) || t.underway {
 		return err // a thread that is underway still needs the stub, and then no one
@@ -264,7 +266,7 @@ func goingBack(regs unix.PtraceRegs) unix.PtraceRegs {
 
 // dlopenIn calls dlopen, and dlerror if that fails.
 func (s *subject) dlopenIn(t *tracee, found *unix.PtraceRegs, old *saved, f *frame) error {
-	handle, err := s.run(t, found, old, f, s.dlopen, f.path, rtldNow)
+	handle, err := s.run(t, found, old, f, "dlopen", f.path, rtldNow)
 	if err != nil || handle != 0 {
 		return err
 	}
@@ -272,7 +274,7 @@ func (s *subject) dlopenIn(t *tracee, found *unix.PtraceRegs, old *saved, f *fra
 	if err != nil {
 		return err
 	}
-	text, err := s.run(t, &now, old, f, s.dlerror, 0, 0)
+	text, err := s.run(t, &now, old, f, "dlerror", 0, 0)
 	if err != nil {
 		return err
 	}
@@ -293,10 +295,10 @@ func (s *subject) reason(address uint64) string {
 // run has the thread call function, and waits until rt_sigreturn has brought it back. now are the registers that it
 // has.
 func (s *subject) run(
-	t *tracee, now *unix.PtraceRegs, old *saved, f *frame, function, arg1, arg2 uint64,
+	t *tracee, now *unix.PtraceRegs, old *saved, f *frame, function string, arg1, arg2 uint64,
 ) (uint64, error) {
 	regs := *now
-	regs.Rax, regs.Rdi, regs.Rsi, regs.Rbx = function, arg1, arg2, f.slot
+	regs.Rax, regs.Rdi, regs.Rsi, regs.Rbx = s.functions[function], arg1, arg2, f.slot
 	regs.Rip, regs.Rsp = s.entry, f.context
 	regs.Eflags &^= flagTrap | flagDirection | flagAlignment
 	regs.Orig_rax = ^uint64(0) // no system call, so nothing for the kernel to make again

@@ -244,17 +244,17 @@ func TestTracerDies(t *testing.T) {
 func TestTracerDiesAnywhere(t *testing.T) {
 	needRoot(t)
 	for _, words := range [][]string{{"forever"}, {"signals", "mask"}} {
-		for _, kind := range []string{"good", "bad"} {
+		for _, kind := range []string{"good", "bad", "sealed", "bad sealed"} {
 			t.Run(kind+" "+strings.Join(words, " "), func(t *testing.T) {
 				g := start(t, targetProgram(t), words...)
 				dir := t.TempDir()
 				_, path := libraries(t, 0)
 				deaths := 0
 				for died := true; died; deaths++ {
-					if kind == "good" {
+					if kind == "good" || kind == "sealed" {
 						path = copied(t, module(t), filepath.Join(dir, fmt.Sprintf("module%d.so", deaths)))
 					}
-					out, err := inRole("mortal", fmt.Sprint(g.pid), path, fmt.Sprint(deaths+1)).CombinedOutput()
+					out, err := inRole("mortal", fmt.Sprint(g.pid), path, fmt.Sprint(deaths+1), kind).CombinedOutput()
 					died = err != nil && err.Error() == "signal: killed"
 					if !died && err != nil {
 						t.Fatalf("death %d: %v: %s", deaths+1, err, out)
@@ -343,6 +343,14 @@ func TestRefusals(t *testing.T) {
 		g := start(t, built(t, testbuilt.TargetStatic))
 		_, err := load(patience(t), g.pid, mod, anyProgram)
 		says(t, err, ErrNoSlot, "statically linked")
+	})
+	t.Run("musl", func(t *testing.T) {
+		g := start(t, built(t, testbuilt.TargetMusl))
+		for _, survey := range []surveyor{survey, surveySealed} {
+			_, err := loadBy(patience(t), g.pid, mod, anyProgram, survey)
+			says(t, err, ErrNoSlot, "built for the C library musl (its dynamic linker is /lib/ld-musl-x86_64.so.1), and the module needs glibc")
+		}
+		g.ask()
 	})
 	t.Run("traced", func(t *testing.T) {
 		g := start(t, targetProgram(t))

@@ -224,14 +224,18 @@ func loader(args []string) error {
 }
 
 // mortal loads a library into pid, and dies before its nth request to ptrace, if it makes so many. Arguments: pid,
-// library, n.
+// library, n, and a word that says how it is to be loaded.
 func mortal(args []string) error {
 	pid, err1 := strconv.Atoi(args[0])
 	left, err2 := strconv.Atoi(args[2])
 	if err := errors.Join(err1, err2); err != nil {
 		return err
 	}
-	s, err := survey(pid, args[1], anyProgram)
+	way := survey
+	if strings.Contains(args[3], "sealed") {
+		way = surveySealed
+	}
+	s, err := way(pid, args[1], anyProgram)
 	if err != nil {
 		return err
 	}

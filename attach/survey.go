@@ -7,7 +7,10 @@ import (
 	"io"
 	"os"
 	"path"
+	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"ftclock/host"
 )
@@ -18,72 +21,86 @@ type subject struct {
 	start   uint64 // when it was started, in clock ticks since boot
 	exe     string // as /proc/PID/exe links
 	library string // the path for dlopen, as the process sees it
-	local   string // the same file, as we see it
+	local   string // the same file, as we see it; "" where image goes into a memory file of the process's
+	image   []byte // what the library's file holds, for such a memory file
 	mem     *os.File
 
-	entry           uint64 // address of _start
-	code            [stubRoom]byte
-	dlopen, dlerror uint64
-	stackLow        uint64 // of the main thread
-	stackHigh       uint64
+	entry     uint64 // address of _start
+	code      [stubRoom]byte
+	functions map[string]uint64 // addresses of functions of the C library
+	stackLow  uint64            // of the main thread
+	stackHigh uint64
 }
 
 func (s *subject) close() { s.mem.Close() }
 
-// survey finds out whether pid can be attached to, and all that is needed for it. It doesn't touch the process. suits
-// refuses programs that are not for us; the tests have programs of their own.
-func survey(pid int, library string, suits func(*subject) error) (_ *subject, err error) {
+// survey finds out whether pid can be attached to, to load the library at a path that it sees, and all that is needed for
+// it. It doesn't touch the process. suits refuses programs that are not for us; the tests have programs of their own.
+func survey(pid int, library string, suits func(*subject) error) (*subject, error) {
 	s := &subject{pid: pid, library: library}
+	return s, s.survey(suits, dlFunctions, func(state status) (err error) {
+		s.local, err = resolve(pid, library, state)
+		return err
+	})
+}
+
+// surveySealed is survey for a library at a path that we see. The process is given what is in the file.
+func surveySealed(pid int, library string, suits func(*subject) error) (*subject, error) {
+	s := &subject{pid: pid, library: memoryName + strings.Repeat("\x00", memoryRoom)}
+	return s, s.survey(suits, slices.Concat(dlFunctions, memoryFunctions), func(status) (err error) {
+		if err := seesProc(pid); err != nil {
+			return err
+		}
+		s.image, err = readLibrary(library)
+		return err
+	})
+}
+
+// survey does what both have in common. find finds the library. Without an error s.close is due.
+func (s *subject) survey(suits func(*subject) error, functions []string, find func(status) error) error {
+	pid := s.pid
 	stat, err := readStat(pid)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	s.start = stat.Started
 	state, err := readStatus(pid)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if state.state == 'Z' {
-		return nil, state.serves()
+		return state.serves()
 	}
-	if err := s.lookAtProgram(suits); err != nil {
-		return nil, err
+	if err := s.lookAtProgram(suits, functions); err != nil {
+		return err
 	}
 	if err := state.serves(); err != nil {
-		return nil, err
+		return err
 	}
-	if s.local, err = resolve(pid, library, state); err != nil {
-		return nil, err
+	if err := find(state); err != nil {
+		return err
 	}
 	// The descriptor goes with the address space of now. Should the process call execve, it leads nowhere.
 	if s.mem, err = os.OpenFile(procPath(pid, "mem"), os.O_RDWR, 0); err != nil {
-		return nil, procError(err)
+		return procError(err)
 	}
 	if err := s.lookAtMemory(); err != nil {
 		s.close()
-		return nil, err
-	}
-	return s, nil
-}
-
-// isQEMU refuses what is not a QEMU with a KVM virtual machine.
-func (s *subject) isQEMU() error {
-	name, is := qemuProgram(s.exe)
-	if !is {
-		return fmt.Errorf("%w: the program is %s", ErrNotQEMU, host.OneLine(s.exe))
-	}
-	fd, err := findFD(s.pid, "anon_inode:kvm-vm")
-	if err != nil {
 		return err
-	}
-	if fd < 0 {
-		return fmt.Errorf("%w: %s has no virtual machine open in KVM (does it run with TCG?)", ErrNotQEMU, name)
 	}
 	return nil
 }
 
+// isQEMU refuses what is not a QEMU with a KVM virtual machine.
+func (s *subject) isQEMU() error {
+	if _, is := qemuProgram(s.exe); !is {
+		return fmt.Errorf("%w: the program is %s", ErrNotQEMU, host.OneLine(s.exe))
+	}
+	return hasVM(s.pid)
+}
+
 // lookAtProgram reads the program's file, and finds where _start lies in it.
-func (s *subject) lookAtProgram(suits func(*subject) error) (err error) {
+func (s *subject) lookAtProgram(suits func(*subject) error, functions []string) (err error) {
 	if s.exe, err = os.Readlink(procPath(s.pid, "exe")); err != nil {
 		if errors.Is(err, os.ErrNotExist) {
 			if _, stat := os.Stat(procPath(s.pid, "status")); stat == nil {
@@ -124,10 +141,8 @@ func (s *subject) lookAtProgram(suits func(*subject) error) (err error) {
 	if s.entry == 0 {
 		return fmt.Errorf("%w: the entry point of %s isn't mapped", ErrNoSlot, host.OneLine(s.exe))
 	}
-	if s.dlopen, s.dlerror, err = findDlopen(s.pid, maps); err != nil {
-		return err
-	}
-	return nil
+	s.functions, err = findFunctions(s.pid, maps, functions)
+	return err
 }
 
 // lookAtMemory checks that what is in the process's memory is what its files say.
@@ -170,20 +185,32 @@ func (s *subject) stub() [stubRoom]byte {
 
 // warm reads the library, so that dlopen finds it in the page cache, and the thread isn't held while a disk is slow.
 func (s *subject) warm() error {
-	const limit = 64 << 20
-	f, err := os.Open(s.local)
-	if err != nil {
-		return fmt.Errorf("opening the library %s: %w", s.library, errno(err))
+	if s.local == "" {
+		return nil
 	}
-	defer f.Close()
-	n, err := io.Copy(io.Discard, io.LimitReader(f, limit))
+	_, err := readLibrary(s.local)
 	if err != nil {
-		return fmt.Errorf("reading the library %s: %w", s.library, errno(err))
-	}
-	if n == limit {
-		return fmt.Errorf("the library %s is larger than %d MB", s.library, limit>>20)
+		return fmt.Errorf("%s: %w", s.library, err)
 	}
 	return nil
+}
+
+// readLibrary reads a library's file.
+func readLibrary(path string) ([]byte, error) {
+	const limit = 64 << 20
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("opening the library %s: %w", path, errno(err))
+	}
+	defer f.Close()
+	content, err := io.ReadAll(io.LimitReader(f, limit))
+	if err != nil {
+		return nil, fmt.Errorf("reading the library %s: %w", path, errno(err))
+	}
+	if len(content) == limit {
+		return nil, fmt.Errorf("the library %s is larger than %d MB", path, limit>>20)
+	}
+	return content, nil
 }
 
 // What is read of a program or a library at most, and of one of its tables. QEMU has some 10 MiB, and tables of 2 MiB.
@@ -218,6 +245,9 @@ func checkProgram(r io.ReaderAt) error {
 		if segment(f, elf.PT_INTERP) == nil || segment(f, elf.PT_DYNAMIC) == nil {
 			return fmt.Errorf("%w: the program is statically linked", ErrNoSlot)
 		}
+		if err := checkLinker(f); err != nil {
+			return err
+		}
 		if !boundAtStart(f) {
 			return fmt.Errorf("%w: the program is bound lazily (it lacks BIND_NOW, link with -z now)", ErrNoSlot)
 		}
@@ -230,6 +260,20 @@ func checkProgram(r io.ReaderAt) error {
 		}
 		return nil
 	})
+}
+
+// checkLinker refuses programs for another C library than glibc, which the module is linked against.
+func checkLinker(f *elf.File) error {
+	linker := make([]byte, min(segment(f, elf.PT_INTERP).Filesz, unix.PathMax))
+	if _, err := segment(f, elf.PT_INTERP).ReadAt(linker, 0); err != nil {
+		return fmt.Errorf("%w: reading the name of its dynamic linker: %w", ErrNoSlot, err)
+	}
+	name := strings.TrimRight(string(linker), "\x00")
+	if strings.HasPrefix(path.Base(name), "ld-musl-") {
+		return fmt.Errorf("%w: the program is built for the C library musl (its dynamic linker is %s), and the module needs glibc",
+			ErrNoSlot, host.OneLine(name))
+	}
+	return nil
 }
 
 func segment(f *elf.File, kind elf.ProgType) *elf.Prog {
@@ -314,30 +358,34 @@ func entryPoint(r io.ReaderAt, code *[stubRoom]byte) (offset uint64, err error) 
 	return offset, nil
 }
 
-// findDlopen returns where the process has dlopen and dlerror: in libc, or in libdl before glibc 2.34.
-func findDlopen(pid int, maps []mapping) (dlopen, dlerror uint64, err error) {
-	seen := map[string]bool{}
+// dlFunctions are what is called of the C library to load a library.
+var dlFunctions = []string{"dlopen", "dlerror"}
+
+// findFunctions returns where the process has functions of the C library: in libc, or some in libdl before glibc 2.34.
+func findFunctions(pid int, maps []mapping, names []string) (map[string]uint64, error) {
+	seen, found := map[string]bool{}, map[string]uint64{}
 	for _, m := range maps {
 		name := path.Base(strings.TrimSuffix(m.path, " (deleted)"))
 		if !isLibc(name) || seen[m.path] {
 			continue
 		}
 		seen[m.path] = true
-		offsets, err := functions(pid, m, "dlopen", "dlerror")
+		offsets, err := functions(pid, m, names...)
 		if err != nil {
-			return 0, 0, fmt.Errorf("reading %s of process %d: %w", host.OneLine(m.path), pid, err)
+			return nil, fmt.Errorf("reading %s of process %d: %w", host.OneLine(m.path), pid, err)
 		}
-		if len(offsets) < 2 {
-			continue
-		}
-		var ok1, ok2 bool
-		dlopen, ok1 = codeAt(maps, m, offsets["dlopen"])
-		dlerror, ok2 = codeAt(maps, m, offsets["dlerror"])
-		if ok1 && ok2 {
-			return dlopen, dlerror, nil
+		for name, offset := range offsets {
+			if at, ok := codeAt(maps, m, offset); ok && found[name] == 0 {
+				found[name] = at
+			}
 		}
 	}
-	return 0, 0, fmt.Errorf("%w: the program has no dlopen of glibc in memory", ErrNoSlot)
+	for _, name := range names {
+		if found[name] == 0 {
+			return nil, fmt.Errorf("%w: the program has no %s of glibc in memory", ErrNoSlot, name)
+		}
+	}
+	return found, nil
 }
 
 // isLibc knows the names by themselves, and those with the version that glibc before 2.34 gave its files.

@@ -184,14 +184,16 @@ struct owner {
     int ours;
 };
 
-/* Whether an address is in a copy of this module: the file may have been replaced since that one was loaded. */
+/* Whether an address is in a copy of this module: the file may have been replaced since that one was loaded. One that the
+ * loader gave in a memory file has the name of a descriptor. */
 static int find_owner(struct dl_phdr_info *info, size_t size, void *out) {
     (void)size;
     struct owner *owner = out;
     for (int i = 0; i < info->dlpi_phnum; i++) {
         const ElfW(Phdr) *ph = &info->dlpi_phdr[i];
         if (ph->p_type == PT_LOAD && owner->at - info->dlpi_addr - ph->p_vaddr < ph->p_memsz) {
-            owner->ours = strstr(info->dlpi_name, "libftclock-qemu") != NULL;
+            owner->ours = strstr(info->dlpi_name, "libftclock-qemu") != NULL ||
+                          strncmp(info->dlpi_name, "/proc/self/fd/", strlen("/proc/self/fd/")) == 0;
             return 1;
         }
     }

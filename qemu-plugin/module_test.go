@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"ftclock/host"
 	"ftclock/test/built"
 )
 
@@ -229,6 +230,24 @@ func TestKVMModule(t *testing.T) {
 		cmd.Env = append(os.Environ(), "LD_PRELOAD="+module)
 		f := run(t, cmd)
 		f.served(t)
+	})
+	// The loader gives it to a QEMU that doesn't see the file in a memory file.
+	t.Run("on top of one in a memory file", func(t *testing.T) {
+		text, err := os.ReadFile(module)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fd, err := host.ConstantFile("ftclock-module", text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(path, slot, "/proc/self/fd/3", module)
+		cmd.ExtraFiles = []*os.File{os.NewFile(uintptr(fd), "module")}
+		defer cmd.ExtraFiles[0].Close()
+		f := run(t, cmd)
+		f.want(t, "dlopen2", "ok")
+		f.served(t)
+		f.readOnlySlot(t)
 	})
 	// After an upgrade the file of the same name is another one.
 	t.Run("another version on top", func(t *testing.T) {

@@ -30,10 +30,14 @@ func (p process) wait() { host.AwaitEnd(p.fd) }
 
 // loadModule has the module in process p, by ptrace unless it is there already, and opens its page. The page's
 // descriptor is the caller's.
-func loadModule(ctx context.Context, p process, module string) (page *clockpage.Page, own int, method string, err error) {
+func (s *shim) loadModule(ctx context.Context, p process) (page *clockpage.Page, own int, method string, err error) {
+	module, load := s.Module, attach.Load
+	if s.Sealed {
+		load = attach.LoadSealed
+	}
 	fd, there, err := attach.Loaded(p.pid)
 	if err == nil && !there {
-		if _, err = attach.Load(ctx, p.pid, module); err == nil {
+		if _, err = load(ctx, p.pid, module); err == nil {
 			fd, there, err = attach.Loaded(p.pid)
 		}
 		if err == nil && !there {
@@ -95,13 +99,13 @@ func (s *shim) load(answer heard) {
 		}
 		s.keepQEMU(p)
 	}
-	page, fd, method, err := loadModule(ctx, p, s.Module)
+	page, fd, method, err := s.loadModule(ctx, p)
 	// A main thread that is never idle doesn't answer a cont either: it still pins memory, or loads a state.
 	for end := time.Now().Add(busyWait); s.mode() == control.Relay && errors.Is(err, attach.ErrBusy) && time.Now().Before(end) && s.qemuLives(); {
 		s.domain.module.isBusy(err)
 		time.Sleep(200 * time.Millisecond) // of a process that is stopped it is known at once
 		again, cancel := context.WithTimeout(context.Background(), loadWait)
-		page, fd, method, err = loadModule(again, p, s.Module)
+		page, fd, method, err = s.loadModule(again, p)
 		cancel()
 	}
 	if err == nil {

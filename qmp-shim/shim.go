@@ -60,6 +60,7 @@ type Config struct {
 	Clock   string // the domain's clock element as XML; "" watches only
 	Policy  string // the file of the host's policy that has it; "" is the domain's metadata
 	Module  string // path of libftclock-qemu.so
+	Sealed  bool   // QEMU may see other files than this process: it is given the module in a memory file
 	State   string // directory of all shims' states, control.Dir
 	// LastStops is the directory of readings for restored guests; host.DataDir. The records are there, too.
 	LastStops string

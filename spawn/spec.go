@@ -50,6 +50,10 @@ type Spec struct {
 	Stops  string // directory of readings for restored guests, and of the records; "" is host.DataDir
 }
 
+// Sealed says how the module goes into QEMU. One of libvirt's on this host sees the installed file, and SELinux has it load no other.
+// One that isn't libvirt's may live in a container: it is given the module in a sealed memory file.
+func (o Spec) Sealed() bool { return !host.IsUUID(o.UUID) }
+
 // CheckID says whether id can name a shim: a domain's UUID as libvirt writes it, or what stands for one where a QEMU isn't
 // libvirt's, pid-PID-STARTTIME.
 func CheckID(id string) error {

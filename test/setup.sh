@@ -4,7 +4,7 @@
 set -eu
 
 # To build ftclock and what its tests run.
-build="gcc libc6-dev make pkg-config libvirt-dev"
+build="gcc libc6-dev make pkg-config libvirt-dev musl-tools"
 # A KVM host in which a libvirt of its own can run, emulated where this machine is none.
 host="libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils dbus iproute2 xz-utils dpkg-dev"
 # Everything that make test looks at.

@@ -192,6 +192,9 @@ type foreignElement struct {
 	text      string
 }
 
+// NamedSubject is a domain of which only its name and UUID are known; "" is none. No element is in its metadata.
+func NamedSubject(name, uuid string) *Subject { return &Subject{name: name, uuid: uuid} }
+
 // ReadSubject reads for selectors what is in the XML of a domain, whose name and UUID are known. Every error is an *Error.
 func ReadSubject(name, uuid string, xml []byte) (*Subject, error) {
 	r := &subjectReader{subject: Subject{name: name, uuid: uuid}}

@@ -52,6 +52,7 @@ func config(spec spawn.Spec, store *keeper.Store, state string, log zerolog.Logg
 		Version: version, State: state, Store: store, Log: log,
 		UUID: spec.UUID, Name: spec.Name, Clock: spec.Clock, Policy: spec.Policy, Module: spec.Module, LastStops: spec.Stops,
 		DomainDir: spec.DomainDir, PIDFile: spec.PIDFile, PID: spec.PID, Incoming: spec.Incoming,
+		Sealed: spec.Sealed(),
 	}
 	if c.Module == "" {
 		c.Module, _ = spawn.ModulePath() // which was there when the domain started

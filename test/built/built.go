@@ -27,10 +27,11 @@ const (
 	ShimTwo      = "shim-two"
 
 	// For the loader, see attach/testdata: a program that does what QEMU does with its main thread, bound eagerly, lazily and
-	// statically, and what is loaded into it.
+	// statically, and for another C library, and what is loaded into it.
 	Target       = "target"
 	TargetLazy   = "target-lazy"
 	TargetStatic = "target-static"
+	TargetMusl   = "target-musl"
 	TargetModule = "target-module.so"
 	TargetStops  = "target-stops.so" // stops its process when it is loaded
 

@@ -6,9 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"libvirt.org/go/libvirt"
@@ -30,6 +28,7 @@ type QEMU struct {
 	Domain *hypervisor.Domain
 	pid    int    // QEMU's
 	module string // path of the module
+	origin string // the file of the host's policy that names it; "" is somebody who asked
 	paused bool
 	fresh  bool // the module came in only now
 }
@@ -83,13 +82,26 @@ func (l *QEMU) Serve(ctx context.Context, policy metadata.Policy) error {
 		return fmt.Errorf("giving the shim of %s its policy: %w", l.Domain.Name, err)
 	}
 	if _, loaded, err := attach.Loaded(l.pid); err == nil && !loaded {
-		if err := attach.Check(l.pid, l.module); err != nil {
+		if err := l.check(); err != nil {
 			return ui.Hinted(fmt.Errorf("serving the running %s: %w", l.Domain.Name, err),
 				"`ftclock doctor` checks the host; without --live it is for the next start")
 		}
 		l.fresh = true
 	}
 	return l.start(ctx, clock)
+}
+
+// check says whether the module can go in, as the shim would bring it in.
+func (l *QEMU) check() error {
+	if l.spec("").Sealed() {
+		return attach.CheckSealed(l.pid, l.module)
+	}
+	return attach.Check(l.pid, l.module)
+}
+
+// spec is what the shim is told.
+func (l *QEMU) spec(clock string) spawn.Spec {
+	return spawn.Spec{UUID: l.Domain.UUID, Name: l.Domain.Name, Clock: clock, Policy: l.origin, PID: l.pid, Module: l.module}
 }
 
 // startTime bounds the start of a shim, which waits for QEMU's main thread to load the module.
@@ -99,9 +111,7 @@ const startTime = time.Minute
 func (l *QEMU) start(ctx context.Context, clock string) error {
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
-	err := unit.Start(ctx, spawn.Spec{
-		UUID: l.Domain.UUID, Name: l.Domain.Name, Clock: clock, PID: l.pid, Module: l.module,
-	})
+	err := unit.Start(ctx, l.spec(clock))
 	if err != nil {
 		return ui.Hinted(fmt.Errorf("starting a shim for %s: %w", l.Domain.Name, err), "`ftclock doctor` checks the host")
 	}
@@ -189,21 +199,8 @@ func FindProcess(at status.Dirs, pid int) (*QEMU, error) {
 		return nil, err
 	}
 	l.pid = pid
-	l.Domain.Name = cmp.Or(guestName(cmdline), "qemu-"+strconv.Itoa(pid))
+	name, _ := attach.Guest(cmdline)
+	l.Domain.Name = cmp.Or(host.OneLine(name), "qemu-"+strconv.Itoa(pid))
 	l.Domain.UUID = fmt.Sprintf("pid-%d-%d", pid, stat.Started)
 	return l, nil
-}
-
-// guestName is the name that QEMU's command line gives the guest; "" without one.
-func guestName(cmdline []byte) string {
-	args := strings.Split(string(cmdline), "\x00")
-	i := slices.Index(args, "-name")
-	if i < 0 || i+1 >= len(args) {
-		return ""
-	}
-	name := strings.TrimPrefix(args[i+1], "guest=")
-	// A comma in a name is doubled (qemu(1), -name).
-	name = strings.ReplaceAll(name, ",,", "\x00")
-	name, _, _ = strings.Cut(name, ",")
-	return strings.ReplaceAll(name, "\x00", ",")
 }

@@ -71,21 +71,6 @@ func TestServeWithShim(t *testing.T) {
 	}
 }
 
-func TestGuestName(t *testing.T) {
-	for cmdline, want := range map[string]string{
-		"qemu\x00-name\x00guest=web,debug-threads=on\x00-S\x00": "web",
-		"qemu\x00-name\x00web\x00":                              "web",
-		"qemu\x00-name\x00guest=a,,b,process=x\x00":             "a,b",
-		"qemu\x00-S\x00":                                        "",
-		"qemu\x00-name":                                         "",
-		"":                                                      "",
-	} {
-		if got := guestName([]byte(cmdline)); got != want {
-			t.Errorf("%q: %q, want %q", cmdline, got, want)
-		}
-	}
-}
-
 func TestFindProcess(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("not root; fix: run the tests as root")
