@@ -287,7 +287,7 @@ test-packages: setup build built host build/test/packages
 pictures: setup build built host
 	mkdir -p docs/pictures
 	FTCLOCK_PICTURES=$(CURDIR)/docs/pictures HOSTFLAGS='--write docs/pictures' $(call on-kvm,,test/virtmanager)
-	FTCLOCK_PICTURES=$(CURDIR)/docs/pictures $(GO) test -count=1 -timeout 1h -run 'Browser|Watch' ./report ./cmd/ftclock
+	FTCLOCK_PICTURES=$(CURDIR)/docs/pictures $(GO) test -count=1 -timeout 1h -run 'Browser|Watch|Fleet' ./report ./cmd/ftclock
 
 # What it installs is what it needs. Without PIE Go compiles each package once, for all programs: a minute less on a bare machine.
 demo: setup-host

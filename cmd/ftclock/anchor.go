@@ -221,7 +221,7 @@ func (c *anchorPublishCmd) Run(p *program) error {
 			return nil // don't start a socket-activated libvirtd each minute for nothing
 		}
 	}
-	h, err := hypervisor.Connect(p.uri)
+	h, err := hypervisor.Connect(p.uri())
 	if err != nil {
 		return err
 	}

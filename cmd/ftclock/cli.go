@@ -18,7 +18,7 @@ import (
 
 // cli is the command line.
 type cli struct {
-	Connect string           `short:"c" placeholder:"URI" help:"Connect to the hypervisor at this URI. Default: LIBVIRT_DEFAULT_URI, or else qemu:///system."`
+	Connect []string         `short:"c" placeholder:"URI" sep:"none" help:"Connect to the hypervisor at this URI; status and watch take several. Default: LIBVIRT_DEFAULT_URI, or else qemu:///system."`
 	Version kong.VersionFlag `help:"Show the version and quit."`
 
 	Enable   enableCmd   `cmd:"" help:"Correct a domain's clock."`
@@ -43,8 +43,16 @@ type program struct {
 	*ui.UI
 	stdin io.Reader
 	ctx   context.Context // ends when the operator interrupts
-	uri   string          // as given with --connect
+	uris  []string        // as given with --connect
 	dirs  status.Dirs
+}
+
+// uri is the one URI of a command that has no use for several; "" is libvirt's default.
+func (p *program) uri() string {
+	if len(p.uris) == 0 {
+		return ""
+	}
+	return p.uris[0]
 }
 
 // exit is the panic by which kong ends the program, with its exit code.
@@ -82,9 +90,12 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) (code int) {
 	if err != nil {
 		return u.Fail(explainUsage(err, args))
 	}
+	if name := command.Selected().Name; len(c.Connect) > 1 && name != "status" && name != "watch" {
+		return u.Fail(ui.Hinted(fmt.Errorf("%s works with one hypervisor, and -c was given %d times", name, len(c.Connect)), "only status and watch show several"))
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	return u.Fail(command.Run(&program{UI: u, stdin: stdin, ctx: ctx, uri: c.Connect, dirs: status.HostDirs}))
+	return u.Fail(command.Run(&program{UI: u, stdin: stdin, ctx: ctx, uris: c.Connect, dirs: status.HostDirs}))
 }
 
 // explainUsage adds a hint to kong's error: where the usage is shown.

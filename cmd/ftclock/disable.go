@@ -23,7 +23,7 @@ func (disableCmd) Help() string {
 }
 
 func (c *disableCmd) Run(p *program) error {
-	d, err := hypervisor.Open(p.uri, c.Domain)
+	d, err := hypervisor.Open(p.uri(), c.Domain)
 	if err != nil {
 		return err
 	}

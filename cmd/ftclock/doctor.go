@@ -19,7 +19,7 @@ func (doctorCmd) Help() string {
 }
 
 func (c *doctorCmd) Run(p *program) error {
-	anyBad := doctor.Print(p.UI, doctor.Examine(p.ctx, p.dirs, p.uri, !c.NoProbe))
+	anyBad := doctor.Print(p.UI, doctor.Examine(p.ctx, p.dirs, p.uri(), !c.NoProbe))
 	if p.ctx.Err() != nil {
 		return errors.New("interrupted; no probe domain is left")
 	}

@@ -36,7 +36,7 @@ func (c *enableCmd) Run(p *program) error {
 	if err != nil {
 		return err
 	}
-	d, err := hypervisor.Open(p.uri, c.Domain)
+	d, err := hypervisor.Open(p.uri(), c.Domain)
 	if err != nil {
 		return err
 	}

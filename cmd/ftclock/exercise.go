@@ -53,7 +53,7 @@ func (c *exerciseCmd) Run(p *program) error {
 	if err := c.check(); err != nil {
 		return ui.Hinted(err, "a checkpointing engine makes 5 to 200 pauses a second, of some ms each")
 	}
-	d, err := hypervisor.OpenRunning(p.uri, c.Domain)
+	d, err := hypervisor.OpenRunning(p.uri(), c.Domain)
 	if err != nil {
 		return err
 	}

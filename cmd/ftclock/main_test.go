@@ -78,6 +78,12 @@ func TestScripts(t *testing.T) {
 			}
 			e.Defer(func() { os.RemoveAll(dir) })
 			e.Setenv(shimsVariable, dir)
+			others, err := os.MkdirTemp("", "hosts")
+			if err != nil {
+				return err
+			}
+			e.Defer(func() { os.RemoveAll(others) })
+			e.Setenv("OTHERS", others)
 			e.Setenv("LIBVIRT_DEFAULT_URI", "test:///default")
 			e.Setenv("TZ", "UTC")
 			e.Setenv("RECORDS", filepath.Join(dir, recordsName))
@@ -93,14 +99,19 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// cmdFakeShim (fakeshim FILE) starts a fake shim that has FILE, a control.Status in JSON, for its status.
+// cmdFakeShim (fakeshim FILE [HOST]) starts a fake shim that has FILE, a control.Status in JSON, for its status. With a host it is in
+// $OTHERS, for a stand-in of ssh.
 func cmdFakeShim(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 1 {
-		ts.Fatalf("usage: fakeshim FILE")
+	if neg || len(args) < 1 || len(args) > 2 {
+		ts.Fatalf("usage: fakeshim FILE [HOST]")
+	}
+	dir := ts.Getenv(shimsVariable)
+	if len(args) == 2 {
+		dir = filepath.Join(ts.Getenv("OTHERS"), args[1])
 	}
 	var status control.Status
 	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &status))
-	f, err := fakeshim.Start(ts.Getenv(shimsVariable), status)
+	f, err := fakeshim.Start(dir, status)
 	ts.Check(err)
 	ts.Defer(f.Stop)
 }

@@ -69,7 +69,7 @@ type namer struct {
 
 // domains prints under what each domain is, and gives which selectors name one.
 func (c *policyCheckCmd) domains(p *program, files []policy.File) (named map[namer]bool, problems bool, err error) {
-	h, err := hypervisor.Connect(p.uri)
+	h, err := hypervisor.Connect(p.uri())
 	if err != nil {
 		return nil, false, err
 	}

@@ -137,7 +137,7 @@ func (c *reportCmd) find(p *program) (string, error) {
 	if uuid := strings.ToLower(c.Domain); has[uuid] {
 		return uuid, nil
 	}
-	h, refused := hypervisor.Connect(p.uri)
+	h, refused := hypervisor.Connect(p.uri())
 	if refused == nil {
 		defer h.Close()
 		if d, err := h.Find(c.Domain); err == nil {

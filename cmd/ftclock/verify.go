@@ -29,7 +29,7 @@ func (c *verifyCmd) Run(p *program) error {
 	if c.Pauses < 2 || c.Pauses > 200 {
 		return ui.Hinted(fmt.Errorf("--pauses %d: want 2 to 200", c.Pauses), "the default, 5, is enough to see a clock that doesn't hold")
 	}
-	d, err := hypervisor.OpenRunning(p.uri, c.Domain)
+	d, err := hypervisor.OpenRunning(p.uri(), c.Domain)
 	if err != nil {
 		return err
 	}

@@ -115,7 +115,7 @@ var verb = regexp.MustCompile(`%[-+# 0-9.]*(\[\d+\])?[a-zA-Z]`)
 func TestTroubleshooting(t *testing.T) {
 	page := read(t, "docs/troubleshooting.md")
 	known := literals(t, "hooks", "spawn", "unit", "disk", "relay", "qmp-shim", "attach", "control", "record", "cmd/ftclock",
-		"cmd/ftclock/internal/doctor", "cmd/ftclock/internal/engine", "cmd/ftclock/internal/hypervisor", "cmd/ftclock/internal/live", "cmd/ftclock/internal/status")
+		"cmd/ftclock/internal/doctor", "cmd/ftclock/internal/engine", "cmd/ftclock/internal/fleet", "cmd/ftclock/internal/hypervisor", "cmd/ftclock/internal/live", "cmd/ftclock/internal/status")
 	var headings []string
 	for _, found := range regexp.MustCompile("(?m)^### `(.+)`$").FindAllStringSubmatch(page, -1) {
 		headings = append(headings, found[1])

@@ -35,7 +35,7 @@ func Connect(uri string) (*Host, error) {
 	if shown == "" {
 		shown = os.Getenv("LIBVIRT_DEFAULT_URI")
 	}
-	if err := checkURI(shown); err != nil {
+	if err := CheckURI(shown); err != nil {
 		return nil, err
 	}
 	conn, err := libvirt.NewConnectWithAuthDefault(uri, 0)
@@ -47,7 +47,7 @@ func Connect(uri string) (*Host, error) {
 		h.driver, err = conn.GetType()
 	}
 	if err == nil {
-		err = checkURI(h.URI) // an alias of libvirt.conf may have hidden it
+		err = CheckURI(h.URI) // an alias of libvirt.conf may have hidden it
 	}
 	if err == nil && h.driver != "QEMU" && !h.IsTest() {
 		err = ui.Hinted(fmt.Errorf("%s is libvirt's driver %s: ftclock serves QEMU with KVM", shown, h.driver),
@@ -66,8 +66,8 @@ func (h *Host) Close() { _, _ = h.Connect.Close() }
 // IsTest tells whether this is libvirt's mock, which runs no domain.
 func (h *Host) IsTest() bool { return strings.EqualFold(h.driver, "test") }
 
-// checkURI refuses QEMU's libvirt drivers that ftclock doesn't serve.
-func checkURI(uri string) error {
+// CheckURI refuses QEMU's libvirt drivers that ftclock doesn't serve.
+func CheckURI(uri string) error {
 	u, err := url.Parse(uri)
 	if err != nil {
 		return nil // an alias, or libvirt's to refuse

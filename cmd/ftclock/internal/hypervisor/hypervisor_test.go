@@ -46,8 +46,8 @@ func TestURIs(t *testing.T) {
 		{"an alias", true, false},
 		{"%zz", true, false},
 	} {
-		if err := checkURI(test.uri); (err == nil) != test.supported {
-			t.Errorf("checkURI(%q): %v", test.uri, err)
+		if err := CheckURI(test.uri); (err == nil) != test.supported {
+			t.Errorf("CheckURI(%q): %v", test.uri, err)
 		}
 		if got := isLocal(test.uri); got != test.local {
 			t.Errorf("isLocal(%q): %t", test.uri, got)

@@ -132,7 +132,7 @@ func (l *QEMU) Report(u *ui.UI) error {
 		u.Printf("%s: its monitor is relayed until it stops\n", l.Domain.Name)
 	}
 	e := status.Entry{Status: *s}
-	status.PrintTable(u, []status.Entry{e})
+	status.PrintTable(u, []status.Entry{e}, false)
 	if e.Bad() {
 		return ui.ErrProblem
 	}

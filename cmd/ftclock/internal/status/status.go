@@ -21,19 +21,31 @@ const (
 	Unmanaged control.State = "unmanaged" // it runs with ftclock's metadata and without a shim
 	Gone      control.State = "gone"      // its shim was killed or crashed
 	Unknown   control.State = "unknown"   // its shim doesn't answer, or not with a status
+	// Unreachable is no domain's, but a whole host's, which can't be asked.
+	Unreachable control.State = "unreachable"
 )
 
 // Entry is a domain as status shows it. Without a shim's answer only Name, UUID, State and Why are set.
 type Entry struct {
 	control.Status
-	Mute bool // without a shim's answer
+	Mute bool   // without a shim's answer
+	On   string // the host that says so
+}
+
+// Label names the domain, and the host where hosts are shown.
+func (e Entry) Label(hosts bool) string {
+	name := host.OneLine(e.Name)
+	if hosts {
+		return strings.TrimSpace(host.OneLine(e.On) + " " + name)
+	}
+	return name
 }
 
 // Bad tells whether the domain's clock isn't corrected, whatever the reason, or shim and module disagreed. Exit code 1, the report
 // and the exporter mean the same.
 func (e Entry) Bad() bool {
 	switch e.State {
-	case control.Uncorrected, control.Unkept, control.Watching, Pending, Gone, Unmanaged, Forgotten, Unknown:
+	case control.Uncorrected, control.Unkept, control.Watching, Pending, Gone, Unmanaged, Forgotten, Unknown, Unreachable:
 		return true
 	}
 	return e.Disagreements > 0

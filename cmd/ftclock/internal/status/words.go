@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -209,18 +210,26 @@ func unusual(r clockpage.Record) string {
 	return why
 }
 
+var hostColumn = ui.Column{Title: "HOST", Gives: true}
+
 var statusColumns = []ui.Column{
-	{Title: "DOMAIN"}, {Title: "STATE"}, {Title: "METHOD"}, {Title: "PAUSES", Right: true}, {Title: "LOST IN ALL", Right: true},
+	{Title: "DOMAIN", Gives: true}, {Title: "STATE"}, {Title: "METHOD"}, {Title: "PAUSES", Right: true}, {Title: "LOST IN ALL", Right: true},
 	{Title: "LAST RESIDUAL", Right: true}, {Title: "WORST", Right: true}, {Title: "SINCE"},
 }
 
-// PrintTable prints a line for each domain, and the remarks below.
-func PrintTable(u *ui.UI, entries []Entry) {
-	rows := make([][]string, len(entries))
+// PrintTable prints a line for each domain, with its host if that is asked, and the remarks below.
+func PrintTable(u *ui.UI, entries []Entry, hosts bool) {
+	columns, rows := statusColumns, make([][]string, len(entries))
 	for i, e := range entries {
 		rows[i] = statusRow(e, time.Now())
 	}
-	for i, line := range ui.Table(statusColumns, rows) {
+	if hosts {
+		columns = slices.Insert(slices.Clone(columns), 0, hostColumn)
+		for i, e := range entries {
+			rows[i] = slices.Insert(rows[i], 0, host.OneLine(e.On))
+		}
+	}
+	for i, line := range ui.Table(columns, rows) {
 		if i > 0 {
 			line = PaintState(u, line, entries[i-1])
 		}
@@ -228,7 +237,7 @@ func PrintTable(u *ui.UI, entries []Entry) {
 	}
 	for _, e := range entries {
 		for _, remark := range Remarks(e) {
-			u.Printf("%s: %s\n", host.OneLine(e.Name), remark)
+			u.Printf("%s: %s\n", e.Label(hosts), remark)
 		}
 	}
 }
@@ -271,8 +280,11 @@ func statusRow(e Entry, now time.Time) []string {
 	}
 }
 
-// PrintDetails prints all that is known of one domain.
-func PrintDetails(u *ui.UI, e Entry) {
+// PrintDetails prints all that is known of one domain, with its host if that is asked.
+func PrintDetails(u *ui.UI, e Entry, hosts bool) {
+	if hosts {
+		u.Printf("%-16s %s\n", "host", host.OneLine(e.On))
+	}
 	state := u.Paint(StateColour(e), string(e.State))
 	for _, line := range Details(e, state) {
 		u.Printf("%-16s %s\n", line[0], line[1])
@@ -288,17 +300,17 @@ var RecordColumns = []ui.Column{
 	{Title: "RESIDUAL", Right: true}, {Title: "COST", Right: true},
 }
 
-// PrintRecords prints the records of one domain, unusual ones with their reason.
-func PrintRecords(u *ui.UI, e Entry) {
+// PrintRecords prints the records of one domain, unusual ones with their reason, and its host if that is asked.
+func PrintRecords(u *ui.UI, e Entry, hosts bool) {
 	if len(e.Records) == 0 {
-		u.Printf("%s: no pause recorded yet\n", host.OneLine(e.Name))
+		u.Printf("%s: no pause recorded yet\n", e.Label(hosts))
 		return
 	}
 	rows := make([][]string, len(e.Records))
 	for i, r := range e.Records {
 		rows[i] = RecordRow(r, time.Local)
 	}
-	u.Printf("%s:\n", host.OneLine(e.Name))
+	u.Printf("%s:\n", e.Label(hosts))
 	for i, line := range ui.Table(RecordColumns, rows) {
 		u.Printf("%s\n", line)
 		if i > 0 {

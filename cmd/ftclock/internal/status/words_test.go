@@ -64,16 +64,16 @@ func TestTableFits(t *testing.T) {
 // What a shim says may have been written by somebody who took QEMU over.
 func TestTerminalIsSafe(t *testing.T) {
 	const evil = "\x1b[2Jx\ny\u202e"
-	e := Entry{Status: control.Status{
+	e := Entry{On: evil, Status: control.Status{
 		Name: evil, UUID: evil, Why: evil, Method: evil, Clock: evil, Version: evil, Disagreements: 1, LastDisagreement: evil,
 		Warnings: []string{evil}, State: control.Uncorrected,
 		Records: []clockpage.Record{{Outcome: clockpage.Outcome{Event: 99, Decision: 99, Reason: 99}, ContReal: math.MaxUint64}},
 	}}
 	var out strings.Builder
 	u := &ui.UI{Stdout: &out}
-	PrintTable(u, []Entry{e})
-	PrintDetails(u, e)
-	PrintRecords(u, e)
+	PrintTable(u, []Entry{e}, true)
+	PrintDetails(u, e, true)
+	PrintRecords(u, e, true)
 	for _, c := range []string{"\x1b", "x\ny", "\u202e"} {
 		if strings.Contains(out.String(), c) {
 			t.Errorf("%q got through:\n%s", c, out.String())
@@ -84,7 +84,7 @@ func TestTerminalIsSafe(t *testing.T) {
 func TestColour(t *testing.T) {
 	e := Entry{Status: control.Status{Name: "correcting  correcting  x", State: control.Correcting}}
 	var out strings.Builder
-	PrintTable(&ui.UI{Stdout: &out, Colour: true}, []Entry{e})
+	PrintTable(&ui.UI{Stdout: &out, Colour: true}, []Entry{e}, false)
 	if want := "correcting correcting x  \x1b[32mcorrecting\x1b[0m  -"; !strings.Contains(out.String(), want) {
 		t.Errorf("no %q in %q", want, out.String())
 	}
@@ -93,7 +93,7 @@ func TestColour(t *testing.T) {
 func TestBad(t *testing.T) {
 	for state, want := range map[control.State]bool{
 		control.Starting: false, control.Correcting: false, control.Watching: true, control.Uncorrected: true, control.Unkept: true,
-		Off: false, Pending: true, Disabled: false, Unmanaged: true, Gone: true, Unknown: true,
+		Off: false, Pending: true, Disabled: false, Unmanaged: true, Gone: true, Unknown: true, Unreachable: true,
 	} {
 		if got := (Entry{Status: control.Status{State: state}}).Bad(); got != want {
 			t.Errorf("%s: got %t, want %t", state, got, want)

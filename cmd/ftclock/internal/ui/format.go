@@ -32,9 +32,11 @@ const TableWidth = 100
 type Column struct {
 	Title string
 	Right bool // numbers
+	Gives bool // it may be made narrower
 }
 
-// Table lays rows out below their titles. Where that is wider than tableWidth, the first column gives way.
+// Table lays rows out below their titles. Where that is wider than TableWidth, the columns that may give way, the widest first; where
+// none may, the first.
 func Table(columns []Column, rows [][]string) []string {
 	widths := make([]int, len(columns))
 	total := 2 * (len(columns) - 1)
@@ -45,8 +47,17 @@ func Table(columns []Column, rows [][]string) []string {
 		}
 		total += widths[i]
 	}
-	if total > TableWidth {
-		widths[0] = max(widths[0]-(total-TableWidth), utf8.RuneCountInString(columns[0].Title))
+	for ; total > TableWidth; total-- {
+		widest := 0
+		for i, c := range columns {
+			if c.Gives && (!columns[widest].Gives || widths[i] > widths[widest]) {
+				widest = i
+			}
+		}
+		if widths[widest] <= utf8.RuneCountInString(columns[widest].Title) {
+			break
+		}
+		widths[widest]--
 	}
 	lay := func(cell func(int) string) string {
 		var line strings.Builder

@@ -60,6 +60,9 @@ func (u *UI) Fail(err error) int {
 	if errors.Is(err, ErrProblem) {
 		return ExitProblem
 	}
+	if errors.Is(err, ErrTold) {
+		return ExitError
+	}
 	u.Tell("error", err)
 	return ExitError
 }
@@ -99,6 +102,9 @@ const (
 
 // ErrProblem makes the exit code exitProblem; what is wrong has been printed.
 var ErrProblem = errors.New("problems were found")
+
+// ErrTold makes the exit code ExitError; what couldn't be done has been told.
+var ErrTold = errors.New("something couldn't be done")
 
 // hintedError is an error about which something can be done.
 type hintedError struct {

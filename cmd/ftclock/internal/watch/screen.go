@@ -15,6 +15,7 @@ import (
 	tea "charm.land/bubbletea/v2"
 	"golang.org/x/sys/unix"
 
+	"ftclock/cmd/ftclock/internal/fleet"
 	"ftclock/cmd/ftclock/internal/hypervisor"
 	"ftclock/cmd/ftclock/internal/status"
 	"ftclock/cmd/ftclock/internal/ui"
@@ -34,9 +35,10 @@ const (
 // ended is a domain whose shim has gone in good order, as far as watch can tell.
 const ended control.State = "ended"
 
-// Run draws until the operator quits or the context ends. uri is libvirt's, as given with --connect.
-func Run(ctx context.Context, u *ui.UI, stdin io.Reader, at status.Dirs, uri string) error {
-	m := &watchModel{ui: u, uri: uri, dirs: at, domains: map[string]*watched{}, ascii: !utf8Locale(os.Getenv), width: 80, height: 24}
+// Run draws until the operator quits or the context ends. hosts are those of --connect.
+func Run(ctx context.Context, u *ui.UI, stdin io.Reader, at status.Dirs, hosts []fleet.Host) error {
+	m := &watchModel{ctx: ctx, ui: u, dirs: at, domains: map[string]*watched{}, ascii: !utf8Locale(os.Getenv), width: 80, height: 24}
+	m.setHosts(hosts)
 	restore, err := quietStderr(u.Stderr)
 	if err != nil {
 		return err
@@ -90,20 +92,22 @@ func utf8Locale(getenv func(string) string) bool {
 
 // watchModel is what is on the screen. Only Update changes it, on one goroutine.
 type watchModel struct {
+	ctx           context.Context
 	ui            *ui.UI
-	uri           string
+	here          *watchedHost // this host, or nil if it isn't shown
+	others        []*watchedHost
 	dirs          status.Dirs
 	ascii         bool // the terminal has no other characters
 	width, height int
 
-	domains   map[string]*watched     // by UUID
+	domains   map[string]*watched     // by UUID; those of other hosts by host and UUID
 	known     map[string]status.Known // libvirt's; nil: it can't be asked
 	libvirt   string                  // why it can't
 	asking    bool                    // libvirt
 	asked     time.Time
 	unlisted  string // what control.List had to say
 	now       time.Time
-	selected  string // UUID
+	selected  string // key in domains
 	top       int    // the first line in sight
 	inDetails bool
 	scroll    int   // of the details
@@ -154,6 +158,8 @@ func (m *watchModel) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 		if d := m.domains[msg.uuid]; d != nil {
 			d.answered(msg)
 		}
+	case hostAnswered:
+		m.hostAnswered(msg)
 	case libvirtAnswered:
 		m.asking, m.asked = false, m.now
 		m.known, m.libvirt = msg.known, ""
@@ -165,8 +171,16 @@ func (m *watchModel) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	return m, nil
 }
 
-// ask looks for shims, and asks libvirt now and then. Neither is waited for.
+// ask looks for shims, and asks libvirt and other hosts now and then. Nothing is waited for.
 func (m *watchModel) ask() tea.Cmd {
+	others := m.askOthers()
+	if m.here == nil {
+		return others
+	}
+	return tea.Batch(others, m.askHere())
+}
+
+func (m *watchModel) askHere() tea.Cmd {
 	list := func() tea.Msg {
 		infos, err := control.List(m.dirs.Shims)
 		return shimsListed{infos, err}
@@ -175,7 +189,7 @@ func (m *watchModel) ask() tea.Cmd {
 		return list
 	}
 	m.asking = true
-	uri := m.uri
+	uri := m.here.URI
 	return tea.Batch(list, func() tea.Msg {
 		h, err := hypervisor.Connect(uri)
 		if err != nil {
@@ -230,7 +244,7 @@ func (m *watchModel) listed(msg shimsListed) tea.Cmd {
 func (m *watchModel) domain(uuid string) *watched {
 	d := m.domains[uuid]
 	if d == nil {
-		d = &watched{entry: status.Entry{Mute: true, Status: control.Status{State: control.Starting}}}
+		d = &watched{host: m.here, entry: status.Entry{Mute: true, Status: control.Status{State: control.Starting}}}
 		d.forget()
 		m.domains[uuid] = d
 	}
@@ -246,16 +260,17 @@ func (m *watchModel) addUnserved() {
 		}
 	}
 	for uuid, d := range m.domains {
-		if _, ok := m.known[uuid]; !ok && d.info.UUID == "" {
+		if _, ok := m.known[uuid]; !ok && d.info.UUID == "" && d.host == m.here {
 			delete(m.domains, uuid)
 		}
 	}
 }
 
-// order is the domains by name.
+// order is the domains by host, as the command line has them, and name.
 func (m *watchModel) order() []string {
 	return slices.SortedFunc(maps.Keys(m.domains), func(a, b string) int {
-		return cmp.Or(strings.Compare(m.domains[a].entry.Name, m.domains[b].entry.Name), strings.Compare(a, b))
+		x, y := m.domains[a], m.domains[b]
+		return cmp.Or(cmp.Compare(x.host.place, y.host.place), strings.Compare(x.entry.Name, y.entry.Name), strings.Compare(a, b))
 	})
 }
 

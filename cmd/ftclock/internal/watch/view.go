@@ -1,6 +1,7 @@
 package watch
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -73,14 +74,27 @@ func (m *watchModel) lines() []string {
 
 // heading is the first line: how many domains there are, and how many with a problem.
 func (m *watchModel) heading(order []string) string {
-	bad := 0
+	bad, domains := 0, 0
 	for _, uuid := range order {
-		if m.domains[uuid].shown(m.now).Bad() {
+		e := m.domains[uuid].shown(m.now)
+		if e.Bad() {
 			bad++
 		}
+		if e.State != status.Unreachable {
+			domains++
+		}
 	}
-	text := ui.Count(uint64(len(order)), "domain")
+	text := ui.Count(uint64(domains), "domain")
+	if m.many() {
+		hosts := len(m.others)
+		if m.here != nil {
+			hosts++
+		}
+		text += " on " + ui.Count(uint64(hosts), "host")
+	}
 	switch {
+	case m.waiting() > 0:
+		text += fmt.Sprintf(", %d not heard of yet", m.waiting())
 	case len(order) == 0:
 		text = "no domain is enabled"
 	case bad > 0:
@@ -96,9 +110,11 @@ func (m *watchModel) heading(order []string) string {
 // remark is the first one of the selected domain, or else about what couldn't be read.
 func (m *watchModel) remark(order []string) string {
 	if len(order) > 0 {
-		e := m.domains[order[m.at(order)]].shown(m.now)
+		d := m.domains[order[m.at(order)]]
+		e := d.shown(m.now)
+		e.On = d.host.Name
 		if all := status.Remarks(e); len(all) > 0 {
-			return host.OneLine(e.Name) + ": " + all[0]
+			return e.Label(m.many()) + ": " + all[0]
 		}
 	}
 	switch {
@@ -111,17 +127,19 @@ func (m *watchModel) remark(order []string) string {
 }
 
 func (m *watchModel) table(order []string, room int) []string {
+	on := m.hostColumn()
+	rest := wideRest + ansi.StringWidth(on("HOST"))
 	longest := len("DOMAIN")
 	for _, uuid := range order {
 		longest = max(longest, ansi.StringWidth(host.OneLine(m.domains[uuid].entry.Name)))
 	}
-	wideName := min(longest, max((m.width-wideRest)*2/5, 6))
-	seconds := min(max(m.width-wideRest-wideName, 1), int(watchHistory/time.Second))
+	wideName := min(longest, max((m.width-rest)*2/5, 6))
+	seconds := min(max(m.width-rest-wideName, 1), int(watchHistory/time.Second))
 	row := func(mark, name, state, rate, last, worst, line string) string {
 		return mark + fit(name, wideName) + "  " + fit(state, wideState) + "  " + fitRight(rate, wideRate) + "  " + fitRight(last, wideTime) + "  " +
 			fitRight(worst, wideTime) + "  " + line
 	}
-	lines := []string{"", row("  ", "DOMAIN", "STATE", "PAUSES/S", "LAST", "WORST", fmt.Sprintf("RESIDUAL, %d s", seconds))}
+	lines := []string{"", row("  "+on("HOST"), "DOMAIN", "STATE", "PAUSES/S", "LAST", "WORST", fmt.Sprintf("RESIDUAL, %d s", seconds))}
 	at := m.at(order)
 	for i := m.top; i < min(len(order), m.top+room); i++ {
 		d := m.domains[order[i]]
@@ -141,10 +159,26 @@ func (m *watchModel) table(order []string, room int) []string {
 		if e.Mute && e.State != status.Unknown && e.State != status.Gone {
 			line = "" // no shim, so no pauses
 		}
-		text := row(mark, host.OneLine(e.Name), string(e.State), rate, last, worst, line)
+		text := row(mark+on(d.host.Name), cmp.Or(host.OneLine(e.Name), "-"), string(e.State), rate, last, worst, line)
 		lines = append(lines, status.PaintState(m.ui, text, e))
 	}
 	return lines
+}
+
+// hostColumn lays out the name of a host, with the gap that follows it; nothing where hosts aren't shown.
+func (m *watchModel) hostColumn() func(string) string {
+	if !m.many() {
+		return func(string) string { return "" }
+	}
+	longest := len("HOST")
+	for _, h := range m.others {
+		longest = max(longest, ansi.StringWidth(host.OneLine(h.Name)))
+	}
+	if m.here != nil {
+		longest = max(longest, ansi.StringWidth(host.OneLine(m.here.Name)))
+	}
+	wide := min(longest, max((m.width-wideRest)/3, 6))
+	return func(name string) string { return fit(host.OneLine(name), wide) + "  " }
 }
 
 // details is all that is known of a domain, as status has it, and its last pauses, newest first.
@@ -152,6 +186,9 @@ func (m *watchModel) details(d *watched) []string {
 	e := d.shown(m.now)
 	state := m.ui.Paint(status.StateColour(e), string(e.State))
 	lines := []string{""}
+	if m.many() {
+		lines = append(lines, fmt.Sprintf("%-16s %s", "host", host.OneLine(d.host.Name)))
+	}
 	if !e.Mute {
 		lines = append(lines, fmt.Sprintf("%-16s %s", "residual", d.sparkline(m.now, min(max(m.width-17, 1), int(watchHistory/time.Second)))),
 			fmt.Sprintf("%-16s %s", "pauses a second", d.rate()))
@@ -207,6 +244,7 @@ func fitRight(text string, width int) string {
 
 // watched is a domain, with its history since watch began.
 type watched struct {
+	host    *watchedHost
 	info    control.Info
 	entry   status.Entry
 	asking  bool
@@ -291,6 +329,9 @@ func (d *watched) shown(now time.Time) status.Entry {
 	if d.asking && now.Sub(d.since) > watchSilent {
 		return status.Entry{Mute: true, Status: control.Status{Name: d.info.Name, UUID: d.info.UUID, State: status.Unknown,
 			Why: fmt.Sprintf("its shim hasn't answered for %d s; is it stopped, or the host overloaded?", int(now.Sub(d.since).Seconds()))}}
+	}
+	if e := d.silent(now); e != nil {
+		return *e
 	}
 	return d.entry
 }

@@ -19,7 +19,7 @@ func TestWatchedKnowsWhatItDoesNot(t *testing.T) {
 		}
 		return s
 	}
-	d := &watched{}
+	d := &watched{host: &watchedHost{}}
 	d.forget()
 	tell := func(after time.Duration, s control.Status) {
 		d.answered(shimAnswered{entry: status.Entry{Status: s}, at: t0.Add(after)})
