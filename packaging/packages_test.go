@@ -226,15 +226,16 @@ func TestScriptsUnderRPM(t *testing.T) {
 		t.Fatal(err)
 	}
 	const restart = "--quiet is-enabled ftclock-anchor.timer\nrestart ftclock-anchor.timer\n" +
+		"--quiet is-enabled ftclock-exporter.socket\nrestart ftclock-exporter.socket\n" +
 		"--quiet is-enabled ftclock-exporter.service\nrestart ftclock-exporter.service\n"
-	const both = "ftclock-exporter.service ftclock-anchor.timer\n"
+	const all = "ftclock-exporter.socket ftclock-exporter.service ftclock-anchor.timer\n"
 	for _, c := range []struct{ script, call, out, asked string }{
 		{"postinst", "1", "", "daemon-reload\n--quiet preset ftclock-anchor.timer\n" + restart},
 		{"postinst", "2", "", "daemon-reload\n" + restart},
 		{"prerm", "1", "", ""},
 		{"postrm", "1", "", ""},
 		{"prerm", "0", "ftclock: these domains run and are served until they stop; their next start is uncorrected:\n    debian\n    earlier\n    fedora\n",
-			"stop " + both + "--quiet disable " + both},
+			"stop " + all + "--quiet disable " + all},
 		{"postrm", "0", "", "daemon-reload\n"},
 	} {
 		if out, asked := scripted(t, root, c.script, c.call); out != c.out || asked != c.asked {

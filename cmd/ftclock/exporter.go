@@ -4,44 +4,113 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"slices"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/prometheus/exporter-toolkit/web"
 	"golang.org/x/sync/errgroup"
 
-	"ftclock/clockpage"
-	"ftclock/cmd/ftclock/internal/status"
 	"ftclock/cmd/ftclock/internal/ui"
-	"ftclock/control"
-	"ftclock/host"
 )
 
 type exporterCmd struct {
-	Listen string `default:"127.0.0.1:9989" placeholder:"ADDRESS:PORT" help:"Where to answer. Default: 127.0.0.1:9989, loopback alone."`
+	Listen     []string `name:"web.listen-address" sep:"none" default:"127.0.0.1:9989" placeholder:"ADDRESS:PORT" help:"Where to answer; may be given more than once. Default: 127.0.0.1:9989, loopback alone."`
+	Activated  bool     `name:"web.systemd-socket" help:"Answer on the sockets that systemd hands over, those of ftclock-exporter.socket, and listen nowhere else."`
+	ConfigFile string   `name:"web.config.file" placeholder:"FILE" help:"TLS and passwords, in the form of Prometheus' exporter-toolkit. A change takes effect at the next connection."`
 }
 
 func (exporterCmd) Help() string {
-	return "Serves /metrics for Prometheus, with the state of each domain's clock on this host. record.md in share/doc/ftclock " +
+	return "Serves /metrics for Prometheus, with the state of each domain's clock on this host. monitoring.md in share/doc/ftclock " +
 		"lists the metrics. Run it as root. It doesn't need libvirt."
 }
 
 func (c *exporterCmd) Run(p *program) error {
-	listener, err := net.Listen("tcp", c.Listen)
-	if err != nil {
-		return ui.Hinted(fmt.Errorf("listening for Prometheus: %w", err), "give a free port with --listen ADDRESS:PORT")
+	if err := web.Validate(c.ConfigFile); err != nil {
+		return ui.Hinted(fmt.Errorf("reading %s: %w", c.ConfigFile, err), "monitoring.md in share/doc/ftclock has an example")
 	}
-	if a, ok := listener.Addr().(*net.TCPAddr); ok && !a.IP.IsLoopback() {
-		p.Warn("%s can be reached from other hosts, and there is no password: make sure that only Prometheus can reach it", a)
+	listeners, err := c.listeners()
+	if err != nil {
+		return err
+	}
+	for _, l := range listeners {
+		a, ok := l.Addr().(*net.TCPAddr)
+		if ok && !a.IP.IsLoopback() && c.ConfigFile == "" {
+			p.Warn("%s can be reached from other hosts, and there is no password: set one with --web.config.file, or make sure that only Prometheus can reach it", a)
+		}
 	}
 	if os.Geteuid() != 0 {
 		p.Warn("only root may ask the shims, so there will be no domain in the metrics; run it as root")
 	}
+	return c.serve(p, listeners)
+}
+
+// listeners gives what to answer on.
+func (c *exporterCmd) listeners() ([]net.Listener, error) {
+	if c.Activated {
+		listeners, err := activation.Listeners()
+		listeners = slices.DeleteFunc(listeners, func(l net.Listener) bool { return l == nil })
+		if err == nil && len(listeners) == 0 {
+			err = errors.New("there is none")
+		}
+		if err != nil {
+			return nil, ui.Hinted(fmt.Errorf("taking the sockets from systemd: %w", err),
+				"`systemctl start ftclock-exporter.socket` listens for it; without systemd leave --web.systemd-socket out")
+		}
+		return listeners, nil
+	}
+	var listeners []net.Listener
+	for _, address := range c.Listen {
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			for _, l := range listeners {
+				l.Close()
+			}
+			return nil, ui.Hinted(fmt.Errorf("listening for Prometheus: %w", err), "give a free port with --web.listen-address ADDRESS:PORT")
+		}
+		listeners = append(listeners, l)
+	}
+	return listeners, nil
+}
+
+// serve answers on all listeners until the operator interrupts, or one of them fails. Each has a server of its own: the toolkit changes
+// that.
+func (c *exporterCmd) serve(p *program, listeners []net.Listener) error {
+	handler, logger := c.handler(p), slog.New(warnings{p.UI})
+	group, ctx := errgroup.WithContext(p.ctx)
+	for _, l := range listeners {
+		server := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute,
+			ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelWarn)}
+		stop := context.AfterFunc(ctx, func() {
+			last, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			defer cancel()
+			_ = server.Shutdown(last)
+		})
+		defer stop()
+		if c.ConfigFile == "" {
+			p.Printf("serving http://%s/metrics\n", l.Addr())
+		} else {
+			p.Printf("serving %s/metrics as %s says\n", l.Addr(), c.ConfigFile)
+		}
+		group.Go(func() error {
+			if err := web.Serve(l, server, &web.FlagConfig{WebConfigFile: &c.ConfigFile}, logger); !errors.Is(err, http.ErrServerClosed) {
+				return fmt.Errorf("serving metrics: %w", err)
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}
+
+// handler answers requests.
+func (c *exporterCmd) handler(p *program) http.Handler {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(&collector{dirs: p.dirs}, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -53,223 +122,28 @@ func (c *exporterCmd) Run(p *program) error {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
 		fmt.Fprint(w, `<!DOCTYPE html><title>ftclock</title><p><a href="/metrics">metrics</a> of the guests' clocks`)
 	})
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute}
-	stop := context.AfterFunc(p.ctx, func() {
-		last, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		defer cancel()
-		_ = server.Shutdown(last)
+	return mux
+}
+
+// warnings has the server's and the toolkit's warnings printed as ours are, and nothing less.
+type warnings struct{ *ui.UI }
+
+// Enabled is slog.Handler's.
+func (warnings) Enabled(_ context.Context, level slog.Level) bool { return level >= slog.LevelWarn }
+
+// Handle is slog.Handler's.
+func (w warnings) Handle(_ context.Context, r slog.Record) error {
+	text := r.Message
+	r.Attrs(func(a slog.Attr) bool {
+		text += fmt.Sprintf(", %s: %s", a.Key, a.Value)
+		return true
 	})
-	defer stop()
-	p.Printf("serving http://%s/metrics\n", listener.Addr())
-	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serving metrics: %w", err)
-	}
+	w.Warn("%s", text)
 	return nil
 }
 
-// shimWait bounds how long a scrape waits for one shim: Prometheus gives up a scrape after ten seconds.
-const shimWait = 5 * time.Second
+// WithAttrs is slog.Handler's; nobody has any.
+func (w warnings) WithAttrs([]slog.Attr) slog.Handler { return w }
 
-// maxAsked bounds how many shims are asked at the same time.
-const maxAsked = 16
-
-// collector asks the shims whenever Prometheus asks it.
-type collector struct{ dirs status.Dirs }
-
-// metric is one kind of metric that each domain has.
-type metric struct {
-	desc  *prometheus.Desc
-	kind  prometheus.ValueType
-	value func(s *control.Status) float64
-	known func(s *control.Status) bool // nil: always
-}
-
-func desc(name, help string, labels ...string) *prometheus.Desc {
-	return prometheus.NewDesc("ftclock_"+name, help, append([]string{"domain", "uuid"}, labels...), nil)
-}
-
-func hostDesc(name, help string) *prometheus.Desc {
-	return prometheus.NewDesc("ftclock_"+name, help, nil, nil)
-}
-
-func counter(name, help string, value func(s *control.Status) uint64) metric {
-	return metric{desc(name, help), prometheus.CounterValue, func(s *control.Status) float64 { return float64(value(s)) }, nil}
-}
-
-func gauge(name, help string, known func(*control.Status) bool, value func(*control.Status) float64) metric {
-	return metric{desc(name, help), prometheus.GaugeValue, value, known}
-}
-
-// seconds converts a time or a clock from ns.
-func seconds[T int64 | uint64](ns T) float64 { return float64(ns) * 1e-9 }
-
-func last(s *control.Status) clockpage.Record { return s.Records[len(s.Records)-1] }
-
-// What some metrics need.
-func hasPause(s *control.Status) bool  { return len(s.Records) > 0 }
-func hasAnchor(s *control.Status) bool { return s.Anchor.Valid == 1 }
-func hasRecord(s *control.Status) bool { return s.Kept != nil }
-func hasBegun(s *control.Status) bool  { return !s.Since.IsZero() }
-func isPublished(s *control.Status) bool {
-	return (s.Mode == control.Relay || status.Direct(s)) && !(s.Since.IsZero() && s.Published.IsZero())
-}
-
-// metrics are those of a domain whose shim answers. Counters begin anew with each QEMU.
-var metrics = []metric{
-	{desc("caught_up_seconds_total", "Time of pauses that the guest's clock was given back."), prometheus.CounterValue,
-		func(s *control.Status) float64 { return seconds(s.CaughtUp) }, nil},
-	{desc("held_seconds_total", "Time of pauses that the guest's clock wasn't given back, as the policy or a limit says."), prometheus.CounterValue,
-		func(s *control.Status) float64 { return seconds(s.HeldTime) }, nil},
-	counter("over_limit_pauses_total", "Pauses that were held because they were longer than the limit of their event.",
-		func(s *control.Status) uint64 { return s.OverLimit }),
-	counter("reanchored_total", "Anchors that were given up because the running clock had been set by somebody else.",
-		func(s *control.Status) uint64 { return s.Reanchored }),
-	counter("orders_total", "Pauses for which the shim's order was followed.", func(s *control.Status) uint64 { return s.Orders }),
-	counter("stale_orders_total", "Orders of the shim that came for another pause.", func(s *control.Status) uint64 { return s.StaleOrders }),
-	counter("concurrent_calls_total", "Calls to the kernel's clock that met another one and were passed through.",
-		func(s *control.Status) uint64 { return s.Busy }),
-	counter("disagreements_total", "Pauses that the module measured outside the bounds that the monitor showed.",
-		func(s *control.Status) uint64 { return s.Disagreements }),
-	counter("shim_workers_total", "Workers of the shim that there were; each but the first took over from one that died.",
-		func(s *control.Status) uint64 { return s.Workers }),
-	gauge("last_residual_seconds", "The kernel's clock less the anchor at the last stop: how far the guest's clock was off.", hasPause,
-		func(s *control.Status) float64 { return seconds(last(s).ResidualStop) }),
-	gauge("last_pause_timestamp_seconds", "When the last pause ended.", hasPause,
-		func(s *control.Status) float64 { return seconds(last(s).ContReal) }),
-	gauge("worst_residual_seconds", "The largest residual since the module was loaded, without its sign.", nil,
-		func(s *control.Status) float64 { return seconds(s.WorstResidual) }),
-	gauge("worst_cost_seconds", "The longest time that the module took at a cont.", nil,
-		func(s *control.Status) float64 { return seconds(s.WorstCost) }),
-	gauge("anchor_error_seconds", "Bound of the anchor's own error.", hasAnchor,
-		func(s *control.Status) float64 { return seconds(s.Anchor.Error) }),
-	gauge("anchor_published_timestamp_seconds", "When the anchor in the domain's metadata was last as new as it can be, or the service began.", isPublished,
-		func(s *control.Status) float64 {
-			return seconds(slices.MaxFunc([]time.Time{s.Since, s.Published}, time.Time.Compare).UnixNano())
-		}),
-	gauge("served_since_timestamp_seconds", "Since when the shim serves the domain.", hasBegun,
-		func(s *control.Status) float64 { return seconds(s.Since.UnixNano()) }),
-	{desc("recorded_pauses_total", "Pauses that the record on disk tells of."), prometheus.CounterValue,
-		func(s *control.Status) float64 { return float64(s.Kept.Pauses) }, hasRecord},
-	{desc("missed_pauses_total", "Pauses that the record knows by their number alone."), prometheus.CounterValue,
-		func(s *control.Status) float64 { return float64(s.Kept.Missed) }, hasRecord},
-	gauge("record_writable", "1: the record is being written; 0: the disk doesn't take it.", hasRecord,
-		func(s *control.Status) float64 { return truth(s.Kept.Problem == "") }),
-}
-
-func truth(b bool) float64 {
-	if b {
-		return 1
-	}
-	return 0
-}
-
-var (
-	descState = desc("domain_state", "1 for the state that the domain's clock is in, 0 for the others.", "state")
-	descBad   = desc("domain_uncorrected", "1: the clock isn't corrected now, whatever the reason, the shim is gone, or shim and module disagreed.")
-	descInfo  = desc("domain_info", "What serves the domain; always 1.", "mode", "method", "version")
-	descClock = desc("guest_clock", "1 for which of the clocks that ftclock keeps the guest has switched on, 0 for the others.", "clock")
-	descCount = desc("pauses_total", "Pauses of the guest, by what was done with QEMU's write of its clock.", "decision")
-
-	descBuild   = prometheus.NewDesc("ftclock_build_info", "The exporter's version; always 1.", []string{"version"}, nil)
-	descShims   = hostDesc("shims", "Directories of shims on this host.")
-	descListed  = hostDesc("shims_readable", "1: all of them could be read.")
-	descRecords = hostDesc("records_readable", "1: the disk of the records answers, or nobody had to ask it.")
-	descSync    = hostDesc("host_clock_synchronised", "1: the kernel says that CLOCK_REALTIME is synchronised.")
-	descOffset  = hostDesc("host_clock_offset_seconds", "What is still to be corrected in the host's clock.")
-	descEst     = hostDesc("host_clock_estimated_error_seconds", "The kernel's estimate of the host clock's error.")
-	descMax     = hostDesc("host_clock_maximum_error_seconds", "The kernel's bound of the host clock's error.")
-	statesShown = []control.State{control.Starting, control.Correcting, control.Unkept, control.Watching, control.Uncorrected, status.Forgotten, status.Gone, status.Unknown}
-)
-
-// Describe sends all descriptions, as prometheus.Collector wants it.
-func (c *collector) Describe(to chan<- *prometheus.Desc) {
-	for _, m := range metrics {
-		to <- m.desc
-	}
-	for _, d := range []*prometheus.Desc{descState, descBad, descInfo, descClock, descCount, descBuild, descShims, descListed, descRecords, descSync, descOffset, descEst, descMax} {
-		to <- d
-	}
-}
-
-// Collect asks all shims for their metrics.
-func (c *collector) Collect(to chan<- prometheus.Metric) {
-	to <- prometheus.MustNewConstMetric(descBuild, prometheus.GaugeValue, 1, programVersion())
-	host := func(d *prometheus.Desc, v float64) { to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v) }
-	if h, err := control.ReadHostClock(); err == nil {
-		host(descSync, truth(h.Synchronised))
-		host(descOffset, seconds(h.Offset))
-		host(descEst, seconds(h.EstimatedError))
-		host(descMax, seconds(h.MaximumError))
-	}
-	infos, err := control.List(c.dirs.Shims)
-	host(descShims, float64(len(infos)))
-	host(descListed, truth(err == nil))
-	var group errgroup.Group
-	group.SetLimit(maxAsked)
-	for _, info := range infos {
-		group.Go(func() error {
-			for _, m := range ofDomain(c.askInTime(info)) {
-				to <- m
-			}
-			return nil
-		})
-	}
-	_ = group.Wait()
-	lost, err := c.dirs.Forgotten()
-	host(descRecords, truth(err == nil))
-	for _, e := range lost {
-		if slices.ContainsFunc(infos, func(i control.Info) bool { return i.UUID == e.UUID }) {
-			continue // its shim ended meanwhile
-		}
-		for _, m := range ofDomain(e) {
-			to <- m
-		}
-	}
-}
-
-// askInTime is Dirs.Entry with a time limit. A shim that doesn't answer in time, or that this user may not ask, is an entry, too.
-func (c *collector) askInTime(info control.Info) status.Entry {
-	answers := make(chan status.Entry, 1)
-	mute := status.Entry{Mute: true, Status: control.Status{Name: info.Name, UUID: info.UUID, State: status.Unknown}}
-	go func() {
-		e, err := c.dirs.Entry(info, nil, 1)
-		if err != nil {
-			e = mute
-		}
-		answers <- e
-	}()
-	select {
-	case e := <-answers:
-		return e
-	case <-time.After(shimWait):
-		return mute
-	}
-}
-
-// ofDomain are the metrics of one domain. Labels are made printable: their text may come from a QEMU that an attacker controls.
-func ofDomain(e status.Entry) (all []prometheus.Metric) {
-	name, uuid := host.OneLine(e.Name), host.OneLine(e.UUID)
-	add := func(d *prometheus.Desc, kind prometheus.ValueType, v float64, labels ...string) {
-		all = append(all, prometheus.MustNewConstMetric(d, kind, v, append([]string{name, uuid}, labels...)...))
-	}
-	for _, state := range statesShown {
-		add(descState, prometheus.GaugeValue, truth(e.State == state), string(state))
-	}
-	add(descBad, prometheus.GaugeValue, truth(e.Bad()))
-	if e.Mute {
-		return all
-	}
-	add(descInfo, prometheus.GaugeValue, 1, host.OneLine(string(e.Mode)), host.OneLine(e.Method), host.OneLine(e.Version))
-	for _, clock := range status.GuestClocks {
-		add(descClock, prometheus.GaugeValue, truth(e.GuestClock == clock.Is), string(clock.Is))
-	}
-	for _, c := range status.Decisions(&e.Status) {
-		add(descCount, prometheus.CounterValue, float64(c.N), c.Name)
-	}
-	for _, m := range metrics {
-		if m.known == nil || m.known(&e.Status) {
-			add(m.desc, m.kind, m.value(&e.Status))
-		}
-	}
-	return all
-}
+// WithGroup is slog.Handler's; nobody has any.
+func (w warnings) WithGroup(string) slog.Handler { return w }

@@ -65,7 +65,7 @@ func metricsOf(t *testing.T) map[string]float64 {
 // metricsBy is metricsOf for another user, whom the exporter must warn so.
 func metricsBy(t *testing.T, who *syscall.Credential, warning string) map[string]float64 {
 	t.Helper()
-	cmd := ftclockCommand("exporter", "--listen", "127.0.0.1:0")
+	cmd := ftclockCommand("exporter", "--web.listen-address", "127.0.0.1:0")
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: who}

@@ -27,7 +27,7 @@ func TestKVMTheHostsServices(t *testing.T) {
 
 // exporter checks that the exporter's unit answers with the domain's metrics, and that its sandbox is there.
 func (h *host) exporter() {
-	const service = "ftclock-exporter.service"
+	const service, socket = "ftclock-exporter.service", "ftclock-exporter.socket"
 	h.must("systemctl", "enable", "--now", service)
 	const scrape = `exec 3<>/dev/tcp/127.0.0.1/9989 && printf 'GET /metrics HTTP/1.0\r\n\r\n' >&3 && cat <&3`
 	var metrics string
@@ -61,7 +61,7 @@ func (h *host) exporter() {
 		h.t.Errorf("warnings: %s", out)
 	}
 	h.t.Logf("%s", h.must("sh", "-c", "systemd-analyze security --no-pager "+service+" | tail -n 1"))
-	h.must("systemctl", "disable", "--now", service)
+	h.must("systemctl", "disable", "--now", service, socket)
 	if result := strings.TrimSpace(h.must("systemctl", "show", "--value", "-p", "Result", service)); result != "success" {
 		h.t.Errorf("stopped: %s", result)
 	}
