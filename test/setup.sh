@@ -9,7 +9,7 @@ build="gcc libc6-dev make pkg-config libvirt-dev musl-tools"
 host="libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils dbus iproute2 xz-utils dpkg-dev"
 # Everything that make test looks at.
 test="clang-format libxml2-utils strace socat valgrind prometheus debootstrap systemd-container cpio
- tmux chromium poppler-utils lintian rpmlint rpm mandoc man-db groff shellcheck zsh fish apparmor checkpolicy semodule-utils setools
+ ansible-core tmux chromium poppler-utils lintian rpmlint rpm mandoc man-db groff shellcheck zsh fish apparmor checkpolicy semodule-utils setools
  virt-manager virtinst xvfb imagemagick at-spi2-core gir1.2-atspi-2.0 dconf-gsettings-backend adwaita-icon-theme fonts-dejavu-core"
 
 packages=""
