@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"math"
@@ -206,90 +205,6 @@ func missing(t *testing.T, what string) {
 		t.Fatal("missing: " + what)
 	}
 	t.Skip("missing: " + what)
-}
-
-const packaging = "../../packaging"
-
-func TestAlertRules(t *testing.T) {
-	promtool(t, nil, "check", "rules", filepath.Join(packaging, "prometheus/ftclock.rules.yml"))
-	promtool(t, nil, "test", "rules", filepath.Join(packaging, "prometheus/ftclock.rules.test.yml"))
-	tests, err := os.ReadFile(filepath.Join(packaging, "prometheus/ftclock.rules.test.yml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	rules, err := os.ReadFile(filepath.Join(packaging, "prometheus/ftclock.rules.yml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, alert := range regexp.MustCompile(`- alert: (\w+)`).FindAllStringSubmatch(string(rules), -1) {
-		if !regexp.MustCompile(`alertname: ` + alert[1] + `\n +exp_alerts:\n +- exp_labels`).Match(tests) {
-			t.Errorf("no test has %s go off", alert[1])
-		}
-	}
-}
-
-// What dashboard and rules ask for must be what the exporter has.
-func TestDashboardAndRulesNameOurMetrics(t *testing.T) {
-	dashboard, err := os.ReadFile(filepath.Join(packaging, "grafana/ftclock.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var parsed struct {
-		Title  string
-		Panels []struct {
-			Title   string
-			Targets []struct{ Expr string }
-		}
-	}
-	if err := json.Unmarshal(dashboard, &parsed); err != nil || parsed.Title == "" || len(parsed.Panels) < 4 {
-		t.Fatalf("%v: %+v", err, parsed)
-	}
-	for _, p := range parsed.Panels {
-		if p.Title == "" || len(p.Targets) == 0 {
-			t.Errorf("a panel without title or query: %+v", p)
-		}
-		for _, q := range p.Targets {
-			promtool(t, nil, "check", "rules", asRule(t, q.Expr))
-		}
-	}
-	rules, err := os.ReadFile(filepath.Join(packaging, "prometheus/ftclock.rules.yml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	descs := make(chan *prometheus.Desc, 100)
-	(&collector{}).Describe(descs)
-	close(descs)
-	known := map[string]bool{}
-	for d := range descs {
-		known[regexp.MustCompile(`fqName: "([^"]+)"`).FindStringSubmatch(d.String())[1]] = true
-	}
-	for _, name := range regexp.MustCompile(`ftclock_[a-z_]+`).FindAllString(string(dashboard)+string(rules), -1) {
-		if !known[name] {
-			t.Errorf("there is no metric %s", name)
-		}
-	}
-	// And every one of them is documented.
-	doc, err := os.ReadFile("../../docs/monitoring.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name := range known {
-		if !strings.Contains(string(doc), "`"+name+"`") {
-			t.Errorf("docs/monitoring.md doesn't tell of %s", name)
-		}
-	}
-}
-
-// asRule makes a rule file of a query, for promtool to parse it.
-func asRule(t *testing.T, expr string) string {
-	t.Helper()
-	expr = strings.NewReplacer("$__rate_interval", "5m", "$domain", ".*").Replace(expr)
-	name := filepath.Join(t.TempDir(), "rule.yml")
-	text := fmt.Sprintf("groups: [{name: g, rules: [{record: 'a:b:c', expr: %q}]}]\n", expr)
-	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return name
 }
 
 // gathered are all metrics by name{label=value,…}.
