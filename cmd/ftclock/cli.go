@@ -25,6 +25,7 @@ type cli struct {
 	Disable  disableCmd  `cmd:"" help:"Stop correcting a domain's clock."`
 	Attach   attachCmd   `cmd:"" help:"Correct the clock of a QEMU that libvirt didn't start."`
 	Detach   detachCmd   `cmd:"" help:"Stop correcting such a QEMU's clock."`
+	Node     nodeCmd     `cmd:"" help:"Correct the clocks of all QEMUs of this host that its policy names."`
 	Anchor   anchorCmd   `cmd:"" help:"Hand a guest's clock over to another host or process."`
 	Status   statusCmd   `cmd:"" help:"Show how the domains' clocks are kept."`
 	Watch    watchCmd    `cmd:"" help:"Show the same live, full screen."`

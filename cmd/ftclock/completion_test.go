@@ -12,7 +12,7 @@ func TestCompletion(t *testing.T) {
 	holdMock(t)
 	for _, test := range []struct{ line, point, want string }{
 		{"ftclock en", "", "enable"},
-		{"ftclock", "", "enable disable attach detach anchor status watch report policy doctor verify exporter exercise version"},
+		{"ftclock", "", "enable disable attach detach node anchor status watch report policy doctor verify exporter exercise version"},
 		{"ftclock anchor i", "", "import"},
 		{"ftclock enable ", "", mockDomain},
 		{"ftclock enable x", "", ""},

@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"libvirt.org/go/libvirt"
 
 	"ftclock/attach"
+	"ftclock/clockpage"
 	"ftclock/cmd/ftclock/internal/hypervisor"
 	"ftclock/cmd/ftclock/internal/status"
 	"ftclock/cmd/ftclock/internal/ui"
@@ -28,7 +30,9 @@ type QEMU struct {
 	Domain *hypervisor.Domain
 	pid    int    // QEMU's
 	module string // path of the module
-	origin string // the file of the host's policy that names it; "" is somebody who asked
+	guest  string // its guest's UUID, as its command line has it
+	// Policy is the file of the host's policy that names it; "" is somebody who asked.
+	Policy string
 	paused bool
 	fresh  bool // the module came in only now
 }
@@ -101,7 +105,7 @@ func (l *QEMU) check() error {
 
 // spec is what the shim is told.
 func (l *QEMU) spec(clock string) spawn.Spec {
-	return spawn.Spec{UUID: l.Domain.UUID, Name: l.Domain.Name, Clock: clock, Policy: l.origin, PID: l.pid, Module: l.module}
+	return spawn.Spec{UUID: l.Domain.UUID, Name: l.Domain.Name, Clock: clock, Policy: l.Policy, PID: l.pid, Module: l.module}
 }
 
 // startTime bounds the start of a shim, which waits for QEMU's main thread to load the module.
@@ -199,8 +203,64 @@ func FindProcess(at status.Dirs, pid int) (*QEMU, error) {
 		return nil, err
 	}
 	l.pid = pid
-	name, _ := attach.Guest(cmdline)
+	name, uuid := attach.Guest(cmdline)
+	l.guest = uuid
 	l.Domain.Name = cmp.Or(host.OneLine(name), "qemu-"+strconv.Itoa(pid))
 	l.Domain.UUID = fmt.Sprintf("pid-%d-%d", pid, stat.Started)
 	return l, nil
+}
+
+// Left says why a QEMU is to be left alone by who serves them unasked; "" where it isn't. ours says that it is served as Serve would.
+func (l *QEMU) Left() (why string, ours bool, err error) {
+	if _, err := l.dirs.Status(l.Domain.UUID, 0); err == nil {
+		return "", true, nil
+	} else if !status.NoShim(err) {
+		return "", false, fmt.Errorf("asking the shim of %s: %w", l.Domain.Name, err)
+	}
+	if why := l.hooked(); why != "" {
+		return why, false, nil
+	}
+	fd, loaded, err := attach.Loaded(l.pid)
+	if err != nil || !loaded {
+		return "", false, err
+	}
+	switch sealed, err := attach.LoadedSealed(l.pid); {
+	case err != nil:
+		return "", false, err
+	case !sealed:
+		return "ftclock's module is in it already, by libvirt's hook or an ftclock in its container", false, nil
+	}
+	// A module of ours, whose shim has gone. It follows its last policy.
+	f, err := os.OpenFile(fmt.Sprintf("/proc/%d/fd/%d", l.pid, fd), os.O_RDWR, 0)
+	if err != nil {
+		return "", false, fmt.Errorf("opening the clock page of process %d: %w", l.pid, err)
+	}
+	defer f.Close()
+	page, err := clockpage.Map(f)
+	if err != nil {
+		return "", false, fmt.Errorf("opening the clock page of process %d: %w", l.pid, err)
+	}
+	defer page.Close()
+	if policy, err := page.Policy(); err == nil && policy.Enabled == 0 {
+		return fmt.Sprintf("its correction was switched off; `ftclock attach %d` switches it on", l.pid), false, nil
+	}
+	return "", false, nil
+}
+
+// hooked says that libvirt's hook of this host is who serves the QEMU; "" where it isn't.
+func (l *QEMU) hooked() string {
+	if !host.IsUUID(l.guest) {
+		return ""
+	}
+	if s, err := l.dirs.Status(l.guest, 0); err == nil && s.QEMU == l.pid {
+		return "a shim serves it as a domain of this host's libvirt"
+	}
+	if strings.Contains(l.Domain.Name, "/") { // which no domain of libvirt's has
+		return ""
+	}
+	if pid, err := attach.FindQEMU("/", l.dirs.Libvirt, l.Domain.Name, l.guest); err == nil && pid == l.pid {
+		return fmt.Sprintf("it is a domain of this host's libvirt, whose hook serves it from a start on; `ftclock enable --live %s` has it served now",
+			ui.ShellWord(l.Domain.Name))
+	}
+	return ""
 }
