@@ -8,14 +8,17 @@ import (
 	"testing"
 )
 
-// pagePolicies are the files of a host's policy that the page shows.
+// pagePolicies are the files of a host's policy that the pages show.
 func pagePolicies(t *testing.T) (all []string) {
 	t.Helper()
-	for _, found := range regexp.MustCompile("(?s)\n```xml\n(<policy .*?)```\n").FindAllSubmatch(read(t, "../docs/policy.md"), -1) {
-		all = append(all, string(found[1]))
-	}
-	if len(all) < 2 {
-		t.Fatalf("the page shows %d files", len(all))
+	for _, page := range []string{"../docs/policy.md", "../docs/orchestrators.md"} {
+		shown := regexp.MustCompile("(?s)\n *```xml\n *(<policy .*?)```\n").FindAllSubmatch(read(t, page), -1)
+		if len(shown) == 0 {
+			t.Fatalf("%s shows no file", page)
+		}
+		for _, found := range shown {
+			all = append(all, string(found[1]))
+		}
 	}
 	return all
 }
@@ -91,7 +94,7 @@ func TestHostPolicySchema(t *testing.T) {
 			t.Errorf("xmllint accepts: %v, the parser says: %v\n%s", accepted, err, documents[i])
 		}
 		if i < shown && err != nil {
-			t.Errorf("the page shows a file that is wrong: %v\n%s", err, documents[i])
+			t.Errorf("a page shows a file that is wrong: %v\n%s", err, documents[i])
 		}
 		if err == nil {
 			good++
