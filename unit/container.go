@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"ftclock/spawn"
 )
@@ -113,6 +116,24 @@ func version(program string) (string, error) {
 	defer cancel()
 	out, err := exec.CommandContext(ctx, program, "-version").Output()
 	return strings.TrimSpace(string(out[:min(len(out), 100)])), err
+}
+
+// numberless says whether who listens on the socket at path has no number here, as it is outside of this process's pid namespace
+// (pid_namespaces(7)). A bus that is shared with a container with processes of its own is such: a systemd that can't know QEMU by the
+// number that libvirt has for it. QEMU ends with that container, and a shim in it may.
+func numberless(path string) bool {
+	conn, err := net.DialTimeout("unix", path, askWait)
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return false
+	}
+	var peer *unix.Ucred
+	failed := raw.Control(func(fd uintptr) { peer, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	return failed == nil && err == nil && peer.Pid == 0
 }
 
 func isDir(path string) bool {

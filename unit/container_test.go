@@ -3,9 +3,12 @@ package unit
 import (
 	"context"
 	"errors"
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/godbus/dbus/v5"
@@ -175,7 +178,43 @@ func TestContained(t *testing.T) {
 			t.Errorf("process 1 has %s: %t", c.init, got)
 		}
 	}
-	if System.Root != "/" || System.InitRoot != "/proc/1/root" {
+	if System.Bus != "/run/dbus/system_bus_socket" || System.Root != "/" || System.InitRoot != "/proc/1/root" {
 		t.Errorf("this host: %q, %q", System.Root, System.InitRoot)
+	}
+}
+
+// A bus that comes from outside of this pid namespace isn't asked: its systemd can't know the pids that are meant.
+func TestABusFromOutside(t *testing.T) {
+	const inside = "FTCLOCK_BUS_FROM_OUTSIDE"
+	if path := os.Getenv(inside); path != "" {
+		direct := false
+		h := Host{Booted: t.TempDir(), Bus: path,
+			Connect: func(context.Context) (Manager, error) { return nil, errors.New("the bus is asked") },
+			Direct:  func(context.Context, string, spawn.Spec) error { direct = true; return nil },
+			Note:    func(_, warning string) { t.Error(warning) },
+		}
+		if err := h.Start(t.Context(), options); err != nil || !direct {
+			t.Errorf("direct %t, %v", direct, err)
+		}
+		return
+	}
+	t.Chdir(t.TempDir()) // a socket's address is short; the directory of a test may not be
+	bus, err := net.Listen("unix", "bus")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bus.Close()
+	if numberless("bus") || numberless("none") {
+		t.Error("a bus of this pid namespace, or none, is from outside")
+	}
+	self := check.Value(os.Executable())(t)
+	cmd := exec.Command(self, "-test.run=^TestABusFromOutside$")
+	cmd.Env = append(os.Environ(), inside+"=bus")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}
+	if os.Geteuid() != 0 {
+		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+	}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("in a pid namespace of its own: %v\n%s", err, out)
 	}
 }

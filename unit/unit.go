@@ -42,6 +42,7 @@ type Host struct {
 	LastStops string // the shims' readings for restored guests
 	Root      string // this process's root directory
 	InitRoot  string // that of process 1
+	Bus       string // the socket of the system bus
 
 	Connect func(context.Context) (Manager, error)
 	Direct  func(ctx context.Context, state string, o spawn.Spec) error // without systemd
@@ -65,6 +66,7 @@ var System = Host{
 	LastStops: host.DataDir,
 	Root:      "/",
 	InitRoot:  "/proc/1/root",
+	Bus:       "/run/dbus/system_bus_socket",
 	Connect:   connect,
 	Direct:    spawn.Start,
 	Note:      spawn.Note,
@@ -103,7 +105,7 @@ type notStarted struct {
 // Start starts the shim and returns when it is ready, as spawn.Start does: in its unit where systemd runs the host and
 // knows the unit, else directly. Where systemd can't be asked, or can't set the unit up, the shim is started directly, with
 // a note in the domain's log. In a container that has the host's processes before it, it is a unit of the host's systemd or an
-// error. An error names the unit if it was its.
+// error; in one that has its own, the host's systemd isn't asked. An error names the unit if it was its.
 func Start(ctx context.Context, o spawn.Spec) error { return System.Start(ctx, o) }
 
 // Start is the function of that name, on host h.
@@ -111,7 +113,7 @@ func (h Host) Start(ctx context.Context, o spawn.Spec) error {
 	if h.contained() {
 		return h.startOutside(ctx, o)
 	}
-	if !isDir(h.Booted) {
+	if !isDir(h.Booted) || numberless(h.Bus) {
 		return h.Direct(ctx, h.State, o)
 	}
 	err := h.byUnit(ctx, o)
