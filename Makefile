@@ -17,6 +17,7 @@
 #   make releases   the same on the whole of Debian 12, 13 and testing: kernel, libvirt and QEMU
 #   make selinux    a whole Debian 12 whose SELinux enforces: start, restarts, save, upgrade, enable --live; nothing may be denied
 #   make ansible    the Ansible role on a whole Debian 12: a check, the installation, a second run, a policy that is wrong
+#   make podman     a whole Debian 12 whose libvirt is in a container, which is restarted 20 times under checkpoints
 #   make two-hosts  migrations between two whole hosts, whose clocks agree, are 50 ms apart or aren't synchronised
 #   make vcpus      1,000 pauses of a stock Linux with 1, 2 and 4 vCPUs
 #   make anchors    the anchor of a domain beside two that are migrated for minutes
@@ -64,7 +65,7 @@ MODULE_HEADERS = $(RULE_HEADERS) qemu-plugin/clocks.h qemu-plugin/vcpus.h
 
 TESTFLAGS ?=
 
-.PHONY: build built host images test native whole-hosts test-hosts power-cuts unit-kills host-life e2e kernels releases selinux ansible two-hosts vcpus anchors guest-clocks guest-kernels shell test-packages pictures demo splits hostile twin sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup setup-build setup-host FORCE
+.PHONY: build built host images test native whole-hosts test-hosts power-cuts unit-kills host-life e2e kernels releases selinux ansible podman two-hosts vcpus anchors guest-clocks guest-kernels shell test-packages pictures demo splits hostile twin sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup setup-build setup-host FORCE
 
 build: $(BINARIES)
 
@@ -219,6 +220,10 @@ selinux: setup build built host build/test/packages
 # A whole host that Ansible sets up.
 ansible: setup build built host build/test/packages
 	FTCLOCK_REQUIRE=1 $(GO) test -count=1 -timeout 2h -v -run KVMAnsible ./test/wholehost
+
+# A whole host whose libvirt is in a podman container, as OpenStack's kolla has it, that is restarted 20 times.
+podman: setup build built host build/test/packages
+	FTCLOCK_REQUIRE=1 FTCLOCK_LONG=1 $(GO) test -count=1 -timeout 3h -v -run KVMPodman ./test/wholehost
 
 # Two whole hosts with a network between them, and a domain that is migrated there and back.
 two-hosts: setup build built host images build/test/packages

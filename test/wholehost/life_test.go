@@ -1,6 +1,7 @@
 package wholehost
 
 import (
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -98,27 +99,9 @@ func (h *host) apt(args ...string) string {
 func (h *host) upgraded(what string, upgrade func()) {
 	h.t.Helper()
 	before := h.read([]string{"web1"})["web1"]
-	stop := make(chan struct{})
-	done := make(chan int)
-	go func() {
-		runs := 0
-		for {
-			select {
-			case <-stop:
-				done <- runs
-				return
-			default:
-				if _, err := h.Run("ftclock", "exercise", "web1", "--rate", "20", "--pause", "5", "--count", "20"); err == nil {
-					runs++
-				} else {
-					time.Sleep(time.Second)
-				}
-			}
-		}
-	}()
+	stop := h.checkpointed("web1", 20)
 	upgrade()
-	close(stop)
-	if runs := <-done; runs == 0 {
+	if runs := stop(); runs == 0 {
 		h.t.Errorf("%s upgraded: no checkpoints were made meanwhile", what)
 	}
 	// A client that was cut off may have left the guest paused.
@@ -126,6 +109,32 @@ func (h *host) upgraded(what string, upgrade func()) {
 	after := h.read([]string{"web1"})["web1"]
 	h.t.Logf("%s upgraded: drift of %d ns", what, after.offset-before.offset)
 	check.Within(h.t, after.offset-before.offset, guest.MaxDrift, "%s upgraded: drift", what)
+}
+
+// checkpointed makes checkpoints of a domain until it is told to stop, and gives how often it made so many without being cut off.
+func (h *host) checkpointed(name string, many int) (stop func() int) {
+	end := make(chan struct{})
+	done := make(chan int)
+	go func() {
+		runs := 0
+		for {
+			select {
+			case <-end:
+				done <- runs
+				return
+			default:
+				if _, err := h.Run("ftclock", "exercise", name, "--rate", "20", "--pause", "5", "--count", strconv.Itoa(many)); err == nil {
+					runs++
+				} else {
+					time.Sleep(time.Second)
+				}
+			}
+		}
+	}()
+	return func() int {
+		close(end)
+		return <-done
+	}
 }
 
 // reinstallHypervisor installs libvirt's and QEMU's packages once more under what runs, from the files in the image.
