@@ -21,6 +21,7 @@
 #   make two-hosts  migrations between two whole hosts, whose clocks agree, are 50 ms apart or aren't synchronised
 #   make vcpus      1,000 pauses of a stock Linux with 1, 2 and 4 vCPUs
 #   make anchors    the anchor of a domain beside two that are migrated for minutes
+#   make node       the service for QEMUs that nobody announces: in namespaces of their own, and 100 at random for ten minutes
 #   make guest-clocks  a stock Linux on kvmclock, Hyper-V's reference time, acpi_pm and hpet
 #   make splits     the relay's conversations cut at every byte, descriptors with every piece (a minute)
 #   make hostile    a QEMU that a guest has taken over, and the domain beside it
@@ -65,7 +66,7 @@ MODULE_HEADERS = $(RULE_HEADERS) qemu-plugin/clocks.h qemu-plugin/vcpus.h
 
 TESTFLAGS ?=
 
-.PHONY: build built host images test native whole-hosts test-hosts power-cuts unit-kills host-life e2e kernels releases selinux ansible podman two-hosts vcpus anchors guest-clocks guest-kernels shell test-packages pictures demo splits hostile twin sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup setup-build setup-host FORCE
+.PHONY: build built host images test native whole-hosts test-hosts power-cuts unit-kills host-life e2e kernels releases selinux ansible podman two-hosts vcpus anchors node guest-clocks guest-kernels shell test-packages pictures demo splits hostile twin sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup setup-build setup-host FORCE
 
 build: $(BINARIES)
 
@@ -166,7 +167,7 @@ setup-host:
 PROGRESS = test/progress.sh
 
 # The packages with end-to-end tests, which need a KVM host. Those whose tests are all of that kind are run there as a whole.
-KVM_PACKAGES = test/platform/hypervisor test/privatelibvirt test/demo test/e2e test/docs test/soak attach qemu-plugin
+KVM_PACKAGES = test/platform/hypervisor test/privatelibvirt test/demo test/e2e test/node test/docs test/soak attach qemu-plugin
 # Those with whole hosts, with desktops and with benchmarks: they take half an hour more in an emulated host.
 KVM_HOSTS = test/container test/systemd test/packages test/virtmanager test/bench
 WHOLE_PACKAGES = $(filter-out attach qemu-plugin,$(KVM_PACKAGES)) test/virtmanager test/bench
@@ -264,6 +265,10 @@ vcpus: setup-host build built host
 # A domain whose anchor is published beside two under a long job of libvirt's.
 anchors: setup-host build built host
 	FTCLOCK_LONG=1 $(call on-kvm,-run TestKVMAnchorsBesideLongJobs,test/e2e)
+
+# The node service: QEMUs in namespaces of their own, and 100 that start and end at random for ten minutes.
+node: setup-host build built host
+	FTCLOCK_LONG=1 $(call on-kvm,-run TestKVMNode,test/node)
 
 # A stock Linux on each kind of clock, and what is said of one that isn't kept when it has run for three minutes.
 guest-clocks: setup-host build built host

@@ -227,8 +227,9 @@ func TestScriptsUnderRPM(t *testing.T) {
 	}
 	const restart = "--quiet is-enabled ftclock-anchor.timer\nrestart ftclock-anchor.timer\n" +
 		"--quiet is-enabled ftclock-exporter.socket\nrestart ftclock-exporter.socket\n" +
-		"--quiet is-enabled ftclock-exporter.service\nrestart ftclock-exporter.service\n"
-	const all = "ftclock-exporter.socket ftclock-exporter.service ftclock-anchor.timer\n"
+		"--quiet is-enabled ftclock-exporter.service\nrestart ftclock-exporter.service\n" +
+		"--quiet is-enabled ftclock-node.service\nrestart ftclock-node.service\n"
+	const all = "ftclock-exporter.socket ftclock-exporter.service ftclock-node.service ftclock-anchor.timer\n"
 	for _, c := range []struct{ script, call, out, asked string }{
 		{"postinst", "1", "", "daemon-reload\n--quiet preset ftclock-anchor.timer\n" + restart},
 		{"postinst", "2", "", "daemon-reload\n" + restart},

@@ -114,7 +114,7 @@ var verb = regexp.MustCompile(`%[-+# 0-9.]*(\[\d+\])?[a-zA-Z]`)
 // shim can end with.
 func TestTroubleshooting(t *testing.T) {
 	page := read(t, "docs/troubleshooting.md")
-	known := literals(t, "hooks", "spawn", "unit", "disk", "relay", "qmp-shim", "attach", "control", "record", "cmd/ftclock",
+	known := literals(t, "hooks", "spawn", "unit", "disk", "relay", "qmp-shim", "attach", "control", "record", "node", "cmd/ftclock",
 		"cmd/ftclock/internal/doctor", "cmd/ftclock/internal/engine", "cmd/ftclock/internal/fleet", "cmd/ftclock/internal/hypervisor", "cmd/ftclock/internal/live", "cmd/ftclock/internal/status")
 	var headings []string
 	for _, found := range regexp.MustCompile("(?m)^### `(.+)`$").FindAllStringSubmatch(page, -1) {
