@@ -63,7 +63,7 @@ const (
 	offErr, offThread, offProcess            = 52, 52, 56
 	eventSize                                = 60
 
-	answerWait = 5 * time.Second
+	answerWait = time.Second // it comes before sendto returns
 	// socketRoom is for the events of some seconds of a host that starts thousands of programs a second, in bytes.
 	socketRoom = 4 << 20
 )
