@@ -81,3 +81,27 @@ func TestFindProcess(t *testing.T) {
 		}
 	}
 }
+
+// Who serves a QEMU already is found by what the shims say, not by what the QEMU says of itself.
+func TestLeft(t *testing.T) {
+	at := status.Dirs{Shims: t.TempDir(), Libvirt: t.TempDir()}
+	f, err := fakeshim.Start(at.Shims, control.Status{Name: "web", UUID: fakeshim.UUID, Version: "fake", QEMU: os.Getpid(), State: control.Correcting})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Stop()
+	l := &QEMU{dirs: at, Domain: &hypervisor.Domain{Name: "web", UUID: "pid-2-3"}, pid: os.Getpid(), guest: fakeshim.UUID}
+	expect := func(what, want string, wantOurs bool) {
+		t.Helper()
+		if why, ours, err := l.Left(); err != nil || ours != wantOurs || !strings.Contains(why, want) || (why == "") != (want == "") {
+			t.Errorf("%s: %q, %t, %v", what, why, ours, err)
+		}
+	}
+	expect("a domain of libvirt's", "a shim serves it as a domain of this host's libvirt", false)
+	f.Say(func(s *control.Status) { s.QEMU = os.Getpid() + 1 })
+	expect("another QEMU that calls itself so", "", false)
+	l.guest = "../" + fakeshim.UUID
+	expect("no UUID", "", false)
+	l.Domain.UUID = fakeshim.UUID
+	expect("served as this would serve it", "", true)
+}
