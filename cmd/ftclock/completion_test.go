@@ -23,6 +23,8 @@ func TestCompletion(t *testing.T) {
 		{"ftclock enable --reference ", "", "raw utc"},
 		{"ftclock enable --reference=u", "", "utc"},
 		{"ftclock enable --checkpoint-limit ", "", ""},
+		{"ftclock exporter --web", "", "--web.listen-address --web.systemd-socket --web.config.file"},
+		{"ftclock -c qemu+ssh://a/system -c qemu+ssh://b/system st", "", "status"},
 		{"ftclock -c test:///default status --format j", "", "json"},
 		{"ftclock en test --live", "10", "enable"},
 	} {

@@ -78,21 +78,17 @@ func (h Host) failed(err error) error {
 
 // refused words the end of ssh with a code that isn't a status's.
 func (h Host) refused(code int, said said) error {
-	login := h.Name
-	if h.user != "" {
-		login = h.user + "@" + login
-	}
 	switch {
 	case code == 127:
-		return ui.Hinted(errors.New("ftclock isn't installed there"), "`ssh "+login+" ftclock --version` must find it: install it in /usr/bin there")
+		return ui.Hinted(errors.New("ftclock isn't installed there"), "`ssh "+h.hand+" ftclock --version` must find it: install it in /usr/bin there")
 	case code == 255:
-		return ui.Hinted(errors.New(said.last), "`ssh -oBatchMode=yes "+login+" true` tries the same; it needs a key")
+		return ui.Hinted(errors.New(said.last), "`ssh -oBatchMode=yes "+h.hand+" true` tries the same; it needs a key")
 	case code == ui.ExitError && said.failed == "":
 		return fmt.Errorf("what answers there isn't this ftclock: %s", said.last)
 	case code != ui.ExitError:
 		return fmt.Errorf("the command there ended with %d: %s", code, said.last)
 	case strings.HasPrefix(said.failed, "unknown flag") || strings.HasPrefix(said.failed, "unexpected argument") || strings.HasPrefix(said.failed, "--"):
-		return ui.Hinted(errors.New("ftclock is of another version there: "+said.failed), "`ssh "+login+" ftclock --version` tells it; install the same here and there")
+		return ui.Hinted(errors.New("ftclock is of another version there: "+said.failed), "`ssh "+h.hand+" ftclock --version` tells it; install the same here and there")
 	case said.hint == "run it as root":
 		return ui.Hinted(errors.New(said.failed), "-c qemu+ssh://root@"+h.Name+"/system asks as root")
 	case said.hint != "":

@@ -110,7 +110,7 @@ func standIn(t *testing.T, script string) Host {
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
-	hosts, err := Hosts([]string{"qemu+ssh://ops@far/system"})
+	hosts, err := Hosts([]string{"qemu+ssh://ops@far:22/system"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,22 +128,22 @@ exit 1`)
 		t.Fatalf("%+v, %v", a, err)
 	}
 	web, off := a.Entries[0], a.Entries[1]
-	if web.On != "far" || web.Name != "web" || web.Version != "2" || web.Pauses != 3 || web.Mute || web.State != control.Correcting {
+	if web.On != "far:22" || web.Name != "web" || web.Version != "2" || web.Pauses != 3 || web.Mute || web.State != control.Correcting {
 		t.Errorf("%+v", web)
 	}
-	if off.On != "far" || !off.Mute || off.State != "off" {
+	if off.On != "far:22" || !off.Mute || off.State != "off" {
 		t.Errorf("%+v", off)
 	}
 }
 
 func TestAskFails(t *testing.T) {
 	for _, test := range []struct{ script, want, hint string }{
-		{"echo 'motd' >&2; echo 'ssh: connect to host far port 22: No route to host' >&2; exit 255", "asking far: ssh: connect to host far port 22: No route to host", "ssh -oBatchMode=yes ops@far true"},
+		{"echo 'motd' >&2; echo 'ssh: connect to host far port 22: No route to host' >&2; exit 255", "asking far:22: ssh: connect to host far port 22: No route to host", "`ssh -oBatchMode=yes -p 22 ops@far true`"},
 		{"exit 255", "it doesn't say why", "ops@far"},
-		{"exec no-such-program", "ftclock isn't installed there", "`ssh ops@far ftclock --version` must find it"},
+		{"exec no-such-program", "ftclock isn't installed there", "`ssh -p 22 ops@far ftclock --version` must find it"},
 		{"echo 'ftclock: error: unknown flag --records' >&2; exit 3", "another version there: unknown flag --records", "ops@far ftclock --version"},
-		{"printf 'ftclock: error: listing shims: open /run/ftclock: permission denied\nftclock: hint: run it as root\n' >&2; exit 3", "permission denied", "-c qemu+ssh://root@far/system"},
-		{"printf 'ftclock: error: no\nftclock: hint: try it\n' >&2; exit 3", "asking far: no", "on far: try it"},
+		{"printf 'ftclock: error: listing shims: open /run/ftclock: permission denied\nftclock: hint: run it as root\n' >&2; exit 3", "permission denied", "-c qemu+ssh://root@far:22/system"},
+		{"printf 'ftclock: error: no\nftclock: hint: try it\n' >&2; exit 3", "asking far:22: no", "on far:22: try it"},
 		{"echo 'Segmentation fault' >&2; exit 139", "ended with 139: Segmentation fault", ""},
 		{"echo hello; echo '[]'", "its answer isn't a status", "another version"},
 		{`echo '{"domains":[]}'`, "its answer isn't a status", "another version"},
@@ -155,7 +155,7 @@ func TestAskFails(t *testing.T) {
 	} {
 		h := standIn(t, test.script)
 		a, err := h.Ask(t.Context(), 1)
-		if err == nil || !strings.HasPrefix(err.Error(), "asking far: ") || !strings.Contains(err.Error(), test.want) || !strings.Contains(ui.HintOf(err), test.hint) ||
+		if err == nil || !strings.HasPrefix(err.Error(), "asking far:22: ") || !strings.Contains(err.Error(), test.want) || !strings.Contains(ui.HintOf(err), test.hint) ||
 			(test.hint == "") != (ui.HintOf(err) == "") {
 			t.Errorf("%s: %+v, %v (%s), want %q (%s)", test.script, a, err, ui.HintOf(err), test.want, test.hint)
 		}

@@ -18,8 +18,8 @@ import (
 type Host struct {
 	URI  string   // as given; "" is libvirt's default, or else this host
 	Name string   // how it is shown: the URI's host, with its port, or this host's own name
-	user string   // of the URI
 	ssh  []string // what ssh is given to get there; nil: it is this host
+	hand string   // the same as a person types it
 }
 
 // Remote tells whether it is another host, which is asked by ssh.
@@ -83,7 +83,14 @@ func parse(uri string) (Host, error) {
 	if err != nil {
 		return Host{}, ui.Hinted(fmt.Errorf("%s: %w", shown, err), "the form is qemu+ssh://USER@HOST:PORT/system; what else ssh needs goes into ~/.ssh/config")
 	}
-	return Host{URI: uri, Name: u.Host, user: u.User.Username(), ssh: args}, nil
+	hand := u.Hostname()
+	if user := u.User.Username(); user != "" {
+		hand = user + "@" + hand
+	}
+	if port := u.Port(); port != "" {
+		hand = "-p " + port + " " + hand
+	}
+	return Host{URI: uri, Name: u.Host, ssh: args, hand: hand}, nil
 }
 
 // sshTo gives ssh's arguments for the host of a URI.

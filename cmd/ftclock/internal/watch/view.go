@@ -288,7 +288,8 @@ func (d *watched) answered(a shimAnswered) {
 	}
 	records := a.entry.Records
 	for _, r := range records {
-		if second := int64(r.ContReal / 1e9); r.Number > d.seen {
+		// What is further in the future is no pause's, and would never be forgotten.
+		if second := int64(r.ContReal / 1e9); r.Number > d.seen && second <= a.at.Unix()+60 {
 			d.columns[second] = max(d.columns[second], magnitude(r.ResidualStop))
 		}
 	}

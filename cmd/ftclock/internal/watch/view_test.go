@@ -52,4 +52,8 @@ func TestWatchedKnowsWhatItDoesNot(t *testing.T) {
 	// One that can't be asked isn't known to have had no pause.
 	d.answered(shimAnswered{entry: status.Entry{Mute: true, Status: control.Status{State: status.Gone}}, at: t0.Add(12 * s)})
 	line(13*s, 3, " · ")
+	tell(14*s, answer(42, 1e6*s))
+	if second := t0.Unix() + 1e6; d.columns[second] != 0 {
+		t.Error("a pause in the far future is kept")
+	}
 }
