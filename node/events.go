@@ -58,10 +58,10 @@ const (
 	eventNone = 0 // the answer to listen
 	eventExec = 2
 
-	offIdx, offVal, offSeq, offLen, offFlags = 16, 20, 24, 32, 34
-	offWhat                                  = 36
-	offErr, offThread, offProcess            = 52, 52, 56
-	eventSize                                = 60
+	offIdx, offVal, offAck, offLen = 16, 20, 28, 32
+	offWhat                        = 36
+	offErr, offProcess             = 52, 56
+	eventSize                      = 60
 
 	answerWait = time.Second // it comes before sendto returns
 	// socketRoom is for the events of some seconds of a host that starts thousands of programs a second, in bytes.
@@ -70,7 +70,7 @@ const (
 
 type connector struct {
 	file *os.File
-	seq  uint32
+	id   uint32 // of our request: the answer acknowledges the number behind it, and has a sequence number of the kernel's
 }
 
 // Connector has the kernel tell of each execve of the host. It takes CAP_NET_ADMIN in the initial user namespace, and the initial
@@ -80,7 +80,7 @@ func Connector() (Events, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the kernel's process events: %w", os.NewSyscallError("socket", err))
 	}
-	c := &connector{file: os.NewFile(uintptr(fd), "process events"), seq: uint32(os.Getpid())}
+	c := &connector{file: os.NewFile(uintptr(fd), "process events"), id: uint32(os.Getpid())}
 	if err := c.begin(fd); err != nil {
 		c.file.Close()
 		return nil, fmt.Errorf("opening the kernel's process events: %w", err)
@@ -110,9 +110,9 @@ func (c *connector) begin(fd int) error {
 			return errors.New("the kernel doesn't answer: is this process in the initial user and pid namespaces?")
 		case err != nil && !errors.Is(err, unix.ENOBUFS):
 			return err
-		case e.what == eventNone && e.seq == c.seq && e.err != 0:
+		case e.what == eventNone && e.ack == c.id+1 && e.err != 0:
 			return unix.Errno(e.err)
-		case e.what == eventNone && e.seq == c.seq:
+		case e.what == eventNone && e.ack == c.id+1:
 			return c.file.SetReadDeadline(time.Time{})
 		}
 	}
@@ -140,10 +140,9 @@ func (c *connector) send(op uint32) error {
 	native := binary.NativeEndian
 	native.PutUint32(message, uint32(len(message)))
 	native.PutUint16(message[4:], unix.NLMSG_DONE)
-	native.PutUint32(message[8:], c.seq)
 	native.PutUint32(message[offIdx:], cnProc)
 	native.PutUint32(message[offVal:], cnProc)
-	native.PutUint32(message[offSeq:], c.seq)
+	native.PutUint32(message[offAck:], c.id)
 	native.PutUint16(message[offLen:], 4)
 	native.PutUint32(message[offWhat:], op)
 	_, err := c.file.Write(message)
@@ -152,7 +151,7 @@ func (c *connector) send(op uint32) error {
 
 // event is what is used of one.
 type event struct {
-	what, seq, err uint32
+	what, ack, err uint32
 	pid            int
 }
 
@@ -172,7 +171,7 @@ func parseEvent(message []byte) event {
 	if len(message) < eventSize-4 || native.Uint32(message[offIdx:]) != cnProc || native.Uint32(message[offVal:]) != cnProc {
 		return event{what: other}
 	}
-	e := event{what: native.Uint32(message[offWhat:]), seq: native.Uint32(message[offSeq:])}
+	e := event{what: native.Uint32(message[offWhat:]), ack: native.Uint32(message[offAck:])}
 	switch {
 	case e.what == eventNone:
 		e.err = native.Uint32(message[offErr:])

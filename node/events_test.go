@@ -18,7 +18,7 @@ func message(what uint32, data ...uint32) []byte {
 	m := make([]byte, 52+4*len(data))
 	native.PutUint32(m[16:], cnProc)
 	native.PutUint32(m[20:], cnProc)
-	native.PutUint32(m[24:], 7)
+	native.PutUint32(m[28:], 7)
 	native.PutUint32(m[36:], what)
 	for i, word := range data {
 		native.PutUint32(m[52+4*i:], word)
@@ -35,11 +35,11 @@ func TestParseEvent(t *testing.T) {
 		message []byte
 		want    event
 	}{
-		{"execve, of a thread", message(eventExec, 4712, 4711), event{what: eventExec, seq: 7, pid: 4711}},
-		{"fork", message(1, 4712, 4711, 4713, 4713), event{what: other, seq: 7}},
-		{"yes", message(eventNone, 0), event{what: eventNone, seq: 7}},
-		{"no", message(eventNone, uint32(unix.EPERM)), event{what: eventNone, seq: 7, err: uint32(unix.EPERM)}},
-		{"cut short", message(eventExec, 4712), event{what: other, seq: 7}},
+		{"execve, of a thread", message(eventExec, 4712, 4711), event{what: eventExec, ack: 7, pid: 4711}},
+		{"fork", message(1, 4712, 4711, 4713, 4713), event{what: other, ack: 7}},
+		{"yes", message(eventNone, 0), event{what: eventNone, ack: 7}},
+		{"no", message(eventNone, uint32(unix.EPERM)), event{what: eventNone, ack: 7, err: uint32(unix.EPERM)}},
+		{"cut short", message(eventExec, 4712), event{what: other, ack: 7}},
 		{"no body", message(eventExec)[:40], event{what: other}},
 		{"another connector's", foreign, event{what: other}},
 		{"empty", nil, event{what: other}},
