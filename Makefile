@@ -167,7 +167,7 @@ setup-host:
 PROGRESS = test/progress.sh
 
 # The packages with end-to-end tests, which need a KVM host. Those whose tests are all of that kind are run there as a whole.
-KVM_PACKAGES = test/platform/hypervisor test/privatelibvirt test/demo test/e2e test/node test/docs test/soak attach qemu-plugin
+KVM_PACKAGES = test/platform/hypervisor test/privatelibvirt test/demo test/e2e test/docs test/soak test/node attach qemu-plugin
 # Those with whole hosts, with desktops and with benchmarks: they take half an hour more in an emulated host.
 KVM_HOSTS = test/container test/systemd test/packages test/virtmanager test/bench
 WHOLE_PACKAGES = $(filter-out attach qemu-plugin,$(KVM_PACKAGES)) test/virtmanager test/bench
