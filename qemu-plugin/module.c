@@ -184,8 +184,8 @@ struct owner {
     int ours;
 };
 
-/* Whether an address is in a copy of this module: the file may have been replaced since that one was loaded. One that the
- * loader gave in a memory file has the name of a descriptor. */
+/* Whether an address is in a copy of this module: the file may have been replaced since that one was loaded. One that
+ * the loader gave in a memory file has the name of a descriptor. */
 static int find_owner(struct dl_phdr_info *info, size_t size, void *out) {
     (void)size;
     struct owner *owner = out;
