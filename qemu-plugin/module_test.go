@@ -154,7 +154,8 @@ func (f facts) served(t *testing.T) {
 	if seals, err := strconv.ParseUint(f["seals"][0], 0, 32); err != nil || seals&0xf != shrinkGrowSeal {
 		t.Errorf("seals: %s, want shrink, grow and seal: %#x", f["seals"][0], shrinkGrowSeal)
 	}
-	if m := f.mapping(t, "target"); !strings.Contains(m, "/libftclock-qemu") || !strings.Contains(m, " r-xp ") {
+	m := f.mapping(t, "target")
+	if ours := strings.Contains(m, "/libftclock-qemu") || strings.Contains(m, "/memfd:ftclock-module "); !ours || !strings.Contains(m, " r-xp ") {
 		t.Errorf("the slot leads to %s", m)
 	}
 	f.want(t, "first", "passed reason 8")
