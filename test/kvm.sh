@@ -56,23 +56,27 @@ for package in "${packages[@]}"; do
     fi
 done
 
-# An emulated host that hangs or crashes, which is the emulator's fault, is booted again for the tests that haven't passed yet.
-# CI (RETRY_FAILED=1) does so once for tests that failed, too: an emulator that corrupts memory makes any test fail. Each of
-# them is named.
+# An emulated host that hangs or crashes, which is the emulator's fault, is booted again for the packages and the tests that
+# haven't passed yet. CI (RETRY_FAILED=1) does so once for tests that failed, too: an emulator that corrupts memory makes any
+# test fail. Each of them is named.
 log=build/test/kvm.log
 : >$log
 names() { sed -n -E "s/^--- $1: ([A-Za-z0-9_]+) .*/\1/p" $log | sort -u; }
 retry=${RETRY_FAILED-0}
 [ "$where" = emulated ] || retry=0
-for try in 1 2 3 4 5; do
+for try in 1 2 3 4 5 6 7 8; do
     passed=$(names PASS | paste -s -d '|')
+    left=()
+    for package in "${packages[@]}"; do
+        grep -q "^ok  	ftclock/$package	" $log || left+=("$package")
+    done
     set +e
-    build/host/run ${HOSTFLAGS-} -- "$0" --inside ${passed:+-test.skip "^($passed)\$"} "${flags[@]}" -- "${packages[@]}" | tee -a $log
+    build/host/run ${HOSTFLAGS-} -- "$0" --inside ${passed:+-test.skip "^($passed)\$"} "${flags[@]}" -- "${left[@]}" | tee -a $log
     status=${PIPESTATUS[0]}
     set -e
-    if [ $try = 5 ]; then break; fi
+    if [ $try = 8 ]; then break; fi
     if [ "$status" = 75 ]; then
-        echo "kvm: THE EMULATED HOST FAILED (try $try of 5): the tests that didn't pass yet run once more"
+        echo "kvm: THE EMULATED HOST FAILED (try $try of 8): the tests that didn't pass yet run once more"
     elif [ "$status" = 1 ] && [ "$retry" = 1 ]; then
         retry=0
         echo "kvm: FAILED, once more on a fresh emulated host: $(comm -23 <(names FAIL) <(names PASS) | paste -s -d ' ')"
