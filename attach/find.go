@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -67,9 +68,27 @@ func IsQEMU(proc string, pid int) (bool, error) {
 	return is, nil
 }
 
-// Guest is what a QEMU's command line calls its guest, as /proc/PID/cmdline has it: "" for what it doesn't name. uuid is as libvirt
-// writes it, if it is one. Both are what the process says of itself.
-func Guest(cmdline []byte) (name, uuid string) {
+// maxCmdline bounds what is read of a command line, in bytes.
+const maxCmdline = 1 << 20
+
+// Guest reads what the QEMU of process pid calls its guest: "" for what its command line doesn't name. uuid is as libvirt writes it,
+// if it is one. Both are what the process says of itself. proc is "/proc" but in tests.
+func Guest(proc string, pid int) (name, uuid string, err error) {
+	f, err := os.Open(filepath.Join(proc, strconv.Itoa(pid), "cmdline"))
+	if err != nil {
+		return "", "", err
+	}
+	defer f.Close()
+	cmdline, err := io.ReadAll(io.LimitReader(f, maxCmdline))
+	if err != nil {
+		return "", "", err
+	}
+	name, uuid = parseGuest(cmdline)
+	return name, uuid, nil
+}
+
+// parseGuest is Guest of a command line, as /proc/PID/cmdline has it.
+func parseGuest(cmdline []byte) (name, uuid string) {
 	args := strings.Split(string(cmdline), "\x00")
 	for i, arg := range args[:len(args)-1] {
 		switch option, is := strings.CutPrefix(arg, "-"); {
@@ -98,7 +117,7 @@ func guestName(options string) string {
 
 // isQEMUOf tells whether a QEMU's command line, as libvirt writes it, is for this domain.
 func isQEMUOf(cmdline []byte, name, uuid string) bool {
-	called, id := Guest(cmdline)
+	called, id := parseGuest(cmdline)
 	return id == uuid && id != "" || id == "" && called == name && name != ""
 }
 

@@ -57,7 +57,7 @@ func TestGuest(t *testing.T) {
 		"qemu\x00-name\x00": {},
 		"":                  {},
 	} {
-		if name, uuid := Guest([]byte(cmdline)); name != want[0] || uuid != want[1] {
+		if name, uuid := parseGuest([]byte(cmdline)); name != want[0] || uuid != want[1] {
 			t.Errorf("%q: %q, %q, want %q", cmdline, name, uuid, want)
 		}
 	}
@@ -66,7 +66,7 @@ func TestGuest(t *testing.T) {
 func FuzzGuest(f *testing.F) {
 	f.Add([]byte("qemu\x00-name\x00guest=a,,b,debug-threads=on\x00-uuid\x00" + testID + "\x00"))
 	f.Fuzz(func(t *testing.T, cmdline []byte) {
-		name, uuid := Guest(cmdline)
+		name, uuid := parseGuest(cmdline)
 		if len(name)+len(uuid) > len(cmdline)+len(testID) {
 			t.Errorf("%q, %q", name, uuid)
 		}

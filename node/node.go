@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"sync"
 	"time"
@@ -197,11 +196,10 @@ func (n *Node) look(ctx context.Context, pid int, files func() []policy.File) {
 // named reads what a QEMU calls its guest, and gives the first file that names it.
 func (n *Node) named(p *process, files func() []policy.File) (q QEMU, f policy.File, named bool) {
 	q = QEMU{PID: p.pid, Started: p.started}
-	cmdline, err := readLimited(filepath.Join(n.Proc, strconv.Itoa(p.pid), "cmdline"))
+	name, uuid, err := attach.Guest(n.Proc, p.pid)
 	if err != nil {
 		return q, f, false
 	}
-	name, uuid := attach.Guest(cmdline)
 	if naming := policy.Naming(files(), metadata.NamedSubject(name, uuid)); len(naming) > 0 {
 		f, named = naming[0], true
 	}

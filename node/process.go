@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"fmt"
-	"io"
 	"os"
 	"time"
 
@@ -69,16 +68,4 @@ func (p *process) await(ctx context.Context, most time.Duration) (ended bool) {
 		return ended
 	})
 	return ended
-}
-
-// maxCmdline bounds what is read of a command line, in bytes.
-const maxCmdline = 1 << 20
-
-func readLimited(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, maxCmdline))
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"os"
 	"regexp"
@@ -118,7 +119,7 @@ func sshTo(u *url.URL) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, name := range sortedKeys(query) {
+	for _, name := range slices.Sorted(maps.Keys(query)) {
 		switch value := query.Get(name); name {
 		case "keyfile":
 			args = append(args, "-i", value)
@@ -132,12 +133,4 @@ func sshTo(u *url.URL) ([]string, error) {
 		}
 	}
 	return append(args, "--", host), nil
-}
-
-func sortedKeys(query url.Values) (names []string) {
-	for name := range query {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names
 }

@@ -198,13 +198,11 @@ func FindProcess(at status.Dirs, pid int) (*QEMU, error) {
 	if err != nil {
 		return nil, err
 	}
-	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	name, uuid, err := attach.Guest("/proc", pid)
 	if err != nil {
 		return nil, err
 	}
-	l.pid = pid
-	name, uuid := attach.Guest(cmdline)
-	l.guest = uuid
+	l.pid, l.guest = pid, uuid
 	l.Domain.Name = cmp.Or(host.OneLine(name), "qemu-"+strconv.Itoa(pid))
 	l.Domain.UUID = fmt.Sprintf("pid-%d-%d", pid, stat.Started)
 	return l, nil
