@@ -425,13 +425,20 @@ func (m *machine) end() {
 	_ = os.RemoveAll(m.scratch)
 }
 
-// words are the last that console and QEMU said.
+// oops begins what a kernel prints of its own crash.
+var oops = regexp.MustCompile(`BUG: (TASK|unable|kernel)|Oops|stack guard|double fault|general protection|Kernel panic`)
+
+// words are the last that console and QEMU said: where the kernel crashed, from there on.
 func (m *machine) words() string {
 	var all string
 	for _, name := range []string{"console", "qemu"} {
 		text, _ := os.ReadFile(filepath.Join(m.scratch, name))
 		lines := strings.Split(strings.TrimSpace(string(text)), "\n")
-		all += "\n" + strings.Join(lines[max(0, len(lines)-40):], "\n")
+		from := max(0, len(lines)-40)
+		if crash := slices.IndexFunc(lines, oops.MatchString); crash >= 0 {
+			from = min(from, crash)
+		}
+		all += "\n" + strings.Join(lines[from:min(len(lines), from+200)], "\n")
 	}
 	return strings.TrimSpace(all)
 }

@@ -180,3 +180,17 @@ func TestKernelPackages(t *testing.T) {
 		}
 	}
 }
+
+// What a kernel prints of its own crash is longer than its last lines.
+func TestWordsOfACrash(t *testing.T) {
+	const crash = "[ 2.0] BUG: TASK stack guard page was hit"
+	lines := slices.Concat(slices.Repeat([]string{"[ 1.0] before"}, 500), []string{crash}, slices.Repeat([]string{"[ 2.1] trace"}, 100))
+	m := &machine{scratch: t.TempDir()}
+	for _, n := range []int{len(lines), 500} {
+		check.NoError(t, os.WriteFile(filepath.Join(m.scratch, "console"), []byte(strings.Join(lines[:n], "\n")), 0o600))
+		want := strings.Join(lines[min(500, n-40):n], "\n")
+		if got := m.words(); got != want {
+			t.Errorf("%d lines: %q", n, got)
+		}
+	}
+}
