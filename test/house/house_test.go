@@ -42,7 +42,6 @@ var longFunctions = []string{
 	"test/e2e/ways_to_migrate_test.go waysToMigrate",
 	"test/kvmhost/init/main.go fileSystems",
 	"test/kvmhost/init/main.go run",
-	"test/kvmhost/kernel.go fetch",
 	"test/kvmhost/kvmhost.go boot",
 	"test/kvmhost/kvmhost.go serve",
 	"test/packages/lifecycle_test.go life",

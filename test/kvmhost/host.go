@@ -96,9 +96,15 @@ func Boot(o HostOptions) (*Host, error) {
 	}
 	job := protocol.Job{Init: "/sbin/init", Address: o.Address(), Disk: o.Disk != "", Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"LC_ALL=C.UTF-8", "HOME=/root", "TERM=dumb", "DEBIAN_FRONTEND=noninteractive"}}
-	m := machineOptions{kernel: f, memory: min(memory, o.Memory), append: quiet + o.Append, root: o.Image, disk: o.Disk, more: o.cable()}
+	m := machineOptions{qemu: own, kernel: f, memory: min(memory, o.Memory), append: quiet + o.Append, root: o.Image, disk: o.Disk, more: o.cable()}
 	if m.nested, err = nests(); err != nil {
 		return nil, err
+	}
+	if !m.nested {
+		release, _ := os.ReadFile("/etc/os-release")
+		if m.qemu, err = findEmulator(dir, string(release)); err != nil {
+			return nil, err
+		}
 	}
 	for outside, inside := range o.Read {
 		m.read, job.Read = append(m.read, outside), append(job.Read, inside)
@@ -186,6 +192,8 @@ func (h *Host) begin(job protocol.Job) error {
 func (h *Host) follow(up chan<- error) {
 	heard := h.hear()
 	alive := time.NewTimer(bootPatience)
+	ask := time.NewTicker(protocol.BeatSeconds * time.Second)
+	defer ask.Stop()
 	end := func(why error) {
 		h.why = why
 		close(h.gone)
@@ -194,6 +202,8 @@ func (h *Host) follow(up chan<- error) {
 	}
 	for {
 		select {
+		case <-ask.C:
+			_ = h.tell(protocol.Call{})
 		case <-alive.C:
 			why := fmt.Errorf("%w: nothing heard of it; its processors: %s; its last words: %s", ErrHost, h.processors(), h.words())
 			_ = h.qemu.Process.Kill()
@@ -235,14 +245,12 @@ func (h *Host) Feed(input []byte, args ...string) (string, error) {
 	c := protocol.Call{ID: h.last, Args: slices.Clone(args), Input: input}
 	h.waiting[c.ID] = to
 	h.mu.Unlock()
-	h.say.Lock()
-	err := json.NewEncoder(h.control).Encode(c)
-	h.say.Unlock()
-	if err != nil {
+	if err := h.tell(c); err != nil {
 		return "", fmt.Errorf("%s: %w", strings.Join(args, " "), err)
 	}
 	select {
 	case r := <-to:
+		var err error
 		switch {
 		case r.Error != "":
 			err = fmt.Errorf("%s: %s", strings.Join(args, " "), r.Error)
@@ -253,6 +261,12 @@ func (h *Host) Feed(input []byte, args ...string) (string, error) {
 	case <-h.gone:
 		return "", fmt.Errorf("%s: %w", strings.Join(args, " "), h.why)
 	}
+}
+
+func (h *Host) tell(c protocol.Call) error {
+	h.say.Lock()
+	defer h.say.Unlock()
+	return json.NewEncoder(h.control).Encode(c)
 }
 
 // Cut pulls the host's plug. What it hadn't written to its disk is lost.

@@ -14,6 +14,8 @@ import (
 
 	"ftclock/test/built"
 	"ftclock/test/initramfs"
+
+	"golang.org/x/sys/unix"
 )
 
 // wanted are the modules that the host loads, before what they depend on is added.
@@ -41,6 +43,19 @@ func Kernel(suite string) (string, error) {
 	return f.kernel, nil
 }
 
+// lock has hosts that begin at the same time fetch one after the other what they need.
+func lock(dir string) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		f.Close()
+		return nil, os.NewSyscallError("flock", err)
+	}
+	return func() { f.Close() }, nil
+}
+
 // say tells of what takes a while.
 func say(format string, values ...any) { fmt.Fprintf(os.Stderr, "host: "+format+"\n", values...) }
 
@@ -52,6 +67,11 @@ func prepare(dir, suite string) (*files, error) {
 	}
 	home := filepath.Join(dir, name)
 	f := &files{kernel: filepath.Join(home, "vmlinuz"), initramfs: filepath.Join(home, "initramfs")}
+	unlock, err := lock(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	if _, err := os.Stat(f.kernel); errors.Is(err, fs.ErrNotExist) {
 		say("fetching a stock kernel from Debian's packages (some 70 MB), once")
 		if err := fetch(home, suite); err != nil {
@@ -81,41 +101,10 @@ func prepare(dir, suite string) (*files, error) {
 // fetch downloads and unpacks a suite's kernel into home. It installs nothing and needs no privilege.
 func fetch(home, suite string) error {
 	work := home + ".new"
-	if err := os.RemoveAll(work); err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Join(work, "lists/partial"), 0o755); err != nil {
-		return err
-	}
 	defer os.RemoveAll(work)
-	apt := &apt{dir: work}
-	if suite != "" {
-		if err := apt.only(suite); err != nil {
-			return err
-		}
-	}
-	names, err := apt.kernel()
-	if err != nil {
-		if err := apt.update(); err != nil {
-			return err
-		}
-		names, err = apt.kernel()
-	}
+	tree, err := unpack(work, suite, (*apt).kernel)
 	if err != nil {
 		return err
-	}
-	if err := apt.run("apt-get", append([]string{"download"}, names...)...); err != nil {
-		return err
-	}
-	debs, err := filepath.Glob(filepath.Join(work, "*.deb"))
-	if err != nil || len(debs) != len(names) {
-		return fmt.Errorf("apt-get download %s brought %d packages", strings.Join(names, " "), len(debs))
-	}
-	tree := filepath.Join(work, "tree")
-	for _, deb := range debs {
-		if out, err := exec.Command("dpkg-deb", "-x", deb, tree).CombinedOutput(); err != nil {
-			return fmt.Errorf("dpkg-deb -x: %w: %s", err, bytes.TrimSpace(out))
-		}
 	}
 	kernels, _ := filepath.Glob(filepath.Join(tree, "boot/vmlinuz-*"))
 	modules, _ := filepath.Glob(filepath.Join(tree, "usr/lib/modules/*"))
@@ -126,7 +115,7 @@ func fetch(home, suite string) error {
 		kernels, _ = filepath.Glob(filepath.Join(modules[0], "vmlinuz"))
 	}
 	if len(kernels) != 1 || len(modules) != 1 {
-		return fmt.Errorf("%s: %d kernels and %d trees of modules", strings.Join(names, ", "), len(kernels), len(modules))
+		return fmt.Errorf("linux-image-amd64 has %d kernels and %d trees of modules", len(kernels), len(modules))
 	}
 	done := filepath.Join(work, "done")
 	if err := os.MkdirAll(done, 0o755); err != nil {
@@ -139,6 +128,46 @@ func fetch(home, suite string) error {
 		return err
 	}
 	return os.Rename(done, home)
+}
+
+// unpack downloads packages of a suite, "" for this machine's, and unpacks them into one tree below work, which it makes anew.
+func unpack(work, suite string, names func(*apt) ([]string, error)) (tree string, err error) {
+	if err := os.RemoveAll(work); err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(filepath.Join(work, "lists/partial"), 0o755); err != nil {
+		return "", err
+	}
+	apt := &apt{dir: work}
+	if suite != "" {
+		if err := errors.Join(apt.only(suite), apt.update()); err != nil {
+			return "", err
+		}
+	}
+	packages, err := names(apt)
+	if err != nil && suite == "" {
+		if err := apt.update(); err != nil {
+			return "", err
+		}
+		packages, err = names(apt)
+	}
+	if err != nil {
+		return "", err
+	}
+	if err := apt.run("apt-get", append([]string{"download"}, packages...)...); err != nil {
+		return "", err
+	}
+	debs, err := filepath.Glob(filepath.Join(work, "*.deb"))
+	if err != nil || len(debs) != len(packages) {
+		return "", fmt.Errorf("apt-get download %s brought %d packages", strings.Join(packages, " "), len(debs))
+	}
+	tree = filepath.Join(work, "tree")
+	for _, deb := range debs {
+		if out, err := exec.Command("dpkg-deb", "-x", deb, tree).CombinedOutput(); err != nil {
+			return "", fmt.Errorf("dpkg-deb -x: %w: %s", err, bytes.TrimSpace(out))
+		}
+	}
+	return tree, nil
 }
 
 // apt is the machine's apt with lists of its own where the machine's don't do.

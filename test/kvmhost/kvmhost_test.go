@@ -194,3 +194,55 @@ func TestWordsOfACrash(t *testing.T) {
 		}
 	}
 }
+
+// On Debian 12 a newer QEMU emulates, which is fetched once; where it can't be had, or elsewhere, the machine's own does. apt-get,
+// dpkg-deb and all QEMUs here are fakes.
+func TestEmulator(t *testing.T) {
+	const bookworm, trixie = "VERSION_CODENAME=bookworm\n", "VERSION_CODENAME=trixie\n"
+	const brings = `case " $* " in *" download "*) for p in qemu-system-x86 qemu-system-data seabios; do : >$p.deb; done ;; esac`
+	for name, c := range map[string]struct {
+		own, release, apt, brought string
+		fetched                    bool
+	}{
+		"Debian 12":                     {"7.2.22", bookworm, brings, "10.0.2", true},
+		"Debian 13":                     {"10.0.2", trixie, "exit 1", "", false},
+		"another distribution":          {"8.0.1", "VERSION_CODENAME=mantic\n", "exit 1", "", false},
+		"Debian 12 with a backport":     {"10.0.2", bookworm, "exit 1", "", false},
+		"nothing can be fetched":        {"7.2.22", bookworm, "exit 1", "", false},
+		"what is fetched isn't newer":   {"7.2.22", bookworm, brings, "7.2.22", false},
+		"what is fetched lacks another": {"7.2.22", bookworm, brings, "", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bin, dir := t.TempDir(), t.TempDir()
+			t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+			qemu := func(version string) string {
+				if version == "" {
+					return "#!/bin/sh\nexit 127\n"
+				}
+				return "#!/bin/sh\necho 'QEMU emulator version " + version + " (Debian 1:whatever)'\n"
+			}
+			for path, text := range map[string]string{
+				"qemu-system-x86_64": qemu(c.own),
+				"brought":            qemu(c.brought),
+				"apt-get":            "#!/bin/sh\n" + c.apt + "\n",
+				"dpkg-deb":           "#!/bin/sh\nmkdir -p $3/usr/bin && cp " + bin + "/brought $3/usr/bin/qemu-system-x86_64\n",
+			} {
+				check.NoError(t, os.WriteFile(filepath.Join(bin, path), []byte(text), 0o755))
+			}
+			for range 2 {
+				e := check.Value(findEmulator(dir, c.release))(t)
+				if (e != own) != c.fetched {
+					t.Fatalf("%+v", e)
+				}
+				if c.fetched {
+					check.NoError(t, exec.Command(e.program, "--version").Run())
+					check.NoError(t, os.WriteFile(filepath.Join(bin, "apt-get"), []byte("#!/bin/sh\nexit 1\n"), 0o755))
+				}
+			}
+			left, _ := filepath.Glob(filepath.Join(dir, "*.new"))
+			if len(left) > 0 {
+				t.Errorf("left behind: %q", left)
+			}
+		})
+	}
+}

@@ -53,12 +53,16 @@ func agent() {
 	if say.say(protocol.Progress{Up: up}) != nil {
 		return
 	}
-	go beat(say)
+	askBeat := beats(say)
 	heard := json.NewDecoder(control)
 	for {
 		var c protocol.Call
 		if heard.Decode(&c) != nil {
 			return
+		}
+		if len(c.Args) == 0 {
+			askBeat()
+			continue
 		}
 		go func() {
 			result := call(c)

@@ -142,12 +142,23 @@ func serve(control *os.File, say *speaker, heard *json.Decoder) (int, error) {
 	if err := say.say(protocol.Progress{Up: up}); err != nil {
 		return 0, err
 	}
-	go beat(say)
-	return run(job, streams, heard)
+	return run(job, streams, heard, beats(say))
 }
 
-// beat says again and again that every processor still runs programs: one that hangs may leave the others at work for a while.
-func beat(say *speaker) {
+// beats gives what asks for a beat: every processor runs a program, and the machine is told so. One that hangs may leave the others at
+// work for a while.
+func beats(say *speaker) (ask func()) {
+	asked := make(chan struct{}, 1)
+	go beat(say, asked)
+	return func() {
+		select {
+		case asked <- struct{}{}:
+		default: // the last one is under way
+		}
+	}
+}
+
+func beat(say *speaker, asked <-chan struct{}) {
 	var all unix.CPUSet // runtime.NumCPU would be of the time when this program began
 	if unix.SchedGetaffinity(0, &all) != nil {
 		return
@@ -166,7 +177,7 @@ func beat(say *speaker) {
 			}
 		}()
 	}
-	for {
+	for range asked {
 		for _, turn := range turns {
 			turn <- struct{}{}
 			turn <- struct{}{} // taken when that processor has run it since the first
@@ -174,7 +185,6 @@ func beat(say *speaker) {
 		if say.say(protocol.Progress{Beat: true}) != nil {
 			return
 		}
-		time.Sleep(protocol.BeatSeconds * time.Second)
 	}
 }
 
@@ -408,7 +418,7 @@ func allProcessors() error {
 }
 
 // run runs the command to its end, passing signals on, and reaps everybody else's children.
-func run(job protocol.Job, streams [3]*os.File, heard *json.Decoder) (int, error) {
+func run(job protocol.Job, streams [3]*os.File, heard *json.Decoder, askBeat func()) (int, error) {
 	for _, v := range job.Env { // exec.Command looks for the program there
 		if path, ok := strings.CutPrefix(v, "PATH="); ok {
 			os.Setenv("PATH", path)
@@ -455,6 +465,10 @@ func run(job protocol.Job, streams [3]*os.File, heard *json.Decoder) (int, error
 			var s protocol.Signal
 			if heard.Decode(&s) != nil {
 				return
+			}
+			if s.Number == 0 {
+				askBeat()
+				continue
 			}
 			_ = unix.Kill(-cmd.Process.Pid, unix.Signal(s.Number))
 		}

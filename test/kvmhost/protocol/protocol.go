@@ -12,8 +12,9 @@ const (
 	Stderr  = "ftclock.stderr"
 )
 
-// BeatSeconds is how often a host says that it lives.
-const BeatSeconds = 5
+// BeatSeconds is how often a host is asked whether it lives, by a Signal or Call that is empty. That comes from outside, as an
+// interrupt: an emulated processor may lose the one of its own timer, and then waits for the next, whatever it is from.
+const BeatSeconds = 1
 
 // RootTag is the 9p mount tag of the host's root, which is the machine's or an image. Those of Job.Write are this and their index,
 // those of Job.Read follow.
@@ -42,10 +43,10 @@ type Job struct {
 	Rows, Columns uint16
 }
 
-// Signal is sent to the command's process group.
+// Signal is sent to the command's process group. 0 asks for a beat.
 type Signal struct{ Number int }
 
-// Call is a command for a host whose process 1 is its own.
+// Call is a command for a host whose process 1 is its own. One without Args asks for a beat.
 type Call struct {
 	ID    int
 	Args  []string
@@ -70,7 +71,7 @@ func ExitCode(s syscall.WaitStatus) int {
 
 // Progress is one of these: the host is up, it still lives, the command or a call has ended, the host is broken.
 type Progress struct {
-	Beat  bool   `json:",omitempty"` // every BeatSeconds while the host runs
+	Beat  bool   `json:",omitempty"` // every processor ran programs since a beat was asked for
 	Up    *Up    `json:",omitempty"`
 	Exit  *int   `json:",omitempty"` // as a shell gives it
 	Error string `json:",omitempty"`
