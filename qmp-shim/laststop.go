@@ -162,6 +162,6 @@ func (s *shim) importState() {
 
 // loadsSnapshot says whether QEMU was started to load an internal snapshot (qemu(1), -loadvm), as libvirt before 10.10 does.
 func loadsSnapshot(pid int) bool {
-	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	cmdline, err := host.ReadText(fmt.Sprintf("/proc/%d/cmdline", pid))
 	return err == nil && slices.Contains(strings.Split(string(cmdline), "\x00"), "-loadvm")
 }
