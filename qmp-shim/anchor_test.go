@@ -3,6 +3,7 @@ package shim
 import (
 	"encoding/binary"
 	"io"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -288,5 +289,18 @@ func TestLastStopIsKept(t *testing.T) {
 				t.Errorf("kept %+v, want %+v", *got, want)
 			}
 		})
+	}
+}
+
+// A process that isn't libvirt's has no next one of its name: nothing is left of it that nobody would read nor remove.
+func TestNoLastStopOfAProcess(t *testing.T) {
+	f, page := newPage(t, clockpage.Minor)
+	s := &shim{Config: Config{UUID: "pid-4711-99", LastStops: t.TempDir(), Log: zerolog.Nop()}, domain: testDomain(t, byDefault)}
+	s.domain.resume(page, true)
+	at := readInstant()
+	write(t, f, atNow, 1<<32, 1, 77e9, at.raw, at.real)
+	s.keepLastStop()
+	if left, err := os.ReadDir(s.LastStops); err != nil || len(left) > 0 {
+		t.Errorf("it leaves %v, %v", left, err)
 	}
 }
