@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -40,7 +39,7 @@ func findQEMU(root, run, name, uuid string) (int, error) {
 	if _, is := qemuProgram(exe); !is {
 		return 0, fmt.Errorf("process %d is %s, not QEMU", pid, host.OneLine(exe))
 	}
-	cmdline, err := os.ReadFile(filepath.Join(proc, "cmdline"))
+	cmdline, err := host.ReadText(filepath.Join(proc, "cmdline"))
 	if err != nil {
 		return 0, err
 	}
@@ -68,18 +67,10 @@ func IsQEMU(proc string, pid int) (bool, error) {
 	return is, nil
 }
 
-// maxCmdline bounds what is read of a command line, in bytes.
-const maxCmdline = 1 << 20
-
 // Guest reads what the QEMU of process pid calls its guest: "" for what its command line doesn't name. uuid is as libvirt writes it,
 // if it is one. Both are what the process says of itself. proc is "/proc" but in tests.
 func Guest(proc string, pid int) (name, uuid string, err error) {
-	f, err := os.Open(filepath.Join(proc, strconv.Itoa(pid), "cmdline"))
-	if err != nil {
-		return "", "", err
-	}
-	defer f.Close()
-	cmdline, err := io.ReadAll(io.LimitReader(f, maxCmdline))
+	cmdline, err := host.ReadText(filepath.Join(proc, strconv.Itoa(pid), "cmdline"))
 	if err != nil {
 		return "", "", err
 	}
@@ -123,8 +114,8 @@ func isQEMUOf(cmdline []byte, name, uuid string) bool {
 
 // FindListening finds the QEMU that listens on the unix socket that was bound to path, by the pid in pidFile. It waits for both
 // until ctx ends. The peer of a connection to it can't tell: the kernel names the process that bound the socket, libvirtd. So
-// the pid in the file is proven by the socket's inode among the process's descriptors. pidfd is the caller's: as long as it is
-// open, pid belongs to no other process. The error wraps ErrRefused where the process can't be looked at.
+// the pid in the file is proven by the socket's inode among the process's descriptors. pidfd is the caller's: until it says that
+// the process has ended, pid belongs to no other. The error wraps ErrRefused where the process can't be looked at.
 func FindListening(ctx context.Context, pidFile, path string) (pid, pidfd int, err error) {
 	for ; ; time.Sleep(20 * time.Millisecond) {
 		if pid, pidfd, err = listening(pidFile, path); err == nil {

@@ -63,6 +63,31 @@ func TestGuest(t *testing.T) {
 	}
 }
 
+// Who took QEMU over may make its command line as long as its memory: whoever reads it takes the beginning.
+func TestFindQEMUReadsNoMoreThanTheBeginning(t *testing.T) {
+	root := t.TempDir()
+	proc := filepath.Join(root, "proc/4711")
+	for _, dir := range []string{proc, filepath.Join(root, "run")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for path, text := range map[string]string{
+		filepath.Join(root, "run/web.pid"): "4711\n",
+		filepath.Join(proc, "cmdline"):     "qemu\x00-name\x00guest=web\x00-uuid\x00" + testID + "\x00",
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(os.Symlink("/usr/bin/qemu-system-x86_64", filepath.Join(proc, "exe")), os.Truncate(filepath.Join(proc, "cmdline"), 1<<43)); err != nil {
+		t.Fatal(err)
+	}
+	if pid, err := FindQEMU(root, "run", "web", testID); err != nil || pid != 4711 {
+		t.Errorf("%d, %v", pid, err)
+	}
+}
+
 func FuzzGuest(f *testing.F) {
 	f.Add([]byte("qemu\x00-name\x00guest=a,,b,debug-threads=on\x00-uuid\x00" + testID + "\x00"))
 	f.Fuzz(func(t *testing.T, cmdline []byte) {

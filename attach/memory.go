@@ -119,8 +119,7 @@ func (s *subject) fill(fd int) error {
 		return fmt.Errorf("filling the memory file %d: %w", fd, errno(err))
 	}
 	defer file.Close()
-	var fs unix.Statfs_t
-	if err := unix.Fstatfs(int(file.Fd()), &fs); err != nil || fs.Type != unix.TMPFS_MAGIC && fs.Type != unix.HUGETLBFS_MAGIC {
+	if !fresh(file) {
 		return fmt.Errorf("filling the memory file %d: it is another file by now", fd)
 	}
 	if _, err = file.WriteAt(s.image, 0); err == nil {
@@ -130,4 +129,11 @@ func (s *subject) fill(fd int) error {
 		return fmt.Errorf("filling the memory file %d: %w", fd, errno(err))
 	}
 	return nil
+}
+
+// fresh says whether a file is a memory file that can still be sealed. We may write to files that the process may only read, so that
+// none of a file system's may be taken for it: those of a tmpfs, as /run is one, have the seal of the seals.
+func fresh(file *os.File) bool {
+	seals, err := unix.FcntlInt(file.Fd(), unix.F_GET_SEALS, 0)
+	return err == nil && seals&^unix.F_SEAL_EXEC == 0 // which a memory file may be made with
 }

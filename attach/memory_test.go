@@ -90,6 +90,29 @@ func TestSealedIsSealed(t *testing.T) {
 	says(t, s.fill(int(other.Fd())), nil, "the process has "+path+" there")
 }
 
+// What the process puts there at the last moment isn't written to either: a file that it may only read, of a tmpfs like /run.
+func TestNoFileIsTakenForAMemoryFile(t *testing.T) {
+	var fs unix.Statfs_t
+	check.NoError(t, unix.Statfs("/dev/shm", &fs))
+	if fs.Type != unix.TMPFS_MAGIC {
+		t.Fatal("missing: a tmpfs at /dev/shm")
+	}
+	other := check.Value(os.CreateTemp("/dev/shm", memoryName))(t)
+	defer os.Remove(other.Name())
+	defer other.Close()
+	if fresh(other) {
+		t.Error("a file of a tmpfs is taken for a memory file")
+	}
+	for flags, want := range map[int]bool{unix.MFD_ALLOW_SEALING: true, 0: false} {
+		fd := check.Value(unix.MemfdCreate(memoryName, unix.MFD_CLOEXEC|flags))(t)
+		f := os.NewFile(uintptr(fd), memoryName)
+		if got := fresh(f); got != want {
+			t.Errorf("flags %#x: %t", flags, got)
+		}
+		f.Close()
+	}
+}
+
 // One that is root of a user namespace and the first process of a pid namespace, and has nothing where we have the library.
 func TestSealedInNamespaces(t *testing.T) {
 	needRoot(t)

@@ -213,29 +213,6 @@ func readLibrary(path string) ([]byte, error) {
 	return content, nil
 }
 
-// What is read of a program or a library at most, and of one of its tables. QEMU has some 10 MiB, and tables of 2 MiB.
-const maxELF, maxTable = 512 << 20, 64 << 20
-
-// readELF guards a use of debug/elf, which isn't hardened against hostile files (its package comment), against panics.
-func readELF(r io.ReaderAt, use func(*elf.File) error) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("bad ELF file: %v", p)
-		}
-	}()
-	// A file that a hostile process maps may be of any size, and hold nothing.
-	f, err := elf.NewFile(io.NewSectionReader(r, 0, maxELF))
-	if err != nil {
-		return err
-	}
-	for _, s := range f.Sections {
-		if s.Flags&elf.SHF_ALLOC != 0 && s.Type != elf.SHT_NOBITS && s.Type != elf.SHT_PROGBITS && s.Size > maxTable {
-			return fmt.Errorf("bad ELF file: section %q has %d bytes", s.Name, s.Size)
-		}
-	}
-	return use(f)
-}
-
 // checkProgram says whether the module could take this program's ioctl slot.
 func checkProgram(r io.ReaderAt) error {
 	return readELF(r, func(f *elf.File) error {
@@ -295,13 +272,13 @@ func boundAtStart(f *elf.File) bool {
 
 // relocates says whether the dynamic linker fills in a slot with the address of the function name.
 func relocates(f *elf.File, name string) (bool, error) {
-	const maxSection = 256 << 20
-	symbols, err := f.DynamicSymbols()
+	wanted := map[uint64]bool{}
+	err := dynamicSymbols(f, []string{name}, func(index uint64, _ string, _ elf.Sym64, _ bool) { wanted[index] = true })
 	if err != nil {
 		return false, err
 	}
 	for _, section := range f.Sections {
-		if section.Type != elf.SHT_RELA || section.Flags&elf.SHF_ALLOC == 0 || section.FileSize > maxSection {
+		if section.Type != elf.SHT_RELA || section.Flags&elf.SHF_ALLOC == 0 {
 			continue
 		}
 		content, err := section.Data()
@@ -312,11 +289,7 @@ func relocates(f *elf.File, name string) (bool, error) {
 		for ; len(content) >= size; content = content[size:] {
 			info := f.ByteOrder.Uint64(content[8:])
 			kind := elf.R_X86_64(info & 0xffffffff)
-			if kind != elf.R_X86_64_JMP_SLOT && kind != elf.R_X86_64_GLOB_DAT {
-				continue
-			}
-			// DynamicSymbols leaves out the null symbol.
-			if i := info >> 32; i >= 1 && i <= uint64(len(symbols)) && symbols[i-1].Name == name {
+			if (kind == elf.R_X86_64_JMP_SLOT || kind == elf.R_X86_64_GLOB_DAT) && wanted[info>>32] {
 				return true, nil
 			}
 		}
@@ -403,23 +376,15 @@ func functions(pid int, m mapping, names ...string) (map[string]uint64, error) {
 	defer library.Close()
 	offsets := map[string]uint64{}
 	err = readELF(library, func(f *elf.File) error {
-		symbols, err := f.DynamicSymbols()
-		if err != nil {
-			return err
-		}
-		for _, symbol := range symbols {
-			for _, name := range names {
-				// A hidden version is there for programs linked long ago: name@VERSION, not name@@VERSION.
-				if symbol.Name != name || symbol.Section == elf.SHN_UNDEF || elf.ST_TYPE(symbol.Info) != elf.STT_FUNC ||
-					symbol.VersionIndex.IsHidden() {
-					continue
-				}
-				if offset, ok := fileOffset(f, symbol.Value, 1); ok {
-					offsets[name] = offset
-				}
+		return dynamicSymbols(f, names, func(_ uint64, name string, symbol elf.Sym64, hidden bool) {
+			// A hidden version is there for programs linked long ago: name@VERSION, not name@@VERSION.
+			if elf.SectionIndex(symbol.Shndx) == elf.SHN_UNDEF || elf.ST_TYPE(symbol.Info) != elf.STT_FUNC || hidden {
+				return
 			}
-		}
-		return nil
+			if offset, ok := fileOffset(f, symbol.Value, 1); ok {
+				offsets[name] = offset
+			}
+		})
 	})
 	return offsets, err
 }

@@ -196,6 +196,10 @@ type Record struct {
 	Slept   uint64 `json:"slept_ns"` // how long the host slept in this pause
 }
 
+// Took is how long the guest stood still, ns: what stock QEMU would have taken from its clock. It is what it was measured by, and
+// what the host slept meanwhile.
+func (r Record) Took() uint64 { return uint64(max(r.Lost, 0)) + r.Slept }
+
 // Import is what the guest's clock read at one instant in an earlier process, for a state that is loaded into this one.
 // Times are ns.
 type Import struct {

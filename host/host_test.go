@@ -320,3 +320,40 @@ func TestNanoseconds(t *testing.T) {
 		}
 	}
 }
+
+// A process may make its command line as long as its memory.
+func TestReadTextIsBounded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "cmdline")
+	if err := os.WriteFile(path, []byte("qemu\x00-S\x00"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := ReadText(path); err != nil || string(text) != "qemu\x00-S\x00" {
+		t.Errorf("%q, %v", text, err)
+	}
+	if err := os.Truncate(path, 1<<43); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := ReadText(path); err != nil || len(text) != maxText || !strings.HasPrefix(string(text), "qemu\x00-S\x00") {
+		t.Errorf("%d bytes, %v", len(text), err)
+	}
+}
+
+func TestEnded(t *testing.T) {
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pidfd, err := OpenProcess(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pidfd)
+	if Ended(pidfd) {
+		t.Error("it runs")
+	}
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	if !Ended(pidfd) {
+		t.Error("it has ended")
+	}
+}

@@ -14,6 +14,20 @@ import (
 // maxStat bounds what is read of /proc/PID/stat, in bytes. It has 52 numbers and a name of 64 bytes at most.
 const maxStat = 4 << 10
 
+// maxText bounds what is read of a process's command line or environment, in bytes.
+const maxText = 1 << 20
+
+// ReadText reads the beginning, 1 MiB, of a file in /proc that the process itself has a hand in: its command line and its
+// environment are as long as it likes, up to all of its memory (PR_SET_MM_MAP of prctl(2), which takes no privilege).
+func ReadText(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxText))
+}
+
 // Stat is what /proc/PID/stat says of a process: proc_pid_stat(5).
 type Stat struct {
 	// State is one letter, such as 'R' for running and 'Z' for a zombie.
@@ -62,7 +76,8 @@ func ReadPID(file string) (int, error) {
 	return pid, nil
 }
 
-// OpenProcess gives a descriptor for a process, pidfd_open(2): as long as it is open, pid belongs to no other. It is the caller's.
+// OpenProcess gives a descriptor for a process, pidfd_open(2). It is the caller's. Until Ended says that the process has ended, pid
+// belongs to no other.
 func OpenProcess(pid int) (pidfd int, err error) {
 	if pidfd, err = unix.PidfdOpen(pid, 0); err != nil {
 		return -1, fmt.Errorf("watching process %d: %w", pid, os.NewSyscallError("pidfd_open", err))
@@ -78,4 +93,10 @@ func AwaitEnd(pidfd int) {
 			return
 		}
 	}
+}
+
+// Ended says whether the process that pidfd stands for has ended: its pid may be another's then, whatever is still open.
+func Ended(pidfd int) bool {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 0)
+	return n == 1 && err == nil
 }

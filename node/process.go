@@ -11,7 +11,7 @@ import (
 	"ftclock/host"
 )
 
-// A process is one for good: as long as it is open its pid belongs to no other.
+// A process is one for good: until await says that it has ended, its pid belongs to no other.
 type process struct {
 	pid     int
 	started uint64

@@ -261,14 +261,15 @@ bool write_expected(struct rule *r, int fd, uint64_t least, struct ftclock_recor
 /* Whether the kernel's clock went on in this pause as CLOCK_MONOTONIC_RAW did. What its own rate made of it is the
  * guest's. */
 bool judge_pause(struct rule *r, const struct reading *now) {
-    int64_t drift = (int64_t)own_drift(&r->stop, &now->at);
+    /* The anchor is of the first reading in this pause, the stop of the last one. */
+    struct moment from = {.raw = r->drifted_raw, .slept = r->anchor.slept};
+    int64_t drift = (int64_t)own_drift(&from, &now->at);
     int64_t moved = (int64_t)(now->data.clock - expected(r, now->at.raw)) - r->left;
     uint64_t blur = r->anchor.error + now->error;
     /* In doubt the kernel's clock is right: nobody but QEMU sets it. */
     uint64_t tolerance = FTCLOCK_TOLERANCE + (uint64_t)drift + (blur > FTCLOCK_TOLERANCE ? blur : 0);
     if (magnitude(moved) > tolerance)
         return false;
-    struct moment from = {.raw = r->drifted_raw, .slept = r->stop.slept};
     r->anchor.clock += (uint64_t)own(r, &from, &now->at, moved);
     r->drifted_raw = now->at.raw;
     return true;

@@ -114,6 +114,7 @@ int restore(struct rule *r, int fd, struct kvm_clock_data *data, struct ftclock_
             rec->error = import.error < INT64_MAX ? import.error : INT64_MAX;
     }
     rec->lost = s.away > 0 ? s.away : 0;
+    rec->slept = 0; /* that is in it */
     bool over = (uint64_t)rec->lost > limit;
     if ((migrate ? p.migrate_do : p.restore_do) != FTCLOCK_DO_CATCH_UP || over) {
         int rc = pass(r, fd, data, rec, over ? FTCLOCK_REASON_OVER_LIMIT : FTCLOCK_REASON_POLICY);

@@ -85,8 +85,13 @@ func readHostClock() host.Clock {
 
 // here says whether an anchor's raw reading is good on this host now.
 func here(boot string, slept uint64, at instant) bool {
+	return boot != "" && boot == host.BootID() && sameSleep(slept, at.slept)
+}
+
+// sameSleep says whether the host didn't sleep between two times at which it had slept for so long.
+func sameSleep(a, b uint64) bool {
 	const slack = uint64(sleptSlack)
-	return boot != "" && boot == host.BootID() && slept < at.slept+slack && at.slept < slept+slack
+	return a < b+slack && b < a+slack
 }
 
 var errNotLoaded = errors.New("the module isn't loaded: `ftclock status` says why")

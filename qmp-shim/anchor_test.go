@@ -3,6 +3,7 @@ package shim
 import (
 	"encoding/binary"
 	"io"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -184,6 +185,12 @@ func TestStateIsImported(t *testing.T) {
 	rebooted := lastStop{Saved: saved.Saved, Real: saved.Real, Raw: saved.Raw, Boot: "y", Slept: saved.Slept}
 	// It ran here before it ran where the anchor is of.
 	earlier := lastStop{Saved: 67e9, Real: there.Real - 10e9, Raw: at.raw - 70e9, Boot: host.BootID(), Slept: at.slept}
+	// The host's clock was an hour ahead until the guest was saved, and set right since.
+	setBack := lastStop{Saved: 127e9, Real: at.real + 3590e9, Raw: at.raw - 10e9, Boot: host.BootID(), Slept: at.slept}
+	ahead := metadata.Anchor{Clock: 77e9, Real: at.real + 3540e9, Raw: at.raw - 60e9, Boot: host.BootID(), Slept: at.slept, Synchronised: true}
+	// It was set between the anchor and the stop.
+	stepped := ahead
+	stepped.Real = at.real - 60e9
 	const none = ^uint64(0)
 	for name, c := range map[string]struct {
 		clock, incoming string
@@ -201,6 +208,9 @@ func TestStateIsImported(t *testing.T) {
 		"restored here":                       {restoring, control.Restored, &there, &saved, saved.Raw, clockpage.Restore, 1, ""},
 		"restored here, after a reboot":       {restoring, control.Restored, &there, &rebooted, saved.Real, clockpage.Restore, 1, ""},
 		"restored here, without an anchor":    {restoring, control.Restored, nil, &saved, saved.Raw, clockpage.Restore, 0, ""},
+		"a snapshot, the clock set back":      {restoring, "", nil, &setBack, setBack.Raw, clockpage.Restore, 0, ""},
+		"restored, the clock set back":        {restoring, control.Restored, &ahead, &setBack, setBack.Raw, clockpage.Restore, 1, ""},
+		"restored, the clock set before":      {restoring, control.Restored, &stepped, &setBack, setBack.Raw, clockpage.Restore, 1, ""},
 		"restored from an older image":        {restoring, control.Restored, &there, &stale, there.Real, clockpage.Restore, 1, ""},
 		"restored from elsewhere":             {restoring, control.Restored, &there, nil, there.Real, clockpage.Restore, 1, ""},
 		"restored from elsewhere, ran here":   {restoring, control.Restored, &there, &earlier, there.Real, clockpage.Restore, 1, ""},
@@ -233,5 +243,64 @@ func TestStateIsImported(t *testing.T) {
 				t.Errorf("warned %q", said)
 			}
 		})
+	}
+}
+
+// What is kept of a stop for the guest's next process, where the host's clock is set or the host sleeps before QEMU ends.
+func TestLastStopIsKept(t *testing.T) {
+	at := readInstant()
+	const left = 700 // the guest's clock is ahead of its anchor by so much, ns
+	for name, c := range map[string]struct {
+		anchored     bool
+		step         int64  // of the host's clock since the stop
+		slept        uint64 // what the host had slept at the stop, more than now
+		boot, shifts bool   // its raw reading is kept; its real reading is of the host's clock as it is now
+	}{
+		"nothing happens":                  {true, 0, 0, true, false},
+		"the clock is set ahead":           {true, 3600e9, 0, true, true},
+		"the clock is set back":            {true, -3600e9, 0, true, true},
+		"the host sleeps":                  {true, 0, 60e9, true, false}, // which its figure tells
+		"nothing happens, without anchor":  {false, 0, 0, true, false},
+		"the clock is set, without anchor": {false, 3600e9, 0, false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f, page := newPage(t, clockpage.Minor)
+			s := &shim{Config: Config{UUID: "u", LastStops: t.TempDir(), Log: zerolog.Nop()}, domain: testDomain(t, restoring)}
+			s.domain.resume(page, true)
+			raw, real := at.raw-10e9, at.real-10e9-uint64(c.step)
+			write(t, f, atNow, 1<<32, 1, 77e9, raw, real)
+			want := lastStop{Saved: 77e9, Raw: raw, Real: real, Slept: at.slept}
+			if c.anchored {
+				write(t, f, atAnchor, 1<<32, 1, 77e9-left, raw, real, 0, 0, 40, at.slept+c.slept)
+				want.Raw, want.Real, want.Slept = raw+left, real+left, at.slept+c.slept
+			}
+			if c.shifts {
+				want.Real = at.real - 10e9 + left
+			}
+			s.keepLastStop()
+			got := s.readLastStop()
+			if got == nil {
+				t.Fatal("nothing is kept")
+			}
+			if off := int64(got.Real - want.Real); off > int64(time.Second) || off < -int64(time.Second) {
+				t.Errorf("real %d, %d off", got.Real, off)
+			}
+			if got.Saved != want.Saved || got.Raw != want.Raw || (got.Boot != "") != c.boot || !sameSleep(got.Slept, want.Slept) {
+				t.Errorf("kept %+v, want %+v", *got, want)
+			}
+		})
+	}
+}
+
+// A process that isn't libvirt's has no next one of its name: nothing is left of it that nobody would read nor remove.
+func TestNoLastStopOfAProcess(t *testing.T) {
+	f, page := newPage(t, clockpage.Minor)
+	s := &shim{Config: Config{UUID: "pid-4711-99", LastStops: t.TempDir(), Log: zerolog.Nop()}, domain: testDomain(t, byDefault)}
+	s.domain.resume(page, true)
+	at := readInstant()
+	write(t, f, atNow, 1<<32, 1, 77e9, at.raw, at.real)
+	s.keepLastStop()
+	if left, err := os.ReadDir(s.LastStops); err != nil || len(left) > 0 {
+		t.Errorf("it leaves %v, %v", left, err)
 	}
 }

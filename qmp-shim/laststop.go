@@ -29,23 +29,29 @@ type lastStop struct {
 	KHz   uint32 `json:"tsc_khz,omitempty"` // kHz
 }
 
-// bad says why a reading can't be. It comes from QEMU, or from a file.
-func (l lastStop) bad(now time.Time) error {
+// bad says why a reading can't be, at this time. It comes from QEMU, or from a file.
+func (l lastStop) bad(at instant) error {
 	const century = 100 * 365 * 24 * time.Hour
 	switch {
 	case l.Saved == 0 || l.Saved > uint64(century):
 		return fmt.Errorf("a guest's clock of %d ns can't be", l.Saved)
-	case l.Real == 0 || l.Real > uint64(now.UnixNano()):
+	case l.Real == 0 || l.Real > at.real && !l.onRaw(at): // by its raw reading it may be in the past, and the host's clock have been set back
 		return fmt.Errorf("a stop at %d ns isn't in the past", l.Real)
 	}
 	return nil
 }
+
+// onRaw says whether its raw reading is good on this host now.
+func (l lastStop) onRaw(at instant) bool { return here(l.Boot, l.Slept, at) && l.Raw <= at.raw }
 
 func (s *shim) lastStopPath() string { return filepath.Join(s.LastStops, s.UUID+".json") }
 
 // keepLastStop notes where the guest's clock stood if QEMU ended while it was paused, for the next QEMU that the state
 // is loaded into. After any other end there is nothing to go on from.
 func (s *shim) keepLastStop() {
+	if strings.HasPrefix(s.UUID, "pid-") { // a process that isn't libvirt's, of whose name there is no other
+		return
+	}
 	stop, err := func() (stop lastStop, err error) {
 		page := s.domain.view().page
 		if page == nil {
@@ -61,19 +67,24 @@ func (s *shim) keepLastStop() {
 		at := readInstant()
 		// What the guest's clock is off by is left to correct, and isn't to go on from: over many restores it would add up.
 		var left uint64
+		slept, known := at.slept, false
 		if a, err := page.Anchor(); err == nil && a.Valid == 1 {
+			slept, known = a.Slept, true
 			left = now.Saved - readOn(a, instant{raw: now.StopRaw, slept: a.Slept})
 			if most := int64(time.Millisecond); int64(left) > most || int64(left) < -most {
 				left = 0
 			}
 		}
-		stop = lastStop{Saved: now.Saved, Real: now.StopReal + left, Raw: now.StopRaw + left, Boot: host.BootID(), Slept: at.slept,
+		stop = lastStop{Saved: now.Saved, Real: now.StopReal + left, Raw: now.StopRaw + left, Boot: host.BootID(), Slept: slept,
 			TSC: now.TSC, KHz: now.KHz}
-		// If the host slept since the stop, or its clock was set, CLOCK_REALTIME knows better.
-		if apart := int64(at.real-now.StopReal) - int64(at.raw-now.StopRaw); apart > int64(time.Second) || apart < -int64(time.Second) {
+		apart := int64(at.real-now.StopReal) - int64(at.raw-now.StopRaw)
+		switch set := apart > int64(time.Second) || apart < -int64(time.Second); {
+		case set && known && stop.onRaw(at): // somebody set the host's clock since the stop: from now on it is another
+			stop.Real += uint64(apart)
+		case set && !known: // or the host slept: CLOCK_REALTIME knows better
 			stop.Boot = ""
 		}
-		return stop, stop.bad(time.Now())
+		return stop, stop.bad(at)
 	}()
 	if err != nil {
 		_ = os.Remove(s.lastStopPath())
@@ -108,7 +119,7 @@ func (s *shim) readLastStop() *lastStop {
 		err = json.Unmarshal(<-read, &stop)
 	}
 	if err == nil {
-		err = stop.bad(time.Now())
+		err = stop.bad(readInstant())
 	}
 	if err != nil {
 		s.Log.Warn().Err(err).Str("file", s.lastStopPath()).Msg("a restored guest can't be caught up by this reading; it is replaced at the next save")
@@ -120,8 +131,12 @@ func (s *shim) readLastStop() *lastStop {
 // of says whether a stop is of the guest that an anchor came with: it is on the anchor's line, and no older. An older one is of a
 // guest that ran elsewhere since.
 func (l lastStop) of(a metadata.Anchor) bool {
-	off := int64(l.Saved-a.Clock) - int64(l.Real-a.Real)
-	return off < int64(time.Second) && off > -int64(time.Second) && l.Real >= a.Real
+	since := int64(l.Real - a.Real)
+	if l.Boot != "" && l.Boot == a.Boot && sameSleep(l.Slept, a.Slept) { // on which CLOCK_REALTIME may have been set meanwhile
+		since = int64(l.Raw - a.Raw)
+	}
+	off := int64(l.Saved-a.Clock) - since
+	return off < int64(time.Second) && off > -int64(time.Second) && since >= 0
 }
 
 // importState gives the module what a state that this QEMU loads is caught up from. The last stop on this host is the best
@@ -144,7 +159,7 @@ func (s *shim) importState() {
 		if incoming == control.Restored && s.Anchor != nil {
 			v.Any = 1 // an older state of the same guest is on the same line
 		}
-		if at := readInstant(); here(stop.Boot, stop.Slept, at) && stop.Raw <= at.raw {
+		if stop.onRaw(readInstant()) {
 			v.Leg, v.At = clockpage.LegRaw, stop.Raw
 		} else {
 			v.Error = uint64(readHostClock().MaximumError)
@@ -162,6 +177,6 @@ func (s *shim) importState() {
 
 // loadsSnapshot says whether QEMU was started to load an internal snapshot (qemu(1), -loadvm), as libvirt before 10.10 does.
 func loadsSnapshot(pid int) bool {
-	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	cmdline, err := host.ReadText(fmt.Sprintf("/proc/%d/cmdline", pid))
 	return err == nil && slices.Contains(strings.Split(string(cmdline), "\x00"), "-loadvm")
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"runtime/debug"
 	"time"
@@ -19,7 +18,7 @@ import (
 	metadata "ftclock/xml-templates"
 )
 
-// A process names a process for good: as long as fd is open, its pid belongs to no other.
+// A process names a process for good: until fd says that it has ended, its pid belongs to no other.
 type process struct {
 	pid int
 	fd  int // pidfd
@@ -35,6 +34,9 @@ func (s *shim) loadModule(ctx context.Context, p process) (page *clockpage.Page,
 	if s.Sealed {
 		load = attach.LoadSealed
 	}
+	if host.Ended(p.fd) { // while no worker looked: its pid may be another QEMU's by now
+		return nil, -1, "", fmt.Errorf("loading the module into QEMU: %w", attach.ErrGone)
+	}
 	fd, there, err := attach.Loaded(p.pid)
 	if err == nil && !there {
 		if _, err = load(ctx, p.pid, module); err == nil {
@@ -48,7 +50,7 @@ func (s *shim) loadModule(ctx context.Context, p process) (page *clockpage.Page,
 		return nil, -1, "", err
 	}
 	method = "ptrace"
-	if environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", p.pid)); err == nil && preloads(environ) {
+	if environ, err := host.ReadText(fmt.Sprintf("/proc/%d/environ", p.pid)); err == nil && preloads(environ) {
 		method = "preload"
 	}
 	own, err = unix.Open(fmt.Sprintf("/proc/%d/fd/%d", p.pid, fd), unix.O_RDWR|unix.O_CLOEXEC, 0)

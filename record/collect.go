@@ -156,21 +156,21 @@ func (w *Writer) add(r *clockpage.Record, clock control.HostClock) {
 	if m.Host.Samples == 0 {
 		m.Host = clock
 	}
+	lost := r.Took()
+	m.Lost += lost
+	switch {
+	case r.CaughtUp():
+		m.CaughtUp += lost
+	case r.Decision == clockpage.Held:
+		m.Held += lost
+	default:
+		m.Passed += lost
+	}
 	if r.StopRaw != 0 { // the module saw the stop
-		lost := uint64(r.Lost)
-		m.Lost += lost
-		switch {
-		case r.CaughtUp():
-			m.CaughtUp += lost
-		case r.Decision == clockpage.Held:
-			m.Held += lost
-		default:
-			m.Passed += lost
-		}
 		w.residual.add(r.ResidualStop, 1)
 	}
 	w.cost.add(int64(r.Cost), 1)
-	d := Decision{Outcome: r.Outcome, Count: 1, Lost: uint64(r.Lost)}
+	d := Decision{Outcome: r.Outcome, Count: 1, Lost: lost}
 	if all := count(m.Decisions, d); len(all) <= decisionKinds {
 		m.Decisions = all
 	} else {

@@ -40,6 +40,25 @@ func TestGapsOfTheRing(t *testing.T) {
 	}
 }
 
+// A state that was loaded into a new QEMU is no pause of that one's, and what its guest was away counts as what a pause takes.
+func TestStatesThatAreLoaded(t *testing.T) {
+	b := newBench(t)
+	for i, outcome := range []clockpage.Outcome{
+		{Decision: clockpage.Anchored, Reason: clockpage.FromImport, Event: clockpage.Restore},
+		{Decision: clockpage.Held, Reason: clockpage.OverLimit, Event: clockpage.Migrate},
+		{Decision: clockpage.Passed, Reason: clockpage.First, Event: clockpage.Start},
+	} {
+		b.page.newest++
+		b.page.records[b.page.newest] = clockpage.Record{Number: b.page.newest, Saved: 1, WentOn: 1, ContRaw: 2, ContReal: uint64(b.at.UnixNano()),
+			Lost: int64([]time.Duration{20 * time.Second, time.Hour, 0}[i]), ResidualStop: 1e6, Outcome: outcome}
+	}
+	b.write.Collect(b.page)
+	total := b.read().Total()
+	if total.CaughtUp != uint64(20*time.Second) || total.Held != uint64(time.Hour) || total.Lost != total.CaughtUp+total.Held || total.Residual.Count != 0 {
+		t.Errorf("%d ns lost, %d caught up, %d held; residuals %+v", total.Lost, total.CaughtUp, total.Held, total.Residual)
+	}
+}
+
 // A hostile page costs bounded work, and doesn't spoil what was there.
 func TestHostilePage(t *testing.T) {
 	b := newBench(t)

@@ -81,7 +81,7 @@ func (b *bench) pauses(n int, step time.Duration) {
 			Ordered: 1, Error: 12_345, Slept: 77}
 		p.records[p.newest] = r
 		delete(p.records, p.newest-2*clockpage.RingLen)
-		b.lost += uint64(r.Lost)
+		b.lost += r.Took()
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -48,10 +49,16 @@ const maxExport = 64 << 10
 // isn't needed for it.
 func servedDomain(at status.Dirs, name string) (control.Info, error) {
 	infos, err := control.List(at.Shims)
+	// Who starts a QEMU that isn't libvirt's names it, and may give it any domain's name or UUID.
 	var found []control.Info
-	for _, i := range infos {
-		if i.UUID == name || i.Name == name || isNumber(name) && strings.HasPrefix(i.UUID, "pid-"+name+"-") {
-			found = append(found, i)
+	for _, is := range []func(control.Info) bool{
+		func(i control.Info) bool { return i.UUID == name },
+		func(i control.Info) bool { return i.Name == name && host.IsUUID(i.UUID) },
+		func(i control.Info) bool { return isNumber(name) && strings.HasPrefix(i.UUID, "pid-"+name+"-") },
+		func(i control.Info) bool { return i.Name == name },
+	} {
+		if found = slices.DeleteFunc(slices.Clone(infos), func(i control.Info) bool { return !is(i) }); len(found) > 0 {
+			break
 		}
 	}
 	switch {

@@ -225,7 +225,7 @@ func compare(before, after control.Status, records []clockpage.Record) [][2]stri
 func notCaughtUp(records []clockpage.Record) (lost int64, any bool) {
 	for _, r := range records {
 		if !r.CaughtUp() {
-			lost, any = lost+r.Lost, true
+			lost, any = lost+int64(r.Took()), true
 		}
 	}
 	return lost, any

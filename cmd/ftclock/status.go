@@ -190,16 +190,23 @@ func (c *statusCmd) means(f status.Known) bool {
 	return c.Domain != "" && (c.Domain == f.Name || c.Domain == f.ID || strings.EqualFold(c.Domain, f.UUID))
 }
 
-// pick selects the one domain that the command line names.
+// pick selects the one domain that the command line names: by its UUID or id, which nobody gives himself, before its name.
 func (c *statusCmd) pick(entries []status.Entry, known map[string]status.Known) ([]status.Entry, error) {
+	var named []status.Entry
 	for _, e := range entries {
 		f, ok := known[e.UUID]
 		if !ok {
 			f = status.Known{Name: e.Name, UUID: e.UUID}
 		}
-		if c.means(f) {
+		switch {
+		case strings.EqualFold(c.Domain, f.UUID) || f.ID != "" && c.Domain == f.ID:
 			return []status.Entry{e}, nil
+		case c.means(f):
+			named = append(named, e)
 		}
+	}
+	if len(named) > 0 {
+		return named[:1], nil
 	}
 	if known == nil {
 		return nil, fmt.Errorf("no shim serves a domain %q", c.Domain)

@@ -176,3 +176,25 @@ SCENARIO(preempted_at_the_modules_start_and_its_first_anchor) {
         NEAR((int64_t)(page->anchor.clock - clock_at((int64_t)page->anchor.raw)), (int64_t)page->anchor.error + 21);
     }
 }
+
+/* QEMU reads the clock once more when it saves the state of a guest that it stopped itself: minutes later, where the
+ * guest is large. */
+SCENARIO(a_second_reading_in_a_pause) {
+    for (int i = 0; i < 2; i++) {
+        in_case("a kernel that tells its frequency: %s", i ? "no" : "yes");
+        attach();
+        sim.no_vm_khz = i;
+        set_rate(200);
+        checkpoint(SEC, 5 * MS);
+        mark_twin();
+        stop_after(SEC);
+        stand(120 * SEC);
+        stop();
+        stand(5 * MS);
+        cont();
+        DROPPED();
+        CHECK(record()->event == FTCLOCK_EVENT_CHECKPOINT && record()->lost < 6 * MS);
+        dropped(SEC, 5 * MS);
+        FIRST_ANCHOR_KEPT();
+    }
+}

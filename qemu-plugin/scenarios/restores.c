@@ -37,6 +37,24 @@ SCENARIO(an_older_state_of_the_same_process) {
     CHECK(page->counts.passed == 0);
 }
 
+SCENARIO(an_older_state_that_is_loaded_while_the_host_sleeps) {
+    attach();
+    page->policy.restore_do = CATCH_UP;
+    checkpoint(SEC, 5 * MS);
+    uint64_t before = page->counts.caught_up_ns;
+    stop_after(SEC);
+    stand(50 * MS);
+    host_sleeps(100 * SEC, true);
+    kept.clock -= (uint64_t)(SEC / 2);
+    uint64_t loaded = kept.clock;
+    cont();
+    DECIDED(ANCHORED, FROM_ANCHOR);
+    /* What the guest was given back is what stock QEMU would have taken: once. */
+    NEAR((int64_t)(page->counts.caught_up_ns - before) - (guest() - (int64_t)loaded), MS);
+    NEAR(guest() - (int64_t)loaded - 100 * SEC - SEC / 2 - 50 * MS, MS);
+    CHECK((uint64_t)record()->lost + record()->slept == page->counts.caught_up_ns - before);
+}
+
 /* A new process loads a state of 77 s. Its import says of which value it is, and how long ago that was. */
 static void restored(uint64_t value, int64_t ago, uint32_t restore_do, int64_t limit) {
     attach();

@@ -172,7 +172,7 @@ func Judge(before, after *control.Status) Verdict {
 	first, last := fresh[0], fresh[len(fresh)-1]
 	v.Pauses = len(fresh) - 1
 	for _, r := range fresh[:v.Pauses] {
-		v.Lost += uint64(max(r.Lost, 0))
+		v.Lost += r.Took()
 	}
 	v.Off = int64(last.Saved-first.Saved) - int64(last.StopRaw-first.StopRaw)
 	if policy, err := metadata.ParseElement([]byte(after.Clock)); err == nil && policy.Reference == metadata.UTC {

@@ -328,7 +328,7 @@ func RecordRow(r clockpage.Record, zone *time.Location) []string {
 		by = "order"
 	}
 	return []string{
-		strconv.FormatUint(r.Number, 10), wallClock(r.ContReal, zone), r.Event.String(), host.SignedNanoseconds(r.Lost), r.Decision.String(), by,
+		strconv.FormatUint(r.Number, 10), wallClock(r.ContReal, zone), r.Event.String(), host.SignedNanoseconds(int64(min(r.Took(), math.MaxInt64))), r.Decision.String(), by,
 		host.SignedNanoseconds(r.ResidualStop), host.Nanoseconds(r.Cost),
 	}
 }
