@@ -2,12 +2,14 @@ package hooks
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"ftclock/control"
+	"ftclock/policy"
 	"ftclock/spawn"
 	"ftclock/test/check"
 )
@@ -28,6 +30,15 @@ const (
 	forFlavor   = `<for namespace="urn:nova" element="flavor" attribute="name" value="ha.*"/>`
 )
 
+// manyPolicies are more files than are used.
+func manyPolicies(content string) map[string]string {
+	files := map[string]string{}
+	for i := range policy.MaxFiles + 1 {
+		files[fmt.Sprintf("%02d.xml", i)] = content
+	}
+	return files
+}
+
 // A domain without metadata of ours starts under the host's policy if that names it, and as if there were none if not. What is wrong
 // with the policy concerns the domains that it names.
 func TestTheHostsPolicy(t *testing.T) {
@@ -38,15 +49,17 @@ func TestTheHostsPolicy(t *testing.T) {
 		from     string // the file that it comes from
 		refused  string
 	}{
-		"none":                {nil, flavored, "", "", ""},
-		"for its flavor":      {map[string]string{"a.xml": forFlavor + policyClock}, flavored, clock, "a.xml", ""},
-		"for another flavor":  {map[string]string{"a.xml": strings.Replace(forFlavor, "ha.", "m1.", 1) + policyClock}, flavored, "", "", ""},
-		"for its name":        {map[string]string{"a.xml": `<for name="a name*"/>` + policyClock}, "", clock, "a.xml", ""},
-		"for its UUID":        {map[string]string{"a.xml": `<for uuid="` + uuid + `"/>` + policyClock}, "", clock, "a.xml", ""},
-		"two that name it":    {map[string]string{"b.xml": forFlavor + policyClock, "a.xml": forFlavor + strings.Replace(policyClock, "/>", ` required="no"/>`, 1)}, flavored, strings.Replace(clock, "/>", ` required="no"/>`, 1), "a.xml", ""},
-		"its own metadata":    {map[string]string{"a.xml": forFlavor + strings.Replace(policyClock, "/>", ` required="no"/>`, 1)}, flavored + clock, clock, "", ""},
-		"a broken file":       {map[string]string{"a.xml": "<", "b.xml": forFlavor + policyClock}, flavored, clock, "b.xml", ""},
-		"a broken file alone": {map[string]string{"a.xml": "<"}, flavored, "", "", ""},
+		"none":                     {nil, flavored, "", "", ""},
+		"for its flavor":           {map[string]string{"a.xml": forFlavor + policyClock}, flavored, clock, "a.xml", ""},
+		"for another flavor":       {map[string]string{"a.xml": strings.Replace(forFlavor, "ha.", "m1.", 1) + policyClock}, flavored, "", "", ""},
+		"for its name":             {map[string]string{"a.xml": `<for name="a name*"/>` + policyClock}, "", clock, "a.xml", ""},
+		"for its UUID":             {map[string]string{"a.xml": `<for uuid="` + uuid + `"/>` + policyClock}, "", clock, "a.xml", ""},
+		"two that name it":         {map[string]string{"b.xml": forFlavor + policyClock, "a.xml": forFlavor + strings.Replace(policyClock, "/>", ` required="no"/>`, 1)}, flavored, strings.Replace(clock, "/>", ` required="no"/>`, 1), "a.xml", ""},
+		"its own metadata":         {map[string]string{"a.xml": forFlavor + strings.Replace(policyClock, "/>", ` required="no"/>`, 1)}, flavored + clock, clock, "", ""},
+		"a broken file":            {map[string]string{"a.xml": "<", "b.xml": forFlavor + policyClock}, flavored, clock, "b.xml", ""},
+		"a broken file alone":      {map[string]string{"a.xml": "<"}, flavored, "", "", ""},
+		"more files than are used": {manyPolicies(forFlavor + policyClock), flavored, "", "", ""},
+		"its own metadata, and more files than are used": {manyPolicies(policyClock), clock, clock, "", ""},
 		"a wrong clock for another": {map[string]string{"a.xml": `<for name="x"/>` + strings.Replace(policyClock, "/>", ` mode="x"/>`, 1)},
 			flavored, "", "", ""},
 		"a wrong clock for it": {map[string]string{"a.xml": forFlavor + strings.Replace(policyClock, "/>", ` mode="x"/>`, 1)},

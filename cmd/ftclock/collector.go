@@ -158,7 +158,11 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	group.SetLimit(maxAsked)
 	for _, info := range infos {
 		group.Go(func() error {
-			for _, m := range ofDomain(c.askInTime(info, until)) {
+			e := c.askInTime(info, until)
+			if e.State == status.Off { // its QEMU has ended
+				return nil
+			}
+			for _, m := range ofDomain(e) {
 				to <- m
 			}
 			return nil

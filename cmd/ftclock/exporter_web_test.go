@@ -15,12 +15,14 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"ftclock/cmd/ftclock/internal/status"
 	"ftclock/cmd/ftclock/internal/ui"
 	"ftclock/control"
+	"ftclock/test/check"
 )
 
 // The number of series is bounded by the number of domains, and the page says by how much.
@@ -104,17 +106,25 @@ func exporting(t *testing.T, shims string, args ...string) (address string, end 
 	cmd := exec.Command("sh", append([]string{"-c", `LISTEN_FDS=1 LISTEN_PID=$$ exec ftclock exporter --web.systemd-socket "$@"`, "sh"}, args...)...)
 	cmd.Env = append(os.Environ(), shimsVariable+"="+shims)
 	cmd.ExtraFiles = []*os.File{handed}
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
+	log, err := os.Create(filepath.Join(t.TempDir(), "stderr"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	cmd.Stderr = log
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill() })
 	return l.Addr().String(), func(warning string) {
 		t.Helper()
+		root := os.Geteuid() == 0 // anybody else is warned of that, too
+		if root {                 // the server warns after it has answered
+			check.Await(t, time.Minute, 5*time.Millisecond, func() bool { return strings.Contains(readFile(t, log.Name()), warning) }, "no %q", warning)
+		}
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		err := cmd.Wait()
-		if said := stderr.String(); err != nil || os.Geteuid() == 0 && (!strings.Contains(said, warning) || warning == "" && said != "") {
+		if said := readFile(t, log.Name()); err != nil || root && warning == "" && said != "" {
 			t.Errorf("the exporter ended with %v and said %q, want %q", err, said, warning)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"ftclock/cmd/ftclock/internal/fleet"
 	"ftclock/cmd/ftclock/internal/hypervisor"
@@ -122,7 +123,7 @@ func (c *statusCmd) askOne(p *program, h fleet.Host, among bool) (a hostAnswer) 
 
 // here reads this host's domains.
 func (c *statusCmd) here(p *program, h fleet.Host, among bool, warn func(string, ...any)) ([]status.Entry, error) {
-	known, err := c.managed(p, h.URI, warn)
+	known, err := c.managed(p, h.URI, libvirtWait, warn)
 	if err != nil {
 		return nil, err
 	}
@@ -170,9 +171,36 @@ func (c *statusCmd) print(p *program, entries []status.Entry, hosts bool) error 
 	return nil
 }
 
+// libvirtWait bounds the wait for this host's libvirt. Another host that asks for this status gives it 30 seconds.
+const libvirtWait = 10 * time.Second
+
 // managed lists libvirt's managed domains by UUID, and with them the one that the command line names. It is nil, without an error,
 // where libvirt doesn't answer: the shims still do.
-func (c *statusCmd) managed(p *program, uri string, warn func(string, ...any)) (map[string]status.Known, error) {
+func (c *statusCmd) managed(p *program, uri string, within time.Duration, warn func(string, ...any)) (map[string]status.Known, error) {
+	type answer struct {
+		known    map[string]status.Known
+		err      error
+		warnings []string
+	}
+	answers := make(chan answer, 1)
+	go func() { // libvirt's client waits for a daemon that hangs as long as that does
+		var a answer
+		a.known, a.err = c.askLibvirt(p, uri, func(format string, args ...any) { a.warnings = append(a.warnings, fmt.Sprintf(format, args...)) })
+		answers <- a
+	}()
+	select {
+	case a := <-answers:
+		for _, w := range a.warnings {
+			warn("%s", w)
+		}
+		return a.known, a.err
+	case <-time.After(within):
+		warn("libvirt doesn't answer within %v; only domains with a shim are shown; fix: restart libvirtd (or virtqemud), which leaves domains alone", within)
+		return nil, nil
+	}
+}
+
+func (c *statusCmd) askLibvirt(p *program, uri string, warn func(string, ...any)) (map[string]status.Known, error) {
 	h, err := hypervisor.Connect(uri)
 	if errors.As(err, new(libvirt.Error)) {
 		warn("%s; only domains with a shim are shown, `ftclock doctor` finds the reason", ui.ErrorText(err))

@@ -55,6 +55,7 @@ func TestKVMNode(t *testing.T) {
 	for q, clock := range clocks {
 		before[q] = domaintest.Offset(t, clock)
 		pauses(t, q, 100)
+		shown(t, q, 100)
 	}
 	node.stop(t)
 	for q := range clocks {
@@ -88,6 +89,7 @@ func TestKVMNode(t *testing.T) {
 	if left := endings.Kill(boxed.shims, time.Minute); len(left) > 0 || boxed.served() {
 		t.Fatal("the shim runs on", left)
 	}
+	shownLost(t, boxed)
 	pauses(t, boxed, 20)
 	node = startService(t)
 	node.await(t, "ha-boxed (QEMU "+strconv.Itoa(boxed.pid)+") is served from now on")

@@ -37,7 +37,11 @@ type Answer struct {
 //
 // ssh has the words of the command interpreted by the user's shell there, so none of them is anybody's but ours.
 func (h Host) Ask(ctx context.Context, records int) (Answer, error) {
-	ctx, cancel := context.WithTimeout(ctx, maxWait)
+	return h.askWithin(ctx, records, maxWait)
+}
+
+func (h Host) askWithin(ctx context.Context, records int, within time.Duration) (Answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "ssh", slices.Concat(h.ssh, []string{"ftclock", "-c", "qemu:///system", "status", "--format", "json", "--records", strconv.Itoa(records)})...)
 	cmd.WaitDelay = time.Second // for what ssh itself may have started
@@ -48,11 +52,12 @@ func (h Host) Ask(ctx context.Context, records int) (Answer, error) {
 	var exit *exec.ExitError
 	switch {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		err = fmt.Errorf("it didn't answer within %v", maxWait)
+		err = h.byHand(fmt.Errorf("it didn't answer within %v", within))
 	case ctx.Err() != nil:
 		err = ctx.Err()
 	case stdout.over || stderr.over:
-		err = fmt.Errorf("it says more than %d MiB, or has more errors than %d KiB", maxAnswer>>20, maxErrors>>10)
+		err = ui.Hinted(fmt.Errorf("it says more than %d MiB, or has more errors than %d KiB", maxAnswer>>20, maxErrors>>10),
+			"`ssh "+h.hand+" true` must print nothing")
 	case err == nil, errors.As(err, &exit) && exit.ExitCode() == ui.ExitProblem:
 		var entries []status.Entry
 		if entries, err = readStatus(stdout.text); err == nil {
@@ -76,6 +81,11 @@ func (h Host) failed(err error) error {
 	return wrapped
 }
 
+// byHand says how a person sees more of what went wrong there.
+func (h Host) byHand(err error) error {
+	return ui.Hinted(err, "`ssh "+h.hand+" ftclock status` shows whether it is ssh, libvirt or ftclock there")
+}
+
 // refused words the end of ssh with a code that isn't a status's.
 func (h Host) refused(code int, said said) error {
 	switch {
@@ -84,9 +94,9 @@ func (h Host) refused(code int, said said) error {
 	case code == 255:
 		return ui.Hinted(errors.New(said.last), "`ssh -oBatchMode=yes "+h.hand+" true` tries the same; it needs a key")
 	case code == ui.ExitError && said.failed == "":
-		return fmt.Errorf("what answers there isn't this ftclock: %s", said.last)
+		return ui.Hinted(fmt.Errorf("what answers there isn't this ftclock: %s", said.last), "`ssh "+h.hand+" ftclock --version` must say the version of this one")
 	case code != ui.ExitError:
-		return fmt.Errorf("the command there ended with %d: %s", code, said.last)
+		return h.byHand(fmt.Errorf("the command there ended with %d: %s", code, said.last))
 	case strings.HasPrefix(said.failed, "unknown flag") || strings.HasPrefix(said.failed, "unexpected argument") || strings.HasPrefix(said.failed, "--"):
 		return ui.Hinted(errors.New("ftclock is of another version there: "+said.failed), "`ssh "+h.hand+" ftclock --version` tells it; install the same here and there")
 	case said.hint == "run it as root":
@@ -94,7 +104,7 @@ func (h Host) refused(code int, said said) error {
 	case said.hint != "":
 		return ui.Hinted(errors.New(said.failed), "on "+h.Name+": "+said.hint)
 	}
-	return errors.New(said.failed)
+	return ui.Hinted(errors.New(said.failed), "`ssh "+h.hand+" ftclock doctor` checks that host")
 }
 
 // said is what came on the standard error, each one line.

@@ -10,10 +10,20 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"ftclock/cmd/ftclock/internal/ui"
 	"ftclock/control"
 )
+
+// fakeAlias looks aliases up in a libvirt.conf that is made up.
+func fakeAlias(alias string) (string, error) {
+	uri := map[string]string{"mock": "test:///default", "node1": "qemu+ssh://root@a:22/system", "old": "qemu+tls://a/system"}[alias]
+	if uri == "" {
+		return "", errors.New("no alias " + alias)
+	}
+	return uri, nil
+}
 
 func TestHosts(t *testing.T) {
 	t.Setenv("LIBVIRT_DEFAULT_URI", "qemu+ssh://default/system")
@@ -29,11 +39,12 @@ func TestHosts(t *testing.T) {
 		{[]string{"qemu:///system"}, here},
 		{[]string{"qemu:///system", "qemu+ssh://b/system", "qemu:///system", "qemu+ssh://root@a:22/system", "qemu+ssh://b/system"}, here + ", ssh b, ssh a:22"},
 		{[]string{"test:///default"}, here},
-		{[]string{"an-alias"}, here},
+		{[]string{"mock"}, here},
+		{[]string{"node1", "mock", "qemu+ssh://root@a:22/system", "node1"}, "ssh a:22, " + here},
 		{[]string{"qemu+unix:///system?socket=/run/x"}, here},
 		{[]string{"qemu+ssh://[2001:db8::1]:22/system"}, "ssh [2001:db8::1]:22"},
 	} {
-		hosts, err := Hosts(test.uris)
+		hosts, err := hosts(test.uris, fakeAlias)
 		var names []string
 		for _, h := range hosts {
 			if h.Remote() {
@@ -67,6 +78,15 @@ func TestHostsRefuse(t *testing.T) {
 		if hosts, err := Hosts([]string{uri}); err == nil || !strings.Contains(err.Error(), want) || ui.HintOf(err) == "" {
 			t.Errorf("%s: %+v, %v, want %q and a hint", uri, hosts, err, want)
 		}
+	}
+	for alias, want := range map[string]string{"nobody": "no alias nobody", "old": "qemu+tls://a/system carries libvirt alone"} {
+		if _, err := hosts([]string{alias}, fakeAlias); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", alias, err)
+		}
+	}
+	t.Setenv("LIBVIRT_DEFAULT_URI", "node1")
+	if all, err := hosts(nil, fakeAlias); err != nil || len(all) != 1 || all[0].Name != "a:22" {
+		t.Errorf("the default is an alias: %+v, %v", all, err)
 	}
 	if _, err := Hosts([]string{"qemu:///system", "test:///default"}); err == nil || !strings.Contains(err.Error(), "both this host") {
 		t.Error(err)
@@ -144,19 +164,20 @@ func TestAskFails(t *testing.T) {
 		{"echo 'ftclock: error: unknown flag --records' >&2; exit 3", "another version there: unknown flag --records", "ops@far ftclock --version"},
 		{"printf 'ftclock: error: listing shims: open /run/ftclock: permission denied\nftclock: hint: run it as root\n' >&2; exit 3", "permission denied", "-c qemu+ssh://root@far:22/system"},
 		{"printf 'ftclock: error: no\nftclock: hint: try it\n' >&2; exit 3", "asking far:22: no", "on far:22: try it"},
-		{"echo 'Segmentation fault' >&2; exit 139", "ended with 139: Segmentation fault", ""},
+		{"echo 'Segmentation fault' >&2; exit 139", "ended with 139: Segmentation fault", "`ssh -p 22 ops@far ftclock status` shows"},
+		{"echo 'sh: not ours' >&2; exit 3", "isn't this ftclock: sh: not ours", "`ssh -p 22 ops@far ftclock --version`"},
+		{"echo 'ftclock: error: no' >&2; exit 3", "asking far:22: no", "`ssh -p 22 ops@far ftclock doctor`"},
 		{"echo hello; echo '[]'", "its answer isn't a status", "another version"},
 		{`echo '{"domains":[]}'`, "its answer isn't a status", "another version"},
 		{`echo '[{"name":"web","uuid":"1","state":"\u001b[2J"}]'`, "its answer isn't a status", "another version"},
 		{`echo '[{"uuid":"1","state":"off"}]'`, "its answer isn't a status", "another version"},
 		{"echo This account is closed; exit 1", "its answer isn't a status", "another version"},
-		{"kill -9 $$", "ended with -1", ""},
-		{fmt.Sprintf("head -c %d /dev/zero >&2; exit 255", maxErrors+1), "it says more than", ""},
+		{"kill -9 $$", "ended with -1", "`ssh -p 22 ops@far ftclock status` shows"},
+		{fmt.Sprintf("head -c %d /dev/zero >&2; exit 255", maxErrors+1), "it says more than", "`ssh -p 22 ops@far true` must print nothing"},
 	} {
 		h := standIn(t, test.script)
 		a, err := h.Ask(t.Context(), 1)
-		if err == nil || !strings.HasPrefix(err.Error(), "asking far:22: ") || !strings.Contains(err.Error(), test.want) || !strings.Contains(ui.HintOf(err), test.hint) ||
-			(test.hint == "") != (ui.HintOf(err) == "") {
+		if err == nil || !strings.HasPrefix(err.Error(), "asking far:22: ") || !strings.Contains(err.Error(), test.want) || !strings.Contains(ui.HintOf(err), test.hint) || ui.HintOf(err) == "" {
 			t.Errorf("%s: %+v, %v (%s), want %q (%s)", test.script, a, err, ui.HintOf(err), test.want, test.hint)
 		}
 	}
@@ -176,6 +197,15 @@ func TestBounded(t *testing.T) {
 	}
 	if _, err := b.Write([]byte("d")); err == nil || !b.over || string(b.text) != "abc" {
 		t.Errorf("%v, %+v", err, b)
+	}
+}
+
+// A host that doesn't answer in time is told of with what can be tried.
+func TestAskWaitsBounded(t *testing.T) {
+	h := standIn(t, "exec sleep 600")
+	_, err := h.askWithin(t.Context(), 1, time.Millisecond)
+	if err == nil || err.Error() != "asking far:22: it didn't answer within 1ms" || !strings.Contains(ui.HintOf(err), "`ssh -p 22 ops@far ftclock status` shows") {
+		t.Errorf("%v (%s)", err, ui.HintOf(err))
 	}
 }
 

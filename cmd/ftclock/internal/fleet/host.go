@@ -26,23 +26,26 @@ type Host struct {
 // Remote tells whether it is another host, which is asked by ssh.
 func (h Host) Remote() bool { return h.ssh != nil }
 
-// Hosts are those that the URIs of --connect name, each once, in their order. Without any it is the default alone. URIs that only
-// libvirt understands, such as aliases, are taken for this host's: hypervisor.Connect judges them.
-func Hosts(uris []string) ([]Host, error) {
+// Hosts are those that the URIs of --connect name, each once, in their order. Without any it is the default alone. An alias is looked
+// up in libvirt.conf. URIs that only libvirt understands are taken for this host's: hypervisor.Connect judges them.
+func Hosts(uris []string) ([]Host, error) { return hosts(uris, hypervisor.Alias) }
+
+// hosts is Hosts with another way to look up an alias, for tests.
+func hosts(uris []string, alias func(string) (string, error)) ([]Host, error) {
 	if len(uris) == 0 {
 		uris = []string{""}
 	}
 	var all []Host
 	for _, uri := range uris {
-		h, err := parse(uri)
+		h, err := parse(uri, alias)
 		if err != nil {
 			return nil, err
 		}
-		same := func(other Host) bool { return other.URI == h.URI || !other.Remote() && !h.Remote() }
+		same := func(other Host) bool { return other.URI == h.URI || slices.Equal(other.ssh, h.ssh) } // this host has no ssh
 		switch i := slices.IndexFunc(all, same); {
 		case i < 0:
 			all = append(all, h)
-		case all[i].URI != h.URI:
+		case all[i].URI != h.URI && !h.Remote():
 			return nil, ui.Hinted(fmt.Errorf("%s and %s are both this host", all[i].URI, h.URI), "give one of them")
 		}
 	}
@@ -55,8 +58,15 @@ var (
 	plainUser = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,63}$`)
 )
 
-func parse(uri string) (Host, error) {
+func parse(uri string, alias func(string) (string, error)) (Host, error) {
 	shown := cmp.Or(uri, os.Getenv("LIBVIRT_DEFAULT_URI"))
+	if hypervisor.IsAlias(shown) {
+		named, err := alias(shown)
+		if err != nil {
+			return Host{}, err
+		}
+		shown = named
+	}
 	u, err := url.Parse(shown)
 	if err != nil && strings.Contains(shown, "://") {
 		return Host{}, ui.Hinted(fmt.Errorf("%q isn't a URI: %w", shown, err), "another host is qemu+ssh://USER@HOST/system, and this one qemu:///system")

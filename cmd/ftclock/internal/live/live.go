@@ -181,8 +181,7 @@ func (l *QEMU) Leave(ctx context.Context) (said string, err error) {
 	return "its clock is no longer corrected, and the shim has ended", nil
 }
 
-// FindProcess finds a QEMU by its pid. It is named as libvirt would name a domain: by its start time, too, so that the state of
-// one that had the pid before isn't taken for its.
+// FindProcess finds a QEMU by its pid. It has a name and a UUID as a domain of libvirt's has.
 func FindProcess(at status.Dirs, pid int) (*QEMU, error) {
 	l, err := reach(at, &hypervisor.Domain{})
 	if err != nil {
@@ -204,7 +203,7 @@ func FindProcess(at status.Dirs, pid int) (*QEMU, error) {
 	}
 	l.pid, l.guest = pid, uuid
 	l.Domain.Name = cmp.Or(host.OneLine(name), "qemu-"+strconv.Itoa(pid))
-	l.Domain.UUID = fmt.Sprintf("pid-%d-%d", pid, stat.Started)
+	l.Domain.UUID = status.ProcessUUID(pid, stat.Started)
 	return l, nil
 }
 

@@ -96,14 +96,10 @@ func (at Dirs) Entry(info control.Info, known map[string]Known, records int) (En
 		return Entry{Status: s}, nil
 	}
 	e := Entry{Mute: true, Status: control.Status{Name: info.Name, UUID: info.UUID, Mode: info.Mode}}
-	f, isKnown := known[info.UUID]
-	switch {
-	case !NoShim(err):
+	if NoShim(err) {
+		e.State, e.Why = at.lost(info, known)
+	} else {
 		e.State, e.Why = Unknown, ui.ErrorText(err)
-	case known != nil && (!isKnown || f.ID == ""):
-		e.State, e.Why = Off, "a shim that was killed left "+filepath.Join(at.Shims, info.UUID)
-	default:
-		e.State, e.Why = Gone, "its shim was killed or crashed"+at.andModule(info.Name, info.UUID)
 	}
 	return e, nil
 }
@@ -133,10 +129,13 @@ func (at Dirs) WithoutShim(f Known) Entry {
 
 // andModule words whether the module is in QEMU, where it follows the last policy also without a shim.
 func (at Dirs) andModule(name, uuid string) string {
-	fix := "; `ftclock enable --live " + ui.ShellWord(name) + "` gives it one"
-	pid, err := attach.FindQEMU("/", at.Libvirt, name, uuid)
-	if err != nil {
-		return fix
+	fix := "; `" + correct(name, uuid) + "` gives it one"
+	pid, _, ok := processOf(uuid)
+	if !ok {
+		var err error
+		if pid, err = attach.FindQEMU("/", at.Libvirt, name, uuid); err != nil {
+			return fix
+		}
 	}
 	_, loaded, err := attach.Loaded(pid)
 	switch {

@@ -22,7 +22,7 @@ func Remarks(e Entry) []string {
 	if e.Why != "" {
 		lines = append(lines, host.OneLine(e.Why))
 	} else if e.State == control.Watching {
-		lines = append(lines, "its clock is left to QEMU, which loses every pause; see `ftclock enable --live "+ui.ShellWord(host.OneLine(e.Name))+"`")
+		lines = append(lines, "its clock is left to QEMU, which loses every pause; see `"+correct(host.OneLine(e.Name), e.UUID)+"`")
 	}
 	if e.State == control.Unkept {
 		lines = append(lines, UnkeptText)
@@ -51,7 +51,11 @@ func Details(e Entry, state string) [][2]string {
 	}
 	policy := cmp.Or(host.OneLine(e.Clock), "watch only: the clock isn't corrected")
 	if e.Policy != "" {
-		policy += ", since its start; the host's, from " + host.OneLine(e.Policy)
+		since := ", since its start"
+		if _, _, ok := processOf(e.UUID); ok { // of which the policy may have come later
+			since = ""
+		}
+		policy += since + "; the host's, from " + host.OneLine(e.Policy)
 	}
 	anchor := "none yet"
 	if e.Anchor.Valid == 1 {
@@ -95,15 +99,17 @@ func Direct(s *control.Status) bool {
 
 func sayMode(s *control.Status) string {
 	const relay, watch = "relay: between libvirt and QEMU since the domain's start", "watch: beside libvirt and QEMU"
-	ofLibvirt := s.Clock != "" && !strings.HasPrefix(s.UUID, "pid-")
+	_, _, process := processOf(s.UUID)
 	switch direct := Direct(s); {
+	case s.Mode == control.Watch && process:
+		return "watch: beside QEMU"
 	case s.Mode == control.Relay && direct:
 		return relay + "; a next start leaves its monitor alone"
 	case s.Mode == control.Relay:
 		return relay
 	case direct:
 		return watch + ", whose monitor is left alone"
-	case s.Mode == control.Watch && ofLibvirt:
+	case s.Mode == control.Watch && s.Clock != "":
 		return watch + "; a next start puts a relay between them"
 	}
 	return watch
