@@ -24,7 +24,8 @@
  *   1.1  the section import, behind the ring; the reasons FROM_IMPORT and FROM_ANCHOR
  *   1.2  imports of any value, by either clock, for either event; enum ftclock_leg
  *        the sections host, follow and clocks, behind import; anchor.slept; record.error and record.slept
- *   1.3  the guest's TSC, of now, anchor, import and record; anchors are of the last stop
+ *   1.3  the guest's TSC, of now, anchor, import and record; anchors are of the last stop; an order no longer says
+ *        what is to be done (its words what and event, which were 0: as the policy says)
  */
 #ifndef FTCLOCK_CLOCKPAGE_H
 #define FTCLOCK_CLOCKPAGE_H
@@ -42,7 +43,6 @@
 
 /* What to do with a pause. */
 enum ftclock_do {
-    FTCLOCK_DO_POLICY = 0,   /* orders only: as the standing policy says */
     FTCLOCK_DO_CATCH_UP = 1, /* the guest's clock goes on as if there had been no pause */
     FTCLOCK_DO_HOLD = 2,     /* the guest's clock stood still: QEMU's own behaviour */
 };
@@ -72,7 +72,7 @@ enum ftclock_reason {
     FTCLOCK_REASON_IN_TOLERANCE = 1,     /* dropped */
     FTCLOCK_REASON_OUT_OF_TOLERANCE = 2, /* anchored */
     FTCLOCK_REASON_NEVER_BACK = 3,       /* anchored, raised to QEMU's value so that time doesn't go back */
-    FTCLOCK_REASON_POLICY = 4,           /* held: the policy or the order says hold */
+    FTCLOCK_REASON_POLICY = 4,           /* held: the policy says hold */
     FTCLOCK_REASON_OVER_LIMIT = 5,       /* held: longer than its event's limit */
     FTCLOCK_REASON_DISABLED = 6,         /* held: the policy only watches */
     FTCLOCK_REASON_NO_POLICY = 7,        /* held: no policy was written yet */
@@ -130,7 +130,7 @@ struct ftclock_head {
     uint64_t reserved[3];
 };
 
-/* Section 1. Writer: the shim. The standing policy: serves every pause that has no order. */
+/* Section 1. Writer: the shim. The standing policy: what is done with a pause. */
 struct ftclock_policy {
     uint32_t seq;           /* 0 until the first policy */
     uint32_t enabled;       /* 0: watch only */
@@ -146,18 +146,15 @@ struct ftclock_policy {
     uint64_t migrate_limit;
 };
 
-/* Section 2. Writer: the shim, before it lets a cont go on. Good for one pause. */
+/* Section 2. Writer: the shim, before it lets a cont go on. When one pause was, as the shim saw it. */
 struct ftclock_order {
     uint32_t seq;
-    uint32_t what;     /* enum ftclock_do */
+    uint32_t reserved0;
     uint64_t pause;    /* the pause it is for: ftclock_now.pause when it was written */
     uint64_t stop_raw; /* the shim's own: when the stop went through, or its event came */
     uint64_t cont_raw; /* when the cont came */
     uint64_t lost;     /* cont_raw - stop_raw */
-    uint16_t event;    /* enum ftclock_event */
-    uint16_t reserved0;
-    uint32_t reserved1;
-    uint64_t reserved[2];
+    uint64_t reserved[3];
 };
 
 /* Sections 3 and 4. Writer: the module. Each word stands for itself. */
@@ -342,12 +339,10 @@ FTCLOCK_AT(ftclock_policy, suspend_limit, 40);
 FTCLOCK_AT(ftclock_policy, restore_limit, 48);
 FTCLOCK_AT(ftclock_policy, migrate_limit, 56);
 FTCLOCK_AT(ftclock_order, seq, 0);
-FTCLOCK_AT(ftclock_order, what, 4);
 FTCLOCK_AT(ftclock_order, pause, 8);
 FTCLOCK_AT(ftclock_order, stop_raw, 16);
 FTCLOCK_AT(ftclock_order, cont_raw, 24);
 FTCLOCK_AT(ftclock_order, lost, 32);
-FTCLOCK_AT(ftclock_order, event, 40);
 FTCLOCK_AT(ftclock_counts, pauses, 0);
 FTCLOCK_AT(ftclock_counts, dropped, 8);
 FTCLOCK_AT(ftclock_counts, anchored, 16);

@@ -56,19 +56,16 @@ type Policy struct {
 	MigrateLimit    uint64
 }
 
-// Order is what the shim wants done with one pause, written before it lets the cont go on. Times are ns,
+// Order says when one pause was, as the shim saw it; it is written before the shim lets the cont go on. Times are ns,
 // CLOCK_MONOTONIC_RAW.
 type Order struct {
 	seq     uint32
-	What    Do
+	_       uint32
 	Pause   uint64 // Now.Pause when the order was written: it is good for no other
 	StopRaw uint64
 	ContRaw uint64
 	Lost    uint64
-	Event   Event
-	_       uint16
-	_       uint32
-	_       [2]uint64
+	_       [3]uint64
 }
 
 // Counts are the module's counters since it was loaded.
@@ -296,12 +293,9 @@ type Do uint32
 
 // The values of Do.
 const (
-	ByPolicy Do = iota // orders only: as the standing policy says
-	CatchUp
+	CatchUp Do = 1 + iota
 	Hold
 )
-
-func (d Do) String() string { return name(d, []string{"policy", "catch-up", "hold"}) }
 
 // Event is what a pause was taken for (enum ftclock_event).
 type Event uint16

@@ -99,7 +99,6 @@ var values = map[string]uint64{
 	"FTCLOCK_FOLLOW_MAX": FollowMax,
 	"FTCLOCK_SLEW_MAX":   SlewMax,
 
-	"FTCLOCK_DO_POLICY":   uint64(ByPolicy),
 	"FTCLOCK_DO_CATCH_UP": uint64(CatchUp),
 	"FTCLOCK_DO_HOLD":     uint64(Hold),
 
@@ -176,12 +175,11 @@ func TestStrings(t *testing.T) {
 	kinds := map[string]func(uint64) string{
 		"tsc":      func(v uint64) string { return TSC(v).String() },
 		"leg":      func(v uint64) string { return Leg(v).String() },
-		"do":       func(v uint64) string { return Do(v).String() },
 		"event":    func(v uint64) string { return Event(v).String() },
 		"decision": func(v uint64) string { return Decision(v).String() },
 		"reason":   func(v uint64) string { return Reason(v).String() },
 	}
-	widest := map[string]uint64{"tsc": 255, "leg": 1<<32 - 1, "do": 1<<32 - 1, "event": 1<<16 - 1, "decision": 1<<16 - 1, "reason": 1<<16 - 1}
+	widest := map[string]uint64{"tsc": 255, "leg": 1<<32 - 1, "event": 1<<16 - 1, "decision": 1<<16 - 1, "reason": 1<<16 - 1}
 	for kind, text := range kinds {
 		n := uint64(len(peer.header.enums[kind]))
 		texts := map[string]bool{}

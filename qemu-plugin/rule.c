@@ -125,7 +125,7 @@ int rule_get_clock(struct rule *r, int fd, struct kvm_clock_data *data) {
 
 /* --- the cont --- */
 
-/* What is to be done with the pause that ends, by order or by the standing policy. */
+/* What is to be done with the pause that ends, by the standing policy. */
 struct verdict {
     uint32_t what; /* enum ftclock_do */
     uint16_t event;
@@ -152,13 +152,6 @@ static struct verdict judge(struct rule *r, const struct ftclock_policy *p, stru
         if (order.pause == rec->number && order.cont_raw >= rec->stop_raw && order.cont_raw <= rec->cont_raw) {
             v.ordered = true;
             rec->order_lost = order.lost;
-            /* At the border the two sides may measure a pause on different sides of the limit: the order decides,
-             * unless the host slept, which the shim doesn't measure. */
-            bool measured = order.event == FTCLOCK_EVENT_CHECKPOINT || order.event == FTCLOCK_EVENT_SUSPEND;
-            if (order.what != FTCLOCK_DO_POLICY && !(measured && rec->slept))
-                v.what = order.what;
-            if (measured && !rec->slept)
-                v.event = order.event;
             r->counts.orders++;
         } else if (order.pause) { /* 0: taken back */
             r->counts.stale_orders++;
@@ -166,7 +159,7 @@ static struct verdict judge(struct rule *r, const struct ftclock_policy *p, stru
     }
 
     uint64_t limit = FTCLOCK_LIMIT_MAX;
-    if (v.event == FTCLOCK_EVENT_SUSPEND && p->suspend_limit && p->suspend_limit < limit)
+    if (suspend && p->suspend_limit && p->suspend_limit < limit)
         limit = p->suspend_limit;
     if (!p->seq) {
         v.what = FTCLOCK_DO_HOLD;

@@ -114,7 +114,7 @@ SCENARIO(qemus_own_accounting_of_downtime_in_a_pause) {
         stand(longer ? 500 * MS : 50 * MS);
         sim.clock += longer && !hold ? 50 * US : 0;
         if (hold)
-            order(HOLD);
+            policy_says(HOLD);
         cont();
         CHECK(!hold || (sim.own_last && sim.last.flags == KVM_CLOCK_REALTIME));
         NEAR(off_twin(), US);

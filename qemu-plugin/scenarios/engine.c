@@ -262,12 +262,23 @@ void anchored_guest(void) {
     checkpoint(SEC, 5 * MS);
 }
 
-void write_order(uint32_t what, uint64_t pause, uint64_t lost) {
+void write_order(uint64_t pause, uint64_t lost) {
     page->order = (struct ftclock_order){
-        .seq = (page->order.seq | 1) + 1, .what = what, .pause = pause, .cont_raw = (uint64_t)sim.now, .lost = lost};
+        .seq = (page->order.seq | 1) + 1, .pause = pause, .cont_raw = (uint64_t)sim.now, .lost = lost};
 }
 
-void order(uint32_t what) { write_order(what, page->now.pause, 0); }
+/* What the policy said before policy_says, of that pause. */
+static struct {
+    uint64_t of;
+    uint32_t checkpoint_do, suspend_do;
+} said;
+
+void policy_says(uint32_t what) {
+    said.of = page->now.pause;
+    said.checkpoint_do = page->policy.checkpoint_do;
+    said.suspend_do = page->policy.suspend_do;
+    page->policy.checkpoint_do = page->policy.suspend_do = what;
+}
 
 void write_import(struct ftclock_import import) {
     import.seq = page->import.seq + 2;
@@ -307,6 +318,11 @@ int try_cont(void) {
     sim.gets = sim.sets = sim.own_sets = 0;
     uint64_t pauses = page->counts.pauses;
     int rc = rule_set_clock(&rule, 7, &data);
+    if (said.of == pauses + 1) {
+        page->policy.checkpoint_do = said.checkpoint_do;
+        page->policy.suspend_do = said.suspend_do;
+        said.of = 0;
+    }
     CHECK(memcmp(&data, &before, sizeof(data)) == 0);
     const struct ftclock_counts *c = &page->counts;
     CHECK(c->pauses == pauses + 1 && c->dropped + c->anchored + c->held + c->passed == c->pauses);
@@ -373,7 +389,7 @@ void disturbed(int64_t ran, int64_t pause, int64_t by) {
 
 void held(int64_t ran, int64_t pause) {
     stop_after(ran);
-    order(HOLD);
+    policy_says(HOLD);
     stand(pause);
     cont();
     DECIDED(HELD, POLICY);

@@ -159,9 +159,9 @@ extern const struct ftclock_policy usual;
 void write_policy(struct ftclock_policy policy);
 /* The usual policy with reference 1, of 500 ppm. */
 void follow_utc(void);
-void write_order(uint32_t what, uint64_t pause, uint64_t lost);
-/* For the pause that is on. */
-void order(uint32_t what);
+void write_order(uint64_t pause, uint64_t lost);
+/* Of the pause that is on, checkpoint or suspend. */
+void policy_says(uint32_t what);
 void write_import(struct ftclock_import import);
 
 /* The guest runs, or stands. */
@@ -180,7 +180,7 @@ void checkpoints(int n, int64_t ran, int64_t pause);
 void dropped(int64_t ran, int64_t pause);
 /* One in whose pause the kernel moves the clock. */
 void disturbed(int64_t ran, int64_t pause, int64_t by);
-/* One that is held by order. */
+/* One that is held. */
 void held(int64_t ran, int64_t pause);
 /* One with a reading of the clock that QEMU has the kernel continue (KVM_CLOCK_REALTIME): run and stop. */
 void stop_with_realtime(int64_t ran);

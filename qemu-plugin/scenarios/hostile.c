@@ -14,7 +14,6 @@ static void random_page(void) {
         page->policy.checkpoint_limit >>= draw() % 64;
         page->policy.suspend_limit >>= draw() % 64;
         page->order.pause = draw() % 2 ? page->now.pause : draw();
-        page->order.what = draw() % 4;
     }
     /* The rest of the page is the module's, and could be written all the same. */
     if (one_in(16)) {

@@ -97,7 +97,7 @@ SCENARIO(several_readings_in_one_pause_are_one_pause) {
     CHECK(page->counts.pauses == 2);
 
     several_readings();
-    order(HOLD);
+    policy_says(HOLD);
     cont();
     DECIDED(HELD, POLICY);
     mark_twin();

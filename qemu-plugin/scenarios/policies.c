@@ -37,7 +37,7 @@ SCENARIO(a_hold_that_is_preempted) {
         anchored_guest();
         run(50 * MS);
         stop_preempted(in_stop ? place : 0, 7 * MS);
-        order(HOLD);
+        policy_says(HOLD);
         stand(30 * MS);
         cont_preempted(in_stop ? 0 : place, 7 * MS);
         mark_twin();
@@ -49,7 +49,7 @@ SCENARIO(a_hold_that_is_preempted) {
 SCENARIO(a_hold_whose_write_fails_gives_the_anchor_up) {
     anchored_guest();
     stop();
-    order(HOLD);
+    policy_says(HOLD);
     stand(30 * MS);
     sim.own_error = EPERM;
     errno = 0;
@@ -117,7 +117,7 @@ SCENARIO(without_a_policy_everything_is_held) {
     run(SEC);
     checkpoint(SEC, 5 * MS);
     DECIDED(HELD, NO_POLICY);
-    order(CATCH_UP);
+    write_order(page->now.pause, 0);
     checkpoint(SEC, 5 * MS);
     DECIDED(HELD, NO_POLICY);
 }
@@ -125,43 +125,28 @@ SCENARIO(without_a_policy_everything_is_held) {
 /* --- orders --- */
 
 SCENARIO(an_order_is_followed_once) {
-    static const struct {
-        const char *name;
-        uint32_t what;
-        int64_t pause;
-        bool drop;
-    } cases[] = {
-        {"to hold", HOLD, 5 * MS, false},
-        {"to catch up a suspend", CATCH_UP, 12 * SEC, true},
-        {"to do as the policy says", FTCLOCK_DO_POLICY, 5 * MS, true},
-        {"of no known kind", 99, 5 * MS, false},
-    };
-    for (int i = 0; i < LENGTH(cases); i++) {
-        in_case("%s", cases[i].name);
-        anchored_guest();
-        stop_after(SEC);
-        stand(cases[i].pause);
-        write_order(cases[i].what, page->now.pause, 4711);
-        cont();
-        DECIDED_AS(cases[i].drop ? FTCLOCK_DROPPED : FTCLOCK_HELD,
-                   cases[i].drop ? FTCLOCK_REASON_IN_TOLERANCE : FTCLOCK_REASON_POLICY);
-        CHECK(record()->ordered == 1 && record()->order_lost == 4711 && page->counts.orders == 1);
-        dropped(SEC, 5 * MS);
-        CHECK(record()->ordered == 0 && record()->order_lost == 0);
-        CHECK(page->counts.orders == 1 && page->counts.stale_orders == 0);
-    }
+    anchored_guest();
+    stop_after(SEC);
+    stand(5 * MS);
+    write_order(page->now.pause, 4711);
+    cont();
+    DROPPED();
+    CHECK(record()->ordered == 1 && record()->order_lost == 4711 && page->counts.orders == 1);
+    dropped(SEC, 5 * MS);
+    CHECK(record()->ordered == 0 && record()->order_lost == 0);
+    CHECK(page->counts.orders == 1 && page->counts.stale_orders == 0);
 }
 
 SCENARIO(a_stale_order_is_counted_once) {
     anchored_guest();
-    write_order(HOLD, page->now.pause - 1, 0);
+    write_order(page->now.pause - 1, 0);
     dropped(SEC, 5 * MS);
     CHECK(page->counts.stale_orders == 1 && page->counts.orders == 0 && !record()->ordered);
     checkpoint(SEC, 5 * MS);
     CHECK(page->counts.stale_orders == 1);
 
     /* One for a pause to come isn't kept for it: the shim writes orders while the pause is on. */
-    write_order(HOLD, page->now.pause + 1, 0);
+    write_order(page->now.pause + 1, 0);
     checkpoint(SEC, 5 * MS);
     dropped(SEC, 5 * MS);
     CHECK(page->counts.stale_orders == 2);
@@ -174,11 +159,11 @@ SCENARIO(an_order_out_of_its_pause_is_not_followed) {
         in_case("%s", kinds[i]);
         anchored_guest();
         if (i == 0)
-            order(HOLD);
+            write_order(page->now.pause, 0);
         stop_after(SEC);
         stand(5 * MS);
         if (i > 0)
-            write_order(HOLD, page->now.pause + (uint64_t)(i == 2 ? -1 : i == 3), 0);
+            write_order(page->now.pause + (uint64_t)(i == 2 ? -1 : i == 3), 0);
         if (i == 1)
             page->order.cont_raw += SEC;
         cont();
@@ -190,7 +175,7 @@ SCENARIO(an_order_out_of_its_pause_is_not_followed) {
 SCENARIO(an_order_whose_pause_was_passed_is_not_stale) {
     anchored_guest();
     stop();
-    order(CATCH_UP);
+    write_order(page->now.pause, 0);
     load_state((int64_t)kept.clock + 1000 * SEC);
     cont();
     DECIDED(PASSED, OTHER_VALUE);

@@ -123,7 +123,7 @@ SCENARIO(utc_does_not_steer_by_a_held_pause_that_is_preempted) {
         in_case("at place %d", place);
         following(0);
         stop_after(SEC);
-        order(HOLD);
+        policy_says(HOLD);
         stand(30 * MS);
         cont_preempted(place, 7 * MS);
         mark_twin();
@@ -173,7 +173,7 @@ static void leap(int from, int to, int real, int in_a_pause) {
     mark.real += (uint64_t)(real * SEC);
     if (in_a_pause) {
         uint64_t before = real_at(sim.now);
-        order(in_a_pause);
+        policy_says(in_a_pause);
         stand(20 * MS);
         cont();
         if (in_a_pause == HOLD)
@@ -217,7 +217,7 @@ static void doubtful_pause(enum doubt d) {
     sim.set_error = d == NO_WRITE ? EIO : 0;
     sim.own_error = d == QEMUS_WRITE_FAILS ? EIO : 0;
     if (d >= QEMUS_WRITE_FAILS)
-        order(HOLD);
+        policy_says(HOLD);
     stand(40 * MS);
     CHECK(try_cont() == (d == QEMUS_WRITE_FAILS ? -1 : 0));
     CHECK(!page->anchor.valid || page->anchor.epoch == 2);
@@ -324,7 +324,7 @@ SCENARIO(a_step_within_a_held_pause_is_not_lost) {
     following(0);
     for (int i = 0; i < 50; i++) {
         stop_after(SEC);
-        order(HOLD);
+        policy_says(HOLD);
         uint64_t from = real_at(sim.now);
         stand(30 * MS);
         mark.real += real_at(sim.now) - from;

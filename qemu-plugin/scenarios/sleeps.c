@@ -37,10 +37,8 @@ static void slept_in_a_pause(const struct sleep *c, bool tsc_goes_on) {
     stand(2 * MS);
     host_sleeps(c->slept, tsc_goes_on);
     stand(2 * MS);
-    if (c->ordered) {
-        write_order(CATCH_UP, page->now.pause, (uint64_t)(4 * MS));
-        page->order.event = FTCLOCK_EVENT_CHECKPOINT;
-    }
+    if (c->ordered)
+        write_order(page->now.pause, (uint64_t)(4 * MS));
     cont();
     NOT_BACK();
     CHECK(record()->event == (c->slept > 10 * SEC ? FTCLOCK_EVENT_SUSPEND : FTCLOCK_EVENT_CHECKPOINT));
@@ -90,7 +88,7 @@ static void slept_at(int place, bool in_stop, bool hold) {
     sim.preempt_asleep = true;
     stop();
     if (hold)
-        order(HOLD);
+        policy_says(HOLD);
     stand(5 * MS);
     preempt(in_stop ? 0 : place, 100 * SEC);
     sim.preempt_asleep = true;

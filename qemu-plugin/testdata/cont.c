@@ -78,8 +78,7 @@ int main(int argc, char **argv) {
         at_stop[0] += calls;
         at_stop[1] += readings;
         data = (struct kvm_clock_data){.clock = data.clock};
-        page.order = (struct ftclock_order){
-            .seq = page.order.seq + 2, .pause = page.now.pause, .event = FTCLOCK_EVENT_CHECKPOINT, .stop_raw = now};
+        page.order = (struct ftclock_order){.seq = page.order.seq + 2, .pause = page.now.pause, .stop_raw = now};
         now += 5000000;
         page.order.cont_raw = now;
         page.order.lost = now - page.order.stop_raw;
