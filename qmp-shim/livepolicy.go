@@ -153,36 +153,32 @@ func cut(text []byte, from, to string) []byte {
 	return text[i : j+len(to)]
 }
 
-// look reads, and gives take what read gives, beside the caller or not. One look at a time, whatever QEMU and the command line ask for:
-// what changes meanwhile is seen at the next.
-func (l *liveMetadata) look(path, uuid string, beside bool, take func(*metadata.Policy, bool, error)) {
-	if !l.mu.TryLock() {
+// lookAtMetadata takes over a policy that was changed in the running domain's metadata, beside the caller or not. One look at a time,
+// whatever QEMU and the command line ask for: what changes meanwhile is seen at the next.
+func (s *shim) lookAtMetadata(beside bool) {
+	if !s.live.mu.TryLock() {
 		return
 	}
-	look := func() {
-		defer l.mu.Unlock()
-		take(l.read(path, uuid))
-	}
 	if beside {
-		go look()
+		go s.lookNow()
 	} else {
-		look()
+		s.lookNow()
 	}
 }
 
-// lookAtMetadata takes over a policy that was changed in the running domain's metadata.
-func (s *shim) lookAtMetadata(beside bool) {
-	s.live.look(s.statusXML(), s.UUID, beside, func(policy *metadata.Policy, changed bool, err error) {
-		if errors.Is(err, os.ErrNotExist) {
-			return // not libvirt's, or gone
-		}
-		if err != nil {
-			s.domain.notes.warn("the policy stays as it is: reading the running domain's metadata: " + err.Error() + "; write it anew with virsh metadata --live, or `ftclock enable --live`")
-		}
-		clock := clockXML(policy)
-		if changed && clock != s.domain.notes.read().Metadata { // which is changed nowhere else
-			s.domain.notes.change(func(m *memory) { m.Metadata = clock })
-			s.domain.setPolicy(policy)
-		}
-	})
+// lookNow is a look. It ends the lock that was begun for it.
+func (s *shim) lookNow() {
+	defer s.live.mu.Unlock()
+	policy, changed, err := s.live.read(s.statusXML(), s.UUID)
+	if errors.Is(err, os.ErrNotExist) {
+		return // not libvirt's, or gone
+	}
+	if err != nil {
+		s.domain.notes.warn("the policy stays as it is: reading the running domain's metadata: " + err.Error() + "; write it anew with virsh metadata --live, or `ftclock enable --live`")
+	}
+	clock := clockXML(policy)
+	if changed && clock != s.domain.notes.read().Metadata { // which is changed nowhere else
+		s.domain.notes.change(func(m *memory) { m.Metadata = clock })
+		s.domain.setPolicy(policy)
+	}
 }

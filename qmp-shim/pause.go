@@ -137,7 +137,7 @@ func (d *domain) FromQEMU(m relay.Message) {
 				d.page.SetOrder(clockpage.Order{})
 			}
 			d.pause.stopSent, d.pause.stopID, d.pause.stopEvent = seen.stopSent, seen.stopID, seen.stopEvent
-		} else if r := seen.record(d.page, d.notes, now()); r != nil {
+		} else if r, ok := seen.record(d.page, d.notes, now()); ok {
 			tell(d.notes, r, d.onlyThat && catchesUp(d.policy, clockpage.Restore))
 			d.onlyThat = false
 		}
@@ -155,27 +155,27 @@ func (d *domain) Unread(so bool) {
 }
 
 // record gives the module's record of a pause whose cont was answered at t, and compares what the module measured with what the
-// monitor showed; nil without one. Both sides read the same clock, so there are hard bounds and no tolerance: the guest's clock was
+// monitor showed; ok is false without one. Both sides read the same clock, so there are hard bounds and no tolerance: the guest's clock was
 // read between the stop's going out and the STOP event's coming in, and written between the cont's coming and its answer.
-func (p pauseSeen) record(page *clockpage.Page, notes *notebook, t uint64) *clockpage.Record {
+func (p pauseSeen) record(page *clockpage.Page, notes *notebook, t uint64) (r clockpage.Record, ok bool) {
 	if page == nil || p.number == 0 {
-		return nil
+		return r, false
 	}
 	r, err := page.Record(p.number)
 	if err != nil {
 		if p.ordered && errors.Is(err, clockpage.ErrNotYet) {
 			notes.disagree(fmt.Sprintf("pause %d: the monitor showed a cont, the module no write of the clock", p.number))
 		}
-		return nil
+		return r, false
 	}
 	if problem := compare(r, p, t); p.ordered && problem != "" {
 		notes.disagree(fmt.Sprintf("pause %d: %s", p.number, problem))
 	}
-	return &r
+	return r, true
 }
 
 // tell warns of a pause that wasn't caught up. onlyThat says that a state that was loaded was to be, if it was that of the last stop.
-func tell(notes *notebook, r *clockpage.Record, onlyThat bool) {
+func tell(notes *notebook, r clockpage.Record, onlyThat bool) {
 	switch {
 	case r.Reason == clockpage.First && onlyThat:
 		notes.warn("the time that the guest was away isn't caught up: the clock of the state that was loaded isn't the one of the last stop on this host, and no " +
