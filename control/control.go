@@ -248,7 +248,7 @@ func ReadInfo(dir string) (Info, error) {
 func Ask(dir, uuid string, request Request) (Answer, error) {
 	var answer Answer
 	path := filepath.Join(dir, uuid, SocketName)
-	conn, err := net.DialTimeout("unix", path, 5*time.Second)
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		switch _, lost := os.Stat(filepath.Join(dir, uuid)); {
 		case errors.Is(err, os.ErrPermission):

@@ -63,7 +63,7 @@ func (s *shim) listen() (*net.UnixListener, error) {
 	}
 	path := filepath.Join(s.dir, control.SocketName)
 	for end := time.Now().Add(endWait); ; time.Sleep(20 * time.Millisecond) {
-		conn, err := net.DialTimeout("unix", path, time.Second)
+		conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
 		if err != nil {
 			break
 		}
