@@ -2,6 +2,7 @@ package shim
 
 import (
 	"math"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,6 +45,7 @@ type book struct {
 	writer *record.Writer
 	qemu   int // whose record writer keeps
 	ended  bool
+	open   bool      // the minute was, when it was looked at last
 	unkept bool      // said so in the log
 	held   uint64    // ns, said in the log
 	heldAt time.Time // when
@@ -126,7 +128,12 @@ func (r *recorder) settle() time.Duration {
 	if r.book.writer == nil || r.book.ended {
 		return 0
 	}
-	return r.book.writer.SettleMinute()
+	left := r.book.writer.SettleMinute()
+	if r.book.open && left == 0 {
+		debug.FreeOSMemory() // what its pauses have left behind is most of the heap
+	}
+	r.book.open = left > 0
+	return left
 }
 
 // collect takes over what is new, and gives how many pauses that were.

@@ -69,7 +69,7 @@ func StartProgram(ctx context.Context, path string, output *os.File, dir string,
 	defer theirs.Close()
 	cmd := exec.Command(path, keeper.Flag, "-state", dir, o.UUID)
 	cmd.Dir = "/"
-	cmd.Env = append([]string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"}, keeper.Passed([]string{keeper.ReadyName})...)
+	cmd.Env = append([]string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "GOMAXPROCS=1"}, keeper.Passed([]string{keeper.ReadyName})...)
 	cmd.Stdout, cmd.Stderr = output, output
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

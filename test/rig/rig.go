@@ -205,7 +205,7 @@ func (q *QEMU) DialShim(bin string) (*qmp.Conn, error) {
 	}); err != nil {
 		return nil, err
 	}
-	cmd, err := q.run(shim, nil, nil, "-state", state, q.UUID)
+	cmd, err := q.run(shim, []string{"GOMAXPROCS=1"}, nil, "-state", state, q.UUID)
 	if err != nil {
 		return nil, err
 	}
