@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
+	"syscall"
 	"time"
 
 	"ftclock/clockpage"
@@ -243,6 +244,17 @@ func ReadInfo(dir string) (Info, error) {
 	return info, nil
 }
 
+// NobodyListens says whether a connection to a unix socket failed because nobody listens there. Where this process lacks descriptors
+// or memory, or too many wait there to be accepted, somebody may.
+func NobodyListens(err error) bool {
+	for _, may := range []error{syscall.EAGAIN, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ENOBUFS, os.ErrDeadlineExceeded} {
+		if errors.Is(err, may) {
+			return false
+		}
+	}
+	return err != nil
+}
+
 // Ask sends one request to the shim of the domain uuid below dir. The error is ErrGone where a directory is left but
 // no shim, and wraps os.ErrNotExist where there is neither.
 func Ask(dir, uuid string, request Request) (Answer, error) {
@@ -254,7 +266,7 @@ func Ask(dir, uuid string, request Request) (Answer, error) {
 		case errors.Is(err, os.ErrPermission):
 		case lost != nil:
 			err = os.ErrNotExist
-		default:
+		case NobodyListens(err):
 			err = ErrGone
 		}
 		return answer, fmt.Errorf("asking the shim of %s: %w", uuid, err)

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"ftclock/control"
 	"ftclock/spawn"
 	metadata "ftclock/xml-templates"
@@ -463,5 +465,41 @@ func TestReleaseEndsTheShim(t *testing.T) {
 	release()
 	if got := <-asked; got != "quit" {
 		t.Errorf("the shim was asked to %q", got)
+	}
+}
+
+// A shim that too many wait for lives: nothing of its is removed.
+func TestReleaseLeavesAShimThatIsBusy(t *testing.T) {
+	h, _, _ := newHost(t, func(spawn.Spec) error { return nil })
+	dir := filepath.Join(h.State, uuid)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	address := &unix.SockaddrUnix{Name: filepath.Join(dir, control.SocketName)}
+	open := func() int {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Close(fd) })
+		return fd
+	}
+	listener := open()
+	if err := errors.Join(unix.Bind(listener, address), unix.Listen(listener, 0)); err != nil {
+		t.Fatal(err)
+	}
+	for err := error(nil); !errors.Is(err, unix.EAGAIN); {
+		if err = unix.Connect(open(), address); err != nil && !errors.Is(err, unix.EAGAIN) {
+			t.Fatal(err)
+		}
+	}
+	if code := Run(h, []string{"n", "release", "end", "-"}, strings.NewReader(domainXML(clock)), os.Stderr); code != 0 {
+		t.Error(code)
+	}
+	if _, err := os.Stat(filepath.Join(dir, control.SocketName)); err != nil {
+		t.Error(err)
+	}
+	if _, err := control.Ask(h.State, uuid, control.Request{Do: "status"}); err == nil || errors.Is(err, control.ErrGone) || errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it is said to be gone: %v", err)
 	}
 }

@@ -64,10 +64,12 @@ func (s *shim) listen() (*net.UnixListener, error) {
 	path := filepath.Join(s.dir, control.SocketName)
 	for end := time.Now().Add(endWait); ; time.Sleep(20 * time.Millisecond) {
 		conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
-		if err != nil {
+		if control.NobodyListens(err) {
 			break
 		}
-		_ = conn.Close()
+		if err == nil {
+			_ = conn.Close()
+		}
 		if time.Now().After(end) { // it isn't that of the domain's last life, still writing its record
 			return nil, fmt.Errorf("another shim serves domain %s (%s)", s.Name, s.UUID)
 		}
