@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"cmp"
 	"slices"
 	"sync"
 	"time"
@@ -136,7 +137,7 @@ func pagePolicy(p *metadata.Policy) clockpage.Policy {
 	return clockpage.Policy{
 		Enabled:         1,
 		Reference:       uint32(p.Reference),
-		SlewPPM:         slewPPM(p),
+		SlewPPM:         cmp.Or(p.Slew, metadata.DefaultSlew),
 		CheckpointDo:    pageDo(p.Checkpoint.Do),
 		SuspendDo:       pageDo(p.Suspend.Do),
 		RestoreDo:       pageDo(p.Restore.Do),
@@ -146,13 +147,6 @@ func pagePolicy(p *metadata.Policy) clockpage.Policy {
 		RestoreLimit:    uint64(p.Restore.Limit),
 		MigrateLimit:    uint64(p.Migrate.Limit),
 	}
-}
-
-func slewPPM(p *metadata.Policy) uint32 {
-	if p.Slew == 0 {
-		return metadata.DefaultSlew
-	}
-	return p.Slew
 }
 
 func pageDo(a metadata.Action) clockpage.Do {

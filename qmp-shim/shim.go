@@ -199,7 +199,11 @@ func (s *shim) begin(m memory) (err error) {
 
 // resume goes on with the page and the connection that the last worker had, if there was one, or has the module loaded.
 func (s *shim) resume(began bool) error {
-	page, err := s.oldPage()
+	var page *clockpage.Page
+	var err error
+	if fd, ok := s.Store.Get(fdPage); ok {
+		page, err = mapPage(fd)
+	}
 	if err != nil {
 		s.Log.Warn().Err(err).Msg("the page that the last worker had open can't be used: the module follows its last policy, and nothing is recorded; restart the domain when you can")
 	}
@@ -350,15 +354,6 @@ func (s *shim) keepQEMU(p process) {
 	s.domain.notes.change(func(m *memory) { m.QEMU = p.pid })
 	s.Store.Put(fdProcess, p.fd)
 	s.setQEMU(p)
-}
-
-// oldPage maps the page that an earlier worker opened; nil if none did.
-func (s *shim) oldPage() (*clockpage.Page, error) {
-	fd, ok := s.Store.Get(fdPage)
-	if !ok {
-		return nil, nil
-	}
-	return mapPage(fd)
 }
 
 // bounded has f done, and doesn't wait for ever: a disk may hang.
