@@ -122,8 +122,11 @@ func (s *shim) connect(client *net.UnixConn) (r *relay.Relay) {
 
 // newRelay connects to QEMU for a new client. Everything is in the store when it returns.
 func (s *shim) newRelay(client *net.UnixConn) (*relay.Relay, error) {
-	if err := s.keep(fdClient, client); err != nil {
-		return nil, err
+	// It is there already where this is tried again, or a worker died meanwhile: to put it anew would let go of it for a moment.
+	if _, held := s.Store.Get(fdClient); !held {
+		if err := s.keep(fdClient, client); err != nil {
+			return nil, err
+		}
 	}
 	for direction, names := range fdPipes {
 		var ends [2]int
