@@ -3,106 +3,137 @@ package attach
 import (
 	"bytes"
 	"debug/elf"
-	"errors"
+	"encoding/binary"
 	"fmt"
 	"io"
+	"slices"
 )
 
-// What is read of a program or a library at most, and of its tables in all. QEMU has some 10 MiB, and tables of 2 MiB.
-const maxELF, maxTables = 512 << 20, 64 << 20
+// What is read of a program or a library at most, and of one of its tables. QEMU has some 10 MiB, and tables of 3 MiB.
+const maxELF, maxTable = 512 << 20, 24 << 20
 
-// readELF guards a use of debug/elf, which isn't hardened against hostile files (its package comment): against panics, and against
-// memory without bound. A process may map what it likes under the name of its C library, a memory file will do.
-func readELF(r io.ReaderAt, use func(*elf.File) error) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("bad ELF file: %v", p)
-		}
-	}()
-	// A file may be of any size, and hold nothing.
-	f, err := elf.NewFile(unnamed{io.NewSectionReader(r, 0, maxELF)})
-	if err != nil {
-		return err
-	}
-	tables := uint64(0)
-	for i, s := range f.Sections {
-		if s.Type == elf.SHT_NOBITS || s.Type == elf.SHT_PROGBITS {
-			continue
-		}
-		if s.Flags&elf.SHF_COMPRESSED != 0 {
-			return fmt.Errorf("bad ELF file: section %d is compressed", i)
-		}
-		if tables += min(s.Size, maxELF); tables > maxTables {
-			return fmt.Errorf("bad ELF file: its tables have more than %d MB", maxTables>>20)
-		}
-	}
-	return use(f)
+// An elfFile is a 64-bit ELF file of a program or a library: what a hostile process maps may be of any size, and hold anything.
+// debug/elf has the format. Its File, which makes a value of each of QEMU's 20,000 symbols and can unpack debugging information, took
+// more of a shim's memory than all else together.
+type elfFile struct {
+	r io.ReaderAt
+	elf.Header64
+	progs    []elf.Prog64
+	sections []elf.Section64
 }
 
-// unnamed is an ELF file whose sections have no names, which nobody here needs. The table of the names is read before anything of
-// it can be checked, and it may be compressed; and by its name any section may be.
-type unnamed struct{ io.ReaderAt }
-
-func (u unnamed) ReadAt(b []byte, off int64) (n int, err error) {
-	n, err = u.ReaderAt.ReadAt(b, off)
-	if off >= 64 { // behind the header
-		return n, err
+func readELF(r io.ReaderAt) (*elfFile, error) {
+	f := &elfFile{r: io.NewSectionReader(r, 0, maxELF)}
+	if err := f.read(0, &f.Header64); err != nil {
+		return nil, fmt.Errorf("bad ELF file: %w", err)
 	}
-	var head [64]byte
-	if _, err := u.ReaderAt.ReadAt(head[:], 0); err != nil {
-		return 0, err
+	if !bytes.HasPrefix(f.Ident[:], []byte(elf.ELFMAG)) {
+		return nil, fmt.Errorf("bad ELF file: it begins with % x", f.Ident[:len(elf.ELFMAG)])
 	}
-	sections, count, names := int64(40), int64(60), int64(62) // e_shoff, e_shnum, e_shstrndx of Elf64_Ehdr
-	if elf.Class(head[elf.EI_CLASS]) == elf.ELFCLASS32 {
-		sections, count, names = 32, 48, 50
+	if class, data := elf.Class(f.Ident[elf.EI_CLASS]), elf.Data(f.Ident[elf.EI_DATA]); class != elf.ELFCLASS64 || data != elf.ELFDATA2LSB {
+		return nil, fmt.Errorf("%w: the program is no x86-64 executable (%v, %v)", ErrNotQEMU, class, data)
 	}
-	// The number may also be in the first section. No program has so many.
-	if !bytes.Equal(head[sections:sections+4], make([]byte, 4)) && head[count]|head[count+1] == 0 {
-		return 0, errors.New("bad ELF file: it has more than 65,279 sections")
+	f.progs, f.sections = make([]elf.Prog64, f.Phnum), make([]elf.Section64, f.Shnum)
+	if int(f.Phentsize) != binary.Size(elf.Prog64{}) || f.Shnum > 0 && int(f.Shentsize) != binary.Size(elf.Section64{}) {
+		return nil, fmt.Errorf("bad ELF file: its headers have %d and %d bytes", f.Phentsize, f.Shentsize)
 	}
-	for at := names; at < names+2; at++ {
-		if i := at - off; i >= 0 && i < int64(n) {
-			b[i] = 0
-		}
+	if err := f.read(f.Phoff, f.progs); err != nil {
+		return nil, fmt.Errorf("bad ELF file: reading its segments: %w", err)
 	}
-	return n, err
+	if err := f.read(f.Shoff, f.sections); err != nil {
+		return nil, fmt.Errorf("bad ELF file: reading its sections: %w", err)
+	}
+	return f, nil
 }
 
-// dynamicSymbols gives each of the dynamic symbols that have one of these names: its index, and whether its version is hidden. Names
-// are compared where they are: debug/elf would make a string of each, and in a hostile file all of them may end at the same far place.
-func dynamicSymbols(f *elf.File, names []string, each func(index uint64, name string, s elf.Sym64, hidden bool)) error {
-	table := f.SectionByType(elf.SHT_DYNSYM)
-	if table == nil {
-		return elf.ErrNoSymbols
-	}
-	if table.Link == 0 || int(table.Link) >= len(f.Sections) || f.Sections[table.Link].Type != elf.SHT_STRTAB {
-		return errors.New("bad ELF file: its symbols have no names")
-	}
-	symbols, err := table.Data()
+// read reads values of a fixed size.
+func (f *elfFile) read(offset uint64, values any) error {
+	b, err := f.bytes(offset, uint64(binary.Size(values)))
 	if err != nil {
 		return err
 	}
-	text, err := f.Sections[table.Link].Data()
-	if err != nil {
-		return err
+	_, err = binary.Decode(b, binary.LittleEndian, values)
+	return err
+}
+
+func (f *elfFile) bytes(offset, size uint64) ([]byte, error) {
+	if offset > maxELF || size > maxTable {
+		return nil, fmt.Errorf("%d bytes at %d are too many", size, offset)
 	}
-	var versions []byte
-	if s := f.SectionByType(elf.SHT_GNU_VERSYM); s != nil {
-		if versions, err = s.Data(); err != nil {
-			return err
-		}
-	}
-	for i := 0; len(symbols) >= (i+1)*elf.Sym64Size; i++ {
-		b := symbols[i*elf.Sym64Size:]
-		s := elf.Sym64{Name: f.ByteOrder.Uint32(b), Info: b[4], Other: b[5], Shndx: f.ByteOrder.Uint16(b[6:]),
-			Value: f.ByteOrder.Uint64(b[8:]), Size: f.ByteOrder.Uint64(b[16:])}
-		rest := text[min(uint64(s.Name), uint64(len(text))):]
-		for _, name := range names {
-			if len(rest) > len(name) && rest[len(name)] == 0 && string(rest[:len(name)]) == name {
-				hidden := len(versions) >= 2*(i+1) && elf.VersionIndex(f.ByteOrder.Uint16(versions[2*i:])).IsHidden()
-				each(uint64(i), name, s, hidden)
-			}
+	b := make([]byte, size)
+	_, err := io.ReadFull(io.NewSectionReader(f.r, int64(offset), int64(size)), b)
+	return b, err
+}
+
+// segment is the first one of its kind; nil without one.
+func (f *elfFile) segment(kind elf.ProgType) *elf.Prog64 {
+	for i := range f.progs {
+		if f.progs[i].Type == uint32(kind) {
+			return &f.progs[i]
 		}
 	}
 	return nil
+}
+
+// offset returns where in the file the bytes for a virtual address lie, if size of them do.
+func (f *elfFile) offset(address, size uint64) (uint64, bool) {
+	for _, p := range f.progs {
+		if p.Type == uint32(elf.PT_LOAD) && address >= p.Vaddr && address-p.Vaddr < p.Filesz && p.Filesz-(address-p.Vaddr) >= size {
+			return p.Off + (address - p.Vaddr), true
+		}
+	}
+	return 0, false
+}
+
+// table is what the first section of its kind holds, and the section that goes with it; nothing without one.
+func (f *elfFile) table(kind elf.SectionType) (content []byte, link uint32, err error) {
+	i := slices.IndexFunc(f.sections, func(s elf.Section64) bool { return s.Type == uint32(kind) })
+	if i < 0 {
+		return nil, 0, nil
+	}
+	content, err = f.bytes(f.sections[i].Off, f.sections[i].Size)
+	return content, f.sections[i].Link, err
+}
+
+// A symbol is a dynamic one.
+type symbol struct {
+	name    string
+	index   uint64
+	kind    elf.SymType
+	section elf.SectionIndex
+	value   uint64
+	hidden  bool // its version is
+}
+
+// symbols finds the dynamic symbols of these names.
+func (f *elfFile) symbols(names ...string) (found []symbol, err error) {
+	table, link, err := f.table(elf.SHT_DYNSYM)
+	if err != nil {
+		return nil, fmt.Errorf("reading the dynamic symbols: %w", err)
+	}
+	if int64(link) >= int64(len(f.sections)) {
+		return nil, fmt.Errorf("bad ELF file: there is no section %d", link)
+	}
+	texts, err := f.bytes(f.sections[link].Off, f.sections[link].Size)
+	if err != nil {
+		return nil, fmt.Errorf("reading the symbols' names: %w", err)
+	}
+	versions, _, err := f.table(elf.SHT_GNU_VERSYM)
+	if err != nil {
+		return nil, fmt.Errorf("reading the symbols' versions: %w", err)
+	}
+	le := binary.LittleEndian
+	for i := elf.Sym64Size; i+elf.Sym64Size <= len(table); i += elf.Sym64Size { // behind the null symbol
+		index, entry := i/elf.Sym64Size, table[i:] // Elf64_Sym: name, info, other, section, value, size
+		text := texts[min(int(le.Uint32(entry)), len(texts)):]
+		for _, name := range names {
+			if len(text) <= len(name) || text[len(name)] != 0 || string(text[:len(name)]) != name {
+				continue
+			}
+			s := symbol{name: name, index: uint64(index), kind: elf.ST_TYPE(entry[4]), section: elf.SectionIndex(le.Uint16(entry[6:])), value: le.Uint64(entry[8:])}
+			s.hidden = len(versions) >= 2*index+2 && le.Uint16(versions[2*index:])&0x8000 != 0
+			found = append(found, s)
+		}
+	}
+	return found, nil
 }

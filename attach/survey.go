@@ -1,7 +1,9 @@
 package attach
 
 import (
+	"bufio"
 	"debug/elf"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -215,34 +217,37 @@ func readLibrary(path string) ([]byte, error) {
 
 // checkProgram says whether the module could take this program's ioctl slot.
 func checkProgram(r io.ReaderAt) error {
-	return readELF(r, func(f *elf.File) error {
-		if f.Class != elf.ELFCLASS64 || f.Machine != elf.EM_X86_64 || (f.Type != elf.ET_DYN && f.Type != elf.ET_EXEC) {
-			return fmt.Errorf("%w: the program is no x86-64 executable (%v, %v, %v)", ErrNotQEMU, f.Class, f.Machine, f.Type)
-		}
-		if segment(f, elf.PT_INTERP) == nil || segment(f, elf.PT_DYNAMIC) == nil {
-			return fmt.Errorf("%w: the program is statically linked", ErrNoSlot)
-		}
-		if err := checkLinker(f); err != nil {
-			return err
-		}
-		if !boundAtStart(f) {
-			return fmt.Errorf("%w: the program is bound lazily (it lacks BIND_NOW, link with -z now)", ErrNoSlot)
-		}
-		found, err := relocates(f, "ioctl")
-		if err != nil {
-			return fmt.Errorf("reading the program's relocations: %w", err)
-		}
-		if !found {
-			return fmt.Errorf("%w: the program has no relocation for ioctl", ErrNoSlot)
-		}
-		return nil
-	})
+	f, err := readELF(r)
+	if err != nil {
+		return err
+	}
+	if f.Machine != uint16(elf.EM_X86_64) || (f.Type != uint16(elf.ET_DYN) && f.Type != uint16(elf.ET_EXEC)) {
+		return fmt.Errorf("%w: the program is no x86-64 executable (%v, %v)", ErrNotQEMU, elf.Machine(f.Machine), elf.Type(f.Type))
+	}
+	if f.segment(elf.PT_INTERP) == nil || f.segment(elf.PT_DYNAMIC) == nil {
+		return fmt.Errorf("%w: the program is statically linked", ErrNoSlot)
+	}
+	if err := checkLinker(f); err != nil {
+		return err
+	}
+	if !boundAtStart(f) {
+		return fmt.Errorf("%w: the program is bound lazily (it lacks BIND_NOW, link with -z now)", ErrNoSlot)
+	}
+	found, err := relocates(f, "ioctl")
+	if err != nil {
+		return fmt.Errorf("reading the program's relocations: %w", err)
+	}
+	if !found {
+		return fmt.Errorf("%w: the program has no relocation for ioctl", ErrNoSlot)
+	}
+	return nil
 }
 
 // checkLinker refuses programs for another C library than glibc, which the module is linked against.
-func checkLinker(f *elf.File) error {
-	linker := make([]byte, min(segment(f, elf.PT_INTERP).Filesz, unix.PathMax))
-	if _, err := segment(f, elf.PT_INTERP).ReadAt(linker, 0); err != nil {
+func checkLinker(f *elfFile) error {
+	segment := f.segment(elf.PT_INTERP)
+	linker, err := f.bytes(segment.Off, min(segment.Filesz, unix.PathMax))
+	if err != nil {
 		return fmt.Errorf("%w: reading the name of its dynamic linker: %w", ErrNoSlot, err)
 	}
 	name := strings.TrimRight(string(linker), "\x00")
@@ -253,58 +258,63 @@ func checkLinker(f *elf.File) error {
 	return nil
 }
 
-func segment(f *elf.File, kind elf.ProgType) *elf.Prog {
-	for _, p := range f.Progs {
-		if p.Type == kind {
-			return p
+func boundAtStart(f *elfFile) bool {
+	segment := f.segment(elf.PT_DYNAMIC)
+	entries := make([]elf.Dyn64, min(segment.Filesz, 64<<10)/16)
+	if f.read(segment.Off, entries) != nil {
+		return false
+	}
+	for _, entry := range entries {
+		switch elf.DynTag(entry.Tag) {
+		case elf.DT_NULL:
+			return false
+		case elf.DT_BIND_NOW:
+			return true
+		case elf.DT_FLAGS:
+			if entry.Val&uint64(elf.DF_BIND_NOW) != 0 {
+				return true
+			}
+		case elf.DT_FLAGS_1:
+			if entry.Val&uint64(elf.DF_1_NOW) != 0 {
+				return true
+			}
 		}
 	}
-	return nil
-}
-
-func boundAtStart(f *elf.File) bool {
-	has := func(tag elf.DynTag, bit uint64) bool {
-		values, err := f.DynValue(tag)
-		return err == nil && len(values) > 0 && values[0]&bit == bit
-	}
-	return has(elf.DT_FLAGS, uint64(elf.DF_BIND_NOW)) || has(elf.DT_FLAGS_1, uint64(elf.DF_1_NOW)) || has(elf.DT_BIND_NOW, 0)
+	return false
 }
 
 // relocates says whether the dynamic linker fills in a slot with the address of the function name.
-func relocates(f *elf.File, name string) (bool, error) {
-	wanted := map[uint64]bool{}
-	err := dynamicSymbols(f, []string{name}, func(index uint64, _ string, _ elf.Sym64, _ bool) { wanted[index] = true })
+func relocates(f *elfFile, name string) (bool, error) {
+	symbols, err := f.symbols(name)
 	if err != nil {
 		return false, err
 	}
-	for _, section := range f.Sections {
-		if section.Type != elf.SHT_RELA || section.Flags&elf.SHF_ALLOC == 0 {
+	room := uint64(maxTable) // all of them may lie at one place, and be 65,535
+	for _, section := range f.sections {
+		if section.Type != uint32(elf.SHT_RELA) || section.Flags&uint64(elf.SHF_ALLOC) == 0 {
 			continue
 		}
-		content, err := section.Data()
-		if err != nil {
-			return false, err
+		if section.Size > room {
+			return false, fmt.Errorf("bad ELF file: it has more than %d MiB of relocations", maxTable>>20)
 		}
+		room -= section.Size
 		const size = 24 // Elf64_Rela: offset, info, addend
-		for ; len(content) >= size; content = content[size:] {
-			info := f.ByteOrder.Uint64(content[8:])
+		content := bufio.NewReaderSize(io.NewSectionReader(f.r, int64(section.Off), int64(section.Size)), 64<<10)
+		for entry := make([]byte, size); ; {
+			if _, err := io.ReadFull(content, entry); errors.Is(err, io.EOF) {
+				break
+			} else if err != nil {
+				return false, err
+			}
+			info := binary.LittleEndian.Uint64(entry[8:])
 			kind := elf.R_X86_64(info & 0xffffffff)
-			if (kind == elf.R_X86_64_JMP_SLOT || kind == elf.R_X86_64_GLOB_DAT) && wanted[info>>32] {
+			if (kind == elf.R_X86_64_JMP_SLOT || kind == elf.R_X86_64_GLOB_DAT) &&
+				slices.ContainsFunc(symbols, func(s symbol) bool { return s.index == info>>32 }) {
 				return true, nil
 			}
 		}
 	}
 	return false, nil
-}
-
-// fileOffset returns where in the file the bytes for a virtual address lie, if size of them do.
-func fileOffset(f *elf.File, address, size uint64) (uint64, bool) {
-	for _, p := range f.Progs {
-		if p.Type == elf.PT_LOAD && address >= p.Vaddr && address-p.Vaddr < p.Filesz && p.Filesz-(address-p.Vaddr) >= size {
-			return p.Off + (address - p.Vaddr), true
-		}
-	}
-	return 0, false
 }
 
 // How glibc's _start begins on x86-64 (sysdeps/x86_64/start.S): it clears the frame pointer, saves the function to run
@@ -313,15 +323,15 @@ const startCode = "\x31\xed\x49\x89\xd1\x5e"
 
 // entryPoint reads the start of _start, and returns its offset in the file.
 func entryPoint(r io.ReaderAt, code *[stubRoom]byte) (offset uint64, err error) {
-	err = readELF(r, func(f *elf.File) error {
-		var ok bool
-		if offset, ok = fileOffset(f, f.Entry, stubRoom); !ok {
-			return fmt.Errorf("%w: the program's entry point is not in its file", ErrNoSlot)
-		}
-		_, err := r.ReadAt(code[:], int64(offset))
-		return err
-	})
+	f, err := readELF(r)
 	if err != nil {
+		return 0, err
+	}
+	offset, ok := f.offset(f.Entry, stubRoom)
+	if !ok {
+		return 0, fmt.Errorf("%w: the program's entry point is not in its file", ErrNoSlot)
+	}
+	if _, err := r.ReadAt(code[:], int64(offset)); err != nil {
 		return 0, err
 	}
 	const endbr64 = "\xf3\x0f\x1e\xfa"
@@ -374,17 +384,23 @@ func functions(pid int, m mapping, names ...string) (map[string]uint64, error) {
 		return nil, err
 	}
 	defer library.Close()
+	f, err := readELF(library)
+	if err != nil {
+		return nil, err
+	}
+	symbols, err := f.symbols(names...)
+	if err != nil {
+		return nil, err
+	}
 	offsets := map[string]uint64{}
-	err = readELF(library, func(f *elf.File) error {
-		return dynamicSymbols(f, names, func(_ uint64, name string, symbol elf.Sym64, hidden bool) {
-			// A hidden version is there for programs linked long ago: name@VERSION, not name@@VERSION.
-			if elf.SectionIndex(symbol.Shndx) == elf.SHN_UNDEF || elf.ST_TYPE(symbol.Info) != elf.STT_FUNC || hidden {
-				return
-			}
-			if offset, ok := fileOffset(f, symbol.Value, 1); ok {
-				offsets[name] = offset
-			}
-		})
-	})
-	return offsets, err
+	for _, s := range symbols {
+		// A hidden version is there for programs linked long ago: name@VERSION, not name@@VERSION.
+		if s.section == elf.SHN_UNDEF || s.kind != elf.STT_FUNC || s.hidden {
+			continue
+		}
+		if offset, ok := f.offset(s.value, 1); ok {
+			offsets[s.name] = offset
+		}
+	}
+	return offsets, nil
 }
