@@ -25,7 +25,7 @@
  *   1.2  imports of any value, by either clock, for either event; enum ftclock_leg
  *        the sections host, follow and clocks, behind import; anchor.slept; record.error and record.slept
  *   1.3  the guest's TSC, of now, anchor, import and record; anchors are of the last stop; an order no longer says
- *        what is to be done (its words what and event, which were 0: as the policy says)
+ *        what is to be done (its words what and event, which were 0: as the policy says); counts.passed_ns
  */
 #ifndef FTCLOCK_CLOCKPAGE_H
 #define FTCLOCK_CLOCKPAGE_H
@@ -173,7 +173,8 @@ struct ftclock_counts {
     uint64_t held_ns;        /* sum of lost over held */
     uint64_t worst_residual; /* largest |residual_stop| seen */
     uint64_t worst_cost;
-    uint64_t reserved[2];
+    uint64_t passed_ns; /* sum of lost over passed */
+    uint64_t reserved;
 };
 
 /* Section 5. Writer: the module. */
@@ -357,6 +358,7 @@ FTCLOCK_AT(ftclock_counts, caught_up_ns, 80);
 FTCLOCK_AT(ftclock_counts, held_ns, 88);
 FTCLOCK_AT(ftclock_counts, worst_residual, 96);
 FTCLOCK_AT(ftclock_counts, worst_cost, 104);
+FTCLOCK_AT(ftclock_counts, passed_ns, 112);
 FTCLOCK_AT(ftclock_now, seq, 0);
 FTCLOCK_AT(ftclock_now, paused, 4);
 FTCLOCK_AT(ftclock_now, pause, 8);

@@ -68,7 +68,7 @@ type Order struct {
 	_       [3]uint64
 }
 
-// Counts are the module's counters since it was loaded.
+// Counts are the module's counters since it was loaded. CaughtUp, HeldTime and PassedTime are ns.
 type Counts struct {
 	Pauses        uint64 `json:"pauses"`
 	Dropped       uint64 `json:"dropped"`
@@ -84,7 +84,8 @@ type Counts struct {
 	HeldTime      uint64 `json:"held_ns"`
 	WorstResidual uint64 `json:"worst_residual_ns"`
 	WorstCost     uint64 `json:"worst_cost_ns"`
-	_             [2]uint64
+	PassedTime    uint64 `json:"passed_ns"`
+	_             uint64
 }
 
 // Now is the pause that is on, or the next one.
@@ -119,6 +120,9 @@ type Anchor struct {
 	_   uint32
 	_   [5]uint64
 }
+
+// Lost is what stock QEMU would have taken from the guest's clock, ns.
+func (c Counts) Lost() uint64 { return c.CaughtUp + c.HeldTime + c.PassedTime }
 
 // Outcome is what was done with a pause, why, and what it was taken for.
 type Outcome struct {

@@ -25,7 +25,7 @@ var mirrors = map[string]reflect.Type{
 }
 
 // Names that differ by more than their spelling.
-var otherNames = map[string]string{"caughtupns": "caughtup", "heldns": "heldtime"}
+var otherNames = map[string]string{"caughtupns": "caughtup", "heldns": "heldtime", "passedns": "passedtime"}
 
 // named are the fields of a mirror that aren't reserved.
 func named(typ reflect.Type) []reflect.StructField {

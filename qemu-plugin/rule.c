@@ -314,22 +314,24 @@ static uint64_t host_error(struct rule *r, uint64_t raw) {
 }
 
 static void count(struct rule *r, const struct ftclock_record *rec) {
+    uint64_t took = (uint64_t)(rec->lost > 0 ? rec->lost : 0) + rec->slept;
     switch (rec->decision) {
     case FTCLOCK_DROPPED:
         r->counts.dropped++;
-        r->counts.caught_up_ns += (uint64_t)rec->lost + rec->slept;
+        r->counts.caught_up_ns += took;
         break;
     case FTCLOCK_ANCHORED:
         r->counts.anchored++;
-        r->counts.caught_up_ns += (uint64_t)rec->lost + rec->slept;
+        r->counts.caught_up_ns += took;
         break;
     case FTCLOCK_HELD:
         r->counts.held++;
-        r->counts.held_ns += (uint64_t)rec->lost + rec->slept;
+        r->counts.held_ns += took;
         r->counts.over_limit += rec->reason == FTCLOCK_REASON_OVER_LIMIT;
         break;
     default:
         r->counts.passed++;
+        r->counts.passed_ns += took;
     }
     if (rec->cost > r->counts.worst_cost)
         r->counts.worst_cost = rec->cost;

@@ -69,6 +69,8 @@ var metrics = []metric{
 		func(s *control.Status) float64 { return seconds(s.CaughtUp) }, nil},
 	{desc("held_seconds_total", "Time of pauses that the guest's clock wasn't given back, as the policy or a limit says."), prometheus.CounterValue,
 		func(s *control.Status) float64 { return seconds(s.HeldTime) }, nil},
+	{desc("passed_seconds_total", "Time of pauses for which QEMU's own value went through, as in doubt."), prometheus.CounterValue,
+		func(s *control.Status) float64 { return seconds(s.PassedTime) }, nil},
 	counter("over_limit_pauses_total", "Pauses that were held because they were longer than the limit of their event.",
 		func(s *control.Status) uint64 { return s.OverLimit }),
 	counter("reanchored_total", "Anchors that were given up because the running clock had been set by somebody else.",

@@ -34,7 +34,7 @@ func servedStatus() control.Status {
 		GuestClock: control.KVMClock,
 		Counts: clockpage.Counts{
 			Pauses: 1000, Dropped: 980, Anchored: 10, Held: 7, Passed: 3, OverLimit: 2, Reanchored: 1, Orders: 990, StaleOrders: 4, Busy: 5,
-			CaughtUp: 5_010_000_001, HeldTime: 2_000_000, WorstResidual: 240, WorstCost: 9000,
+			CaughtUp: 5_010_000_001, HeldTime: 2_000_000, PassedTime: 3_000_000, WorstResidual: 240, WorstCost: 9000,
 		},
 		Anchor:  clockpage.Anchor{Valid: 1, Error: 40},
 		Records: []clockpage.Record{{Number: 1000, ResidualStop: -3, ContReal: 1_714_979_289_110_000_000}},
@@ -71,6 +71,7 @@ func exportedValues() map[string]float64 {
 		"ftclock_pauses_total{decision=passed," + web + "}":   3,
 		"ftclock_caught_up_seconds_total{" + web + "}":        5.010000001,
 		"ftclock_held_seconds_total{" + web + "}":             0.002,
+		"ftclock_passed_seconds_total{" + web + "}":           0.003,
 		"ftclock_over_limit_pauses_total{" + web + "}":        2,
 		"ftclock_reanchored_total{" + web + "}":               1,
 		"ftclock_orders_total{" + web + "}":                   990,

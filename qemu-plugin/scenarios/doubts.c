@@ -11,6 +11,7 @@ SCENARIO(a_section_that_is_being_written) {
         checkpoint(SEC, 5 * MS);
         DECIDED(PASSED, TORN);
         CHECK(sim.own_last && sim.sets == 1 && page->counts.passed == 1 && page->anchor.epoch == 2);
+        NEAR((int64_t)page->counts.passed_ns - 5 * MS, 100 * US);
         *seq += 1;
         dropped(SEC, 5 * MS);
         CHECK(page->anchor.epoch == 2);

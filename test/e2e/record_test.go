@@ -251,9 +251,9 @@ func TestKVMStatusExporterAndRecordAgree(t *testing.T) {
 		if total.Pauses != status.Pauses || uint64(len(pauses)) != status.Pauses || missedIn(total) != 0 {
 			t.Errorf("%s: %d pauses by the status, %d by the record, %d one by one, %d missed", s.Name, status.Pauses, total.Pauses, len(pauses), missedIn(total))
 		}
-		if total.CaughtUp != status.CaughtUp || total.Held != status.HeldTime {
-			t.Errorf("%s: %d ns caught up and %d held by the status, %d and %d by the record", s.Name, status.CaughtUp, status.HeldTime,
-				total.CaughtUp, total.Held)
+		if total.CaughtUp != status.CaughtUp || total.Held != status.HeldTime || total.Passed != status.PassedTime || total.Lost != status.Lost() {
+			t.Errorf("%s: %d ns caught up, %d held and %d passed by the status, %d, %d and %d by the record", s.Name, status.CaughtUp, status.HeldTime,
+				status.PassedTime, total.CaughtUp, total.Held, total.Passed)
 		}
 		near := func(what string, a, b float64) {
 			if math.Abs(a-b) > agreeWithin.Seconds() {

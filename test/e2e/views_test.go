@@ -43,6 +43,7 @@ func viewsAgree(t *testing.T, statuses map[string]control.Status) {
 		}
 		near("caught up in the report", int64(s.CaughtUp), int64(status.CaughtUp))
 		near("held in the report", int64(s.Held), int64(status.HeldTime))
+		near("passed in the report", int64(s.Passed), int64(status.PassedTime))
 		near("largest divergence in the report", s.Divergence, int64(status.WorstResidual))
 		if watched := status.State == control.Watching; watched == (s.Uncorrected == 0) || watched == (len(s.Findings) == 0) {
 			t.Errorf("%s is %s: %v uncorrected in the report, %q", name, status.State, s.Uncorrected, s.Findings)

@@ -72,13 +72,16 @@ func Details(e Entry, state string) [][2]string {
 		{"since", e.Since.Local().Format("2006-01-02 15:04:05 MST")},
 		{"processes", fmt.Sprintf("QEMU %d, shim %d (%s)", e.QEMU, e.Shim, host.OneLine(e.Version))},
 		{"pauses", PausesInAll(&e.Status)},
-		{"lost in all", host.Nanoseconds(e.CaughtUp + e.HeldTime)},
+		{"lost in all", host.Nanoseconds(e.Lost())},
 		{"caught up", host.Nanoseconds(e.CaughtUp)},
 		{"held in all", host.Nanoseconds(e.HeldTime)},
 		{"worst residual", host.Nanoseconds(e.WorstResidual)},
 		{"worst cost", host.Nanoseconds(e.WorstCost)},
 		{"anchor", anchor},
 	}...)
+	if e.PassedTime > 0 {
+		lines = append(lines, [2]string{"passed in all", host.Nanoseconds(e.PassedTime)})
+	}
 	if k := e.Kept; k != nil {
 		lines = append(lines, [2]string{"record", fmt.Sprintf("%s in %s, %s missed", ui.Count(k.Pauses, "pause"), host.OneLine(k.Path), strconv.FormatUint(k.Missed, 10))},
 			[2]string{"host's clock", sayHostClock(k.Host)})
@@ -281,7 +284,7 @@ func statusRow(e Entry, now time.Time) []string {
 		last = host.SignedNanoseconds(e.Records[n-1].ResidualStop)
 	}
 	return []string{
-		name, string(e.State), cmp.Or(host.OneLine(e.Method), "-"), strconv.FormatUint(e.Pauses, 10), host.Nanoseconds(e.CaughtUp + e.HeldTime), last, host.Nanoseconds(e.WorstResidual),
+		name, string(e.State), cmp.Or(host.OneLine(e.Method), "-"), strconv.FormatUint(e.Pauses, 10), host.Nanoseconds(e.Lost()), last, host.Nanoseconds(e.WorstResidual),
 		since(e.Since, now),
 	}
 }

@@ -103,3 +103,23 @@ func TestBad(t *testing.T) {
 		t.Error("a disagreement isn't bad")
 	}
 }
+
+// What went through uncorrected is part of what was lost.
+func TestPassedPausesAreLost(t *testing.T) {
+	e := Entry{Status: control.Status{Counts: clockpage.Counts{Passed: 2, CaughtUp: 5e9, HeldTime: 3e9, PassedTime: 2e9}}}
+	lines := map[string]string{}
+	for _, l := range Details(e, "") {
+		lines[l[0]] = l[1]
+	}
+	for name, want := range map[string]string{"lost in all": "10.00 s", "held in all": "3.00 s", "passed in all": "2.00 s"} {
+		if lines[name] != want {
+			t.Errorf("%s: %q, not %q", name, lines[name], want)
+		}
+	}
+	e.PassedTime = 0
+	for _, l := range Details(e, "") {
+		if l[0] == "passed in all" {
+			t.Errorf("%q, where nothing was", l)
+		}
+	}
+}
