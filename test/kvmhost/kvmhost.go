@@ -50,7 +50,7 @@ const (
 var ErrHost = errors.New("the emulated host failed")
 
 // hangs is the time without a beat after which a host is taken for one that hangs: a starved machine may be late by much.
-const hangs = 3 * time.Minute
+const hangs = 2 * time.Minute
 
 // bootPatience bounds the time until the host is up; 10 s are usual.
 const bootPatience = 5 * time.Minute
@@ -454,7 +454,7 @@ func (m *machine) processors() string {
 		_, _ = io.WriteString(conn, "info registers -a\n")
 		text, _ := io.ReadAll(conn)
 		conn.Close()
-		all = append(all, regexp.MustCompile(`RIP=.*|CPU#\d+`).FindAllString(string(text), -1)...)
+		all = append(all, regexp.MustCompile(`[RE]IP=.*|CPU#\d+`).FindAllString(string(text), -1)...)
 	}
 	return strings.Join(all, "; ")
 }
