@@ -323,7 +323,7 @@ func boot(o machineOptions) (_ *machine, err error) {
 	// The kernel counts ticks of the timer for some ms when it boots, and panics where a busy machine has it see none.
 	const timer = "no_timer_check "
 	args := []string{
-		"-machine", "q35", "-accel", accelerator, "-cpu", processor, "-smp", strconv.Itoa(cpus), "-m", strconv.Itoa(o.memory),
+		"-name", "host,debug-threads=on", "-machine", "q35", "-accel", accelerator, "-cpu", processor, "-smp", strconv.Itoa(cpus), "-m", strconv.Itoa(o.memory),
 		"-nodefaults", "-no-reboot", "-display", "none", "-serial", "file:" + filepath.Join(m.scratch, "console"),
 		"-monitor", "unix:" + filepath.Join(m.scratch, "monitor") + ",server=on,wait=off", "-device", "virtio-rng-pci",
 		"-device", "virtio-serial-pci,max_ports=8", "-kernel", o.kernel.kernel, "-initrd", o.kernel.initramfs,
@@ -442,7 +442,7 @@ func (m *machine) words() string {
 	return strings.TrimSpace(all)
 }
 
-// processors says, by QEMU's monitor, where the host's processors are: twice, some time apart.
+// processors says, by QEMU's monitor, where the host's processors are, twice, some time apart, and what top(1) says of their threads.
 func (m *machine) processors() string {
 	var all []string
 	for range 2 {
@@ -456,6 +456,9 @@ func (m *machine) processors() string {
 		conn.Close()
 		all = append(all, regexp.MustCompile(`[RE]IP=.*|CPU#\d+`).FindAllString(string(text), -1)...)
 	}
+	// Its first round is of the time since they began.
+	text, _ := exec.Command("top", "-H", "-b", "-n", "2", "-d", "2", "-p", strconv.Itoa(m.qemu.Process.Pid)).Output()
+	all = append(all, regexp.MustCompile(`(?m)^.* CPU \d+/.*$`).FindAllString(string(text), -1)...)
 	return strings.Join(all, "; ")
 }
 
