@@ -427,7 +427,8 @@ func (m *machine) end() {
 // oops begins what a kernel prints of its own crash.
 var oops = regexp.MustCompile(`BUG: (TASK|unable|kernel)|Oops|stack guard|double fault|general protection|Kernel panic`)
 
-// words are the last that console and QEMU said: where the kernel crashed, from there on.
+// words are the last that console and QEMU said, and where the kernel crashed, what it said first. A trace of faults in faults
+// may be a thousand lines.
 func (m *machine) words() string {
 	var all string
 	for _, name := range []string{"console", "qemu"} {
@@ -436,8 +437,11 @@ func (m *machine) words() string {
 		from := max(0, len(lines)-40)
 		if crash := slices.IndexFunc(lines, oops.MatchString); crash >= 0 {
 			from = min(from, crash)
+			if len(lines)-crash > 150 {
+				lines = slices.Delete(lines, crash+30, len(lines)-120)
+			}
 		}
-		all += "\n" + strings.Join(lines[from:min(len(lines), from+200)], "\n")
+		all += "\n" + strings.Join(lines[from:], "\n")
 	}
 	return strings.TrimSpace(all)
 }

@@ -181,16 +181,21 @@ func TestKernelPackages(t *testing.T) {
 	}
 }
 
-// What a kernel prints of its own crash is longer than its last lines.
+// Of what a kernel prints of its own crash the beginning is shown, and the end.
 func TestWordsOfACrash(t *testing.T) {
-	const crash = "[ 2.0] BUG: TASK stack guard page was hit"
-	lines := slices.Concat(slices.Repeat([]string{"[ 1.0] before"}, 500), []string{crash}, slices.Repeat([]string{"[ 2.1] trace"}, 100))
+	before, crash := slices.Repeat([]string{"[ 1.0] before"}, 500), []string{"[ 2.0] BUG: TASK stack guard page was hit"}
+	for i := range 999 {
+		crash = append(crash, fmt.Sprintf("[ 2.1] trace %d", i))
+	}
 	m := &machine{scratch: t.TempDir()}
-	for _, n := range []int{len(lines), 500} {
-		check.NoError(t, os.WriteFile(filepath.Join(m.scratch, "console"), []byte(strings.Join(lines[:n], "\n")), 0o600))
-		want := strings.Join(lines[min(500, n-40):n], "\n")
-		if got := m.words(); got != want {
-			t.Errorf("%d lines: %q", n, got)
+	for _, c := range []struct{ console, want []string }{
+		{before, before[460:]},
+		{slices.Concat(before, crash[:100]), crash[:100]},
+		{slices.Concat(before, crash), slices.Concat(crash[:30], crash[880:])},
+	} {
+		check.NoError(t, os.WriteFile(filepath.Join(m.scratch, "console"), []byte(strings.Join(c.console, "\n")), 0o600))
+		if got, want := m.words(), strings.Join(c.want, "\n"); got != want {
+			t.Errorf("%d lines: %q", len(c.console), got)
 		}
 	}
 }
