@@ -8,11 +8,10 @@
 // # Theory of operation
 //
 // QEMU's TCG emulates AMD SVM with nested paging on any x86-64 machine, so a stock Debian kernel in
-// it has a real kvm_amd and a real /dev/kvm. That kernel is fetched as a Debian package, on Debian
-// 12 a newer QEMU beside it, and kept below build/; nothing is installed. The host's file system is
-// this machine's own /, over 9p, read-only, below a tmpfs. So libvirt, QEMU and whatever was built
-// here are in the host, and nothing that is written there gets out, except in the directories that
-// Options.Write names. The host has no network but the loopback interface.
+// it has a real kvm_amd and a real /dev/kvm. That kernel is fetched as a Debian package and
+// kept below build/; nothing is installed. The host's file system is this machine's own /, over 9p,
+// read-only, below a tmpfs. So libvirt, QEMU and whatever was built here are in the host, and
+// nothing that is written there gets out, except in the directories that Options.Write names. The host has no network but the loopback interface.
 //
 // Process 1 of the host is package main in init, from an initramfs. It loads the kernel modules,
 // mounts the file systems and runs one command, which it gets with its environment as JSON over a

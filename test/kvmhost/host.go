@@ -96,15 +96,9 @@ func Boot(o HostOptions) (*Host, error) {
 	}
 	job := protocol.Job{Init: "/sbin/init", Address: o.Address(), Disk: o.Disk != "", Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"LC_ALL=C.UTF-8", "HOME=/root", "TERM=dumb", "DEBIAN_FRONTEND=noninteractive"}}
-	m := machineOptions{qemu: own, kernel: f, memory: min(memory, o.Memory), append: quiet + o.Append, root: o.Image, disk: o.Disk, more: o.cable()}
+	m := machineOptions{kernel: f, memory: min(memory, o.Memory), append: quiet + o.Append, root: o.Image, disk: o.Disk, more: o.cable()}
 	if m.nested, err = nests(); err != nil {
 		return nil, err
-	}
-	if !m.nested {
-		release, _ := os.ReadFile("/etc/os-release")
-		if m.qemu, err = findEmulator(dir, string(release)); err != nil {
-			return nil, err
-		}
 	}
 	for outside, inside := range o.Read {
 		m.read, job.Read = append(m.read, outside), append(job.Read, inside)

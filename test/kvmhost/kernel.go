@@ -45,6 +45,9 @@ func Kernel(suite string) (string, error) {
 
 // lock has hosts that begin at the same time fetch one after the other what they need.
 func lock(dir string) (unlock func(), err error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o644)
 	if err != nil {
 		return nil, err
@@ -102,7 +105,7 @@ func prepare(dir, suite string) (*files, error) {
 func fetch(home, suite string) error {
 	work := home + ".new"
 	defer os.RemoveAll(work)
-	tree, err := unpack(work, suite, (*apt).kernel)
+	tree, err := unpack(work, suite)
 	if err != nil {
 		return err
 	}
@@ -130,8 +133,8 @@ func fetch(home, suite string) error {
 	return os.Rename(done, home)
 }
 
-// unpack downloads packages of a suite, "" for this machine's, and unpacks them into one tree below work, which it makes anew.
-func unpack(work, suite string, names func(*apt) ([]string, error)) (tree string, err error) {
+// unpack downloads the packages of a suite's kernel and unpacks them into one tree below work, which it makes anew.
+func unpack(work, suite string) (tree string, err error) {
 	if err := os.RemoveAll(work); err != nil {
 		return "", err
 	}
@@ -144,12 +147,12 @@ func unpack(work, suite string, names func(*apt) ([]string, error)) (tree string
 			return "", err
 		}
 	}
-	packages, err := names(apt)
+	packages, err := apt.kernel()
 	if err != nil && suite == "" {
 		if err := apt.update(); err != nil {
 			return "", err
 		}
-		packages, err = names(apt)
+		packages, err = apt.kernel()
 	}
 	if err != nil {
 		return "", err
