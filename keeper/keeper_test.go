@@ -154,6 +154,18 @@ func open(pid int) int {
 	return len(entries)
 }
 
+// watched is how many processes one watches, by their pidfds.
+func watched(pid int) (n int) {
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if target, _ := os.Readlink(filepath.Join(dir, e.Name())); strings.Contains(target, "pidfd") {
+			n++
+		}
+	}
+	return n
+}
+
 func TestDescriptorsOutliveBoth(t *testing.T) {
 	k := startKept(t)
 	k.want("put a", "ok")
@@ -198,6 +210,7 @@ func TestNothingLeaks(t *testing.T) {
 	k.killKeeper()
 	k.killWorker()
 	worker, keeper := k.pids()
+	k.eventually("both watching who is there", func() bool { return watched(worker) == 1 && watched(keeper) == 2 })
 	before := [2]int{open(worker), open(keeper)}
 	for range 5 {
 		k.killKeeper()
