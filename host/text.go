@@ -44,6 +44,30 @@ func IsUUID(id string) bool {
 	return ok && canonical == id
 }
 
+// processPrefix begins what stands for the UUID of a QEMU that libvirt didn't start.
+const processPrefix = "pid-"
+
+// ProcessUUID stands for the UUID of a QEMU that libvirt didn't start: its pid, and when that process began, in clock ticks since boot,
+// so that the state of one that had the pid before isn't taken for its.
+func ProcessUUID(pid int, started uint64) string {
+	return fmt.Sprintf("%s%d-%d", processPrefix, pid, started)
+}
+
+// ProcessOf reads ProcessUUID's words back; ok is false for a domain of libvirt's.
+func ProcessOf(uuid string) (pid int, started uint64, ok bool) {
+	words, ok := strings.CutPrefix(uuid, processPrefix)
+	if !ok {
+		return 0, 0, false
+	}
+	first, second, _ := strings.Cut(words, "-")
+	pid, err := strconv.Atoi(first)
+	if err != nil || pid <= 1 {
+		return 0, 0, false
+	}
+	started, err = strconv.ParseUint(second, 10, 64)
+	return pid, started, err == nil
+}
+
 // Nanoseconds writes a time in the unit that suits it, with three significant digits or more: 5.00 ms, 0.58 s, 1m17s.
 func Nanoseconds(ns uint64) string {
 	const second = 1_000_000_000

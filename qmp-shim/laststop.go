@@ -49,7 +49,7 @@ func (s *shim) lastStopPath() string { return filepath.Join(s.LastStops, s.UUID+
 // keepLastStop notes where the guest's clock stood if QEMU ended while it was paused, for the next QEMU that the state
 // is loaded into. After any other end there is nothing to go on from.
 func (s *shim) keepLastStop() {
-	if strings.HasPrefix(s.UUID, "pid-") { // a process that isn't libvirt's, of whose name there is no other
+	if _, _, ok := host.ProcessOf(s.UUID); ok { // not libvirt's: no other has that name
 		return
 	}
 	stop, err := func() (stop lastStop, err error) {

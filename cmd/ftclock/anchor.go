@@ -9,7 +9,6 @@ import (
 	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -54,7 +53,10 @@ func servedDomain(at status.Dirs, name string) (control.Info, error) {
 	for _, is := range []func(control.Info) bool{
 		func(i control.Info) bool { return i.UUID == name },
 		func(i control.Info) bool { return i.Name == name && host.IsUUID(i.UUID) },
-		func(i control.Info) bool { return isNumber(name) && strings.HasPrefix(i.UUID, "pid-"+name+"-") },
+		func(i control.Info) bool {
+			pid, _, ok := host.ProcessOf(i.UUID)
+			return ok && strconv.Itoa(pid) == name
+		},
 		func(i control.Info) bool { return i.Name == name },
 	} {
 		if found = slices.DeleteFunc(slices.Clone(infos), func(i control.Info) bool { return !is(i) }); len(found) > 0 {
@@ -70,11 +72,6 @@ func servedDomain(at status.Dirs, name string) (control.Info, error) {
 		return control.Info{}, err
 	}
 	return control.Info{}, ui.Hinted(fmt.Errorf("no shim serves a domain %q", name), "`ftclock status` shows those that are served")
-}
-
-func isNumber(s string) bool {
-	_, err := strconv.ParseUint(s, 10, 31)
-	return err == nil
 }
 
 // askAnchor asks the shim of a domain for its anchor. A refusal by the shim is a *notNowError.

@@ -38,7 +38,7 @@ func served(t *testing.T) (s control.Status, end func()) {
 		t.Fatal(err)
 	}
 	s = servedStatus()
-	s.Name, s.UUID, s.QEMU, s.Mode = "payments_db", status.ProcessUUID(cmd.Process.Pid, stat.Started), cmd.Process.Pid, control.Watch
+	s.Name, s.UUID, s.QEMU, s.Mode = "payments_db", host.ProcessUUID(cmd.Process.Pid, stat.Started), cmd.Process.Pid, control.Watch
 	s.Clock, s.Policy = `<ftclock:clock xmlns:ftclock="urn:ftclock:domain:1"/>`, "/etc/ftclock/policy.d/10-pods.xml"
 	return s, end
 }

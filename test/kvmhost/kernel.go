@@ -143,12 +143,12 @@ func unpack(work, suite string) (tree string, err error) {
 	}
 	apt := &apt{dir: work}
 	if suite != "" {
-		if err := errors.Join(apt.only(suite), apt.update()); err != nil {
+		if err := apt.only(suite); err != nil {
 			return "", err
 		}
 	}
 	packages, err := apt.kernel()
-	if err != nil && suite == "" {
+	if err != nil {
 		if err := apt.update(); err != nil {
 			return "", err
 		}

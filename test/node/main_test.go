@@ -217,7 +217,7 @@ func (q *qemu) connect() (err error) {
 // id is what its shim is called.
 func (q *qemu) id() string {
 	stat, _ := host.ReadStat(q.pid)
-	return fmt.Sprintf("pid-%d-%d", q.pid, stat.Started)
+	return host.ProcessUUID(q.pid, stat.Started)
 }
 
 // status is what its shim says.

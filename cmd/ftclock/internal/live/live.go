@@ -203,7 +203,7 @@ func FindProcess(at status.Dirs, pid int) (*QEMU, error) {
 	}
 	l.pid, l.guest = pid, uuid
 	l.Domain.Name = cmp.Or(host.OneLine(name), "qemu-"+strconv.Itoa(pid))
-	l.Domain.UUID = status.ProcessUUID(pid, stat.Started)
+	l.Domain.UUID = host.ProcessUUID(pid, stat.Started)
 	return l, nil
 }
 

@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -13,30 +11,6 @@ import (
 	"ftclock/control"
 	"ftclock/host"
 )
-
-// processPrefix begins what stands for the UUID of a QEMU that libvirt didn't start.
-const processPrefix = "pid-"
-
-// ProcessUUID stands for the UUID of a QEMU that libvirt didn't start: its pid, and when that process began, in clock ticks since boot,
-// so that the state of one that had the pid before isn't taken for its.
-func ProcessUUID(pid int, started uint64) string {
-	return fmt.Sprintf("%s%d-%d", processPrefix, pid, started)
-}
-
-// processOf reads ProcessUUID's words back; ok is false for a domain of libvirt's.
-func processOf(uuid string) (pid int, started uint64, ok bool) {
-	words, ok := strings.CutPrefix(uuid, processPrefix)
-	if !ok {
-		return 0, 0, false
-	}
-	first, second, _ := strings.Cut(words, "-")
-	pid, err := strconv.Atoi(first)
-	if err != nil || pid <= 1 {
-		return 0, 0, false
-	}
-	started, err = strconv.ParseUint(second, 10, 64)
-	return pid, started, err == nil
-}
 
 // processEnded tells whether the process has ended; the pid may have become another's. A process that can't be looked at, as with
 // hidepid (proc(5)), is taken for the same one.
@@ -50,7 +24,7 @@ func processEnded(pid int, started uint64) bool {
 
 // correct is the command that has a running domain, or a QEMU that libvirt didn't start, served at once.
 func correct(name, uuid string) string {
-	if pid, _, ok := processOf(uuid); ok {
+	if pid, _, ok := host.ProcessOf(uuid); ok {
 		return fmt.Sprintf("ftclock attach %d", pid)
 	}
 	return "ftclock enable --live " + ui.ShellWord(name)
@@ -59,7 +33,7 @@ func correct(name, uuid string) string {
 // lost is the state of a domain whose shim left its directory behind, and why it is so. known are libvirt's; nil: it wasn't asked.
 func (at Dirs) lost(info control.Info, known map[string]Known) (control.State, string) {
 	ended := false
-	if pid, started, ok := processOf(info.UUID); ok {
+	if pid, started, ok := host.ProcessOf(info.UUID); ok {
 		ended = processEnded(pid, started)
 	} else if known != nil {
 		f, isKnown := known[info.UUID]

@@ -130,7 +130,7 @@ func (at Dirs) WithoutShim(f Known) Entry {
 // andModule words whether the module is in QEMU, where it follows the last policy also without a shim.
 func (at Dirs) andModule(name, uuid string) string {
 	fix := "; `" + correct(name, uuid) + "` gives it one"
-	pid, _, ok := processOf(uuid)
+	pid, _, ok := host.ProcessOf(uuid)
 	if !ok {
 		var err error
 		if pid, err = attach.FindQEMU("/", at.Libvirt, name, uuid); err != nil {

@@ -52,7 +52,7 @@ func Details(e Entry, state string) [][2]string {
 	policy := cmp.Or(host.OneLine(e.Clock), "watch only: the clock isn't corrected")
 	if e.Policy != "" {
 		since := ", since its start"
-		if _, _, ok := processOf(e.UUID); ok { // of which the policy may have come later
+		if _, _, ok := host.ProcessOf(e.UUID); ok { // of which the policy may have come later
 			since = ""
 		}
 		policy += since + "; the host's, from " + host.OneLine(e.Policy)
@@ -102,7 +102,7 @@ func Direct(s *control.Status) bool {
 
 func sayMode(s *control.Status) string {
 	const relay, watch = "relay: between libvirt and QEMU since the domain's start", "watch: beside libvirt and QEMU"
-	_, _, process := processOf(s.UUID)
+	_, _, process := host.ProcessOf(s.UUID)
 	switch direct := Direct(s); {
 	case s.Mode == control.Watch && process:
 		return "watch: beside QEMU"
