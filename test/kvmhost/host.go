@@ -186,8 +186,8 @@ func (h *Host) begin(job protocol.Job) error {
 func (h *Host) follow(up chan<- error) {
 	heard := h.hear()
 	alive := time.NewTimer(bootPatience)
-	ask := time.NewTicker(protocol.BeatSeconds * time.Second)
-	defer ask.Stop()
+	// From when it is up: what comes together with the job is lost with the process that reads that.
+	var ask <-chan time.Time
 	end := func(why error) {
 		h.why = why
 		close(h.gone)
@@ -196,8 +196,8 @@ func (h *Host) follow(up chan<- error) {
 	}
 	for {
 		select {
-		case <-ask.C:
-			_ = h.tell(protocol.Call{})
+		case <-ask:
+			h.ask()
 		case <-alive.C:
 			why := fmt.Errorf("%w: nothing heard of it; its processors: %s; its last words: %s", ErrHost, h.processors(), h.words())
 			_ = h.qemu.Process.Kill()
@@ -211,6 +211,8 @@ func (h *Host) follow(up chan<- error) {
 			case p.Error != "":
 				up <- errors.New(p.Error)
 			case p.Up != nil:
+				ask = time.Tick(protocol.BeatSeconds * time.Second)
+				alive.Reset(hangs)
 				up <- nil
 			case p.Beat:
 				alive.Reset(hangs)
@@ -261,6 +263,14 @@ func (h *Host) tell(c protocol.Call) error {
 	h.say.Lock()
 	defer h.say.Unlock()
 	return json.NewEncoder(h.control).Encode(c)
+}
+
+// ask asks for a beat, unless a call is being handed over: to a host that hangs that may take for ever.
+func (h *Host) ask() {
+	if h.say.TryLock() {
+		defer h.say.Unlock()
+		_ = json.NewEncoder(h.control).Encode(protocol.Call{})
+	}
 }
 
 // Cut pulls the host's plug. What it hadn't written to its disk is lost.

@@ -513,8 +513,7 @@ func (m *machine) serve(job *protocol.Job, timeout time.Duration) (int, error) {
 	}
 	boot := time.After(bootPatience)
 	alive := time.NewTimer(hangs + bootPatience)
-	ask := time.NewTicker(protocol.BeatSeconds * time.Second)
-	defer ask.Stop()
+	var ask <-chan time.Time // from when it is up: a pile of what nobody reads would block
 	interrupted := false
 	for {
 		select {
@@ -530,7 +529,7 @@ func (m *machine) serve(job *protocol.Job, timeout time.Duration) (int, error) {
 			_ = to.Encode(protocol.Signal{Number: int(s.(syscall.Signal))})
 		case <-boot:
 			return 0, fmt.Errorf("the emulated host isn't up in %v; its last words: %s", bootPatience, m.words())
-		case <-ask.C:
+		case <-ask:
 			_ = to.Encode(protocol.Signal{})
 		case <-alive.C:
 			return 0, fmt.Errorf("%w: nothing heard of it for %v; its processors: %s; its last words: %s", ErrHost, hangs, m.processors(), m.words())
@@ -546,7 +545,8 @@ func (m *machine) serve(job *protocol.Job, timeout time.Duration) (int, error) {
 			case p.Error != "":
 				return 0, fmt.Errorf("in the emulated host: %s", p.Error)
 			case p.Up != nil:
-				boot = nil
+				boot, ask = nil, time.Tick(protocol.BeatSeconds*time.Second)
+				alive.Reset(hangs)
 				say("Linux %s with a real kvm_amd, EMULATED, up in %.0f s; clocksource %s; no figure of time means anything in it",
 					p.Up.Kernel, p.Up.Seconds, p.Up.ClockSource)
 			case p.Exit != nil:

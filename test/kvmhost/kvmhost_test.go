@@ -2,6 +2,7 @@ package kvmhost
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"math"
 	"os"
@@ -14,6 +15,7 @@ import (
 
 	"ftclock/test/built"
 	"ftclock/test/check"
+	"ftclock/test/kvmhost/protocol"
 
 	"golang.org/x/sys/unix"
 )
@@ -198,4 +200,26 @@ func TestWordsOfACrash(t *testing.T) {
 			t.Errorf("%d lines: %q", len(c.console), got)
 		}
 	}
+}
+
+// A host is asked for beats from when it is up: the process that reads its job would take what comes behind that along.
+func TestNothingComesBehindTheJob(t *testing.T) {
+	pair := check.Value(unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0))(t)
+	control, inside := os.NewFile(uintptr(pair[0]), "control"), os.NewFile(uintptr(pair[1]), "inside")
+	defer control.Close()
+	h, up := &Host{machine: &machine{control: control}, gone: make(chan struct{})}, make(chan error, 1)
+	go h.follow(up)
+	check.NoError(t, inside.SetReadDeadline(time.Now().Add(3*protocol.BeatSeconds*time.Second)))
+	if n, err := inside.Read(make([]byte, 100)); err == nil {
+		t.Errorf("%d bytes before it is up", n)
+	}
+	check.NoError(t, inside.SetReadDeadline(time.Now().Add(2*time.Minute)))
+	check.NoError(t, json.NewEncoder(inside).Encode(protocol.Progress{Up: &protocol.Up{}}))
+	check.NoError(t, <-up)
+	var c protocol.Call
+	if err := json.NewDecoder(inside).Decode(&c); err != nil || c.Args != nil {
+		t.Errorf("%+v, %v", c, err)
+	}
+	inside.Close()
+	<-h.gone
 }
