@@ -27,6 +27,7 @@ type request struct {
 	Value uint32
 	Times uint32
 	Done  uint32
+	Busy  uint32
 }
 
 // Hands let a test act inside the guest. The guest has no drivers: what it is
@@ -93,6 +94,9 @@ func (h *Hands) LastOut8(port uint16, value uint8) { h.ask(out8, port, uint32(va
 func (h *Hands) LastOut16(port uint16, value uint16, times int) {
 	h.ask(out16, port, uint32(value), uint32(times))
 }
+
+// NeverRest has the guest read its clock all the time, until it is reset.
+func (h *Hands) NeverRest() { atomic.StoreUint32(&h.req.Busy, 1) }
 
 // TripleFault has the guest reset itself.
 func (h *Hands) TripleFault() { h.ask(tripleFault, 0, 0, 0) }

@@ -4,7 +4,8 @@
  * where the host reads it (guest.go).
  *
  * It may run under a hypervisor that emulates every instruction, at a few
- * million a second: integer instructions only, no interrupts, no hypercalls.
+ * million a second: integer instructions only, no hypercalls, no interrupt but
+ * the one that ends its rests.
  *
  * Between two readings it does what the host asks of it in the next page
  * (hands.go): it reads or writes a port, or dies by a triple fault. That is
@@ -39,12 +40,54 @@ struct request {
     uint32_t value; /* written, or read */
     uint32_t times; /* how often it is written */
     uint32_t done;
+    uint32_t busy; /* not 0: the guest never rests */
 };
 
 enum { REQUEST_NONE, REQUEST_OUT8, REQUEST_OUT16, REQUEST_IN8, REQUEST_TRIPLE_FAULT };
 
 static inline void wrmsr(uint32_t msr, uint64_t value) {
     __asm__ volatile("wrmsr" ::"c"(msr), "a"((uint32_t)value), "d"((uint32_t)(value >> 32)) : "memory");
+}
+
+/* The guest is awake for some ms of ten, as most guests are for less: who shares the host's processors with it has the
+ * rest. */
+#define AWAKE  5000000u  /* cycles of the TSC, 1 to 3 ms */
+#define PERIOD 10000000u /* ns: the APIC timer counts those under KVM and QEMU, divided by 1 */
+
+#define APIC_SPURIOUS 0xfee000f0u
+#define APIC_TIMER    0xfee00320u
+#define APIC_INITIAL  0xfee00380u
+#define APIC_DIVIDE   0xfee003e0u
+#define PERIODIC      (1u << 17)
+#define TICK          0x20u /* the timer's vector */
+
+void tick(void); /* start.S */
+
+static inline void outb(uint16_t port, uint8_t value) {
+    __asm__ volatile("outb %0, %1" ::"a"(value), "d"(port) : "memory");
+}
+
+static void apic(uint32_t reg, uint32_t value) { *(volatile uint32_t *)reg = value; }
+
+/* Sets up the timer. */
+static void prepare_rests(void) {
+    static struct { uint16_t low, selector, type, high; } __attribute__((packed, aligned(8))) gates[TICK + 1];
+    const struct {
+        uint16_t limit;
+        uint32_t base;
+    } __attribute__((packed)) table = {sizeof(gates) - 1, (uint32_t)gates};
+
+    gates[TICK].low = (uint16_t)(uint32_t)tick;
+    gates[TICK].selector = 8;
+    gates[TICK].type = 0x8e00; /* present, interrupt gate of 32 bits */
+    gates[TICK].high = (uint16_t)((uint32_t)tick >> 16);
+    __asm__ volatile("lidt %0" ::"m"(table));
+    outb(0x21, 0xff); /* both 8259s: the firmware's devices are quiet */
+    outb(0xa1, 0xff);
+    apic(APIC_SPURIOUS, 0x1ff); /* on */
+    apic(APIC_DIVIDE, 0xb);
+    apic(APIC_TIMER, PERIODIC | TICK);
+    apic(APIC_INITIAL, PERIOD);
 }
 
 /* Without a table of interrupts the second and third fault follow the first. */
@@ -66,7 +109,7 @@ static void serve(volatile struct request *q) {
     switch (what) {
     case REQUEST_OUT8:
         for (uint32_t i = 0; i < q->times; i++)
-            __asm__ volatile("outb %0, %1" ::"a"((uint8_t)q->value), "d"(port) : "memory");
+            outb(port, (uint8_t)q->value);
         break;
     case REQUEST_OUT16:
         for (uint32_t i = 0; i < q->times; i++)
@@ -88,10 +131,13 @@ void guest_main(void) {
     volatile struct request *request = (volatile struct request *)REQUEST_ADDRESS;
     static struct history h;
     uint32_t last_version = 0, updates = 0;
+    uint64_t awake = 0;
 
     for (uint32_t i = 0; i < sizeof(*r) / 4; i++)
         ((volatile uint32_t *)r)[i] = 0;
     request->what = REQUEST_NONE;
+    request->busy = 0;
+    prepare_rests();
     wrmsr(MSR_KVM_SYSTEM_TIME_NEW, (uint32_t)&pvclock | 1);
     while (pvclock.version == 0)
         ;
@@ -130,5 +176,9 @@ void guest_main(void) {
         if (version != last_version)
             updates++;
         last_version = version;
+        if (tsc - awake > AWAKE && !request->busy) {
+            __asm__ volatile("sti; hlt; cli" ::: "memory");
+            awake = rdtsc();
+        }
     }
 }
