@@ -247,7 +247,7 @@ func ReadInfo(dir string) (Info, error) {
 // NobodyListens says whether a connection to a unix socket failed because nobody listens there. Where this process lacks descriptors
 // or memory, or too many wait there to be accepted, somebody may.
 func NobodyListens(err error) bool {
-	for _, may := range []error{syscall.EAGAIN, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ENOBUFS, os.ErrDeadlineExceeded} {
+	for _, may := range []error{syscall.EAGAIN, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ENOBUFS} {
 		if errors.Is(err, may) {
 			return false
 		}

@@ -55,17 +55,11 @@ func ProcessUUID(pid int, started uint64) string {
 
 // ProcessOf reads ProcessUUID's words back; ok is false for a domain of libvirt's.
 func ProcessOf(uuid string) (pid int, started uint64, ok bool) {
-	words, ok := strings.CutPrefix(uuid, processPrefix)
-	if !ok {
-		return 0, 0, false
-	}
+	words, _ := strings.CutPrefix(uuid, processPrefix)
 	first, second, _ := strings.Cut(words, "-")
-	pid, err := strconv.Atoi(first)
-	if err != nil || pid <= 1 {
-		return 0, 0, false
-	}
-	started, err = strconv.ParseUint(second, 10, 64)
-	return pid, started, err == nil
+	pid, _ = strconv.Atoi(first)
+	started, _ = strconv.ParseUint(second, 10, 64)
+	return pid, started, pid > 1 && uuid == ProcessUUID(pid, started)
 }
 
 // Nanoseconds writes a time in the unit that suits it, with three significant digits or more: 5.00 ms, 0.58 s, 1m17s.

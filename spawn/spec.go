@@ -55,19 +55,13 @@ type Spec struct {
 func (o Spec) Sealed() bool { return !host.IsUUID(o.UUID) }
 
 // CheckID says whether id can name a shim: a domain's UUID as libvirt writes it, or what stands for one where a QEMU isn't
-// libvirt's, pid-PID-STARTTIME.
+// libvirt's, see host.ProcessUUID.
 func CheckID(id string) error {
-	groups := strings.Split(id, "-")
-	if len(groups) == 3 && groups[0] == "pid" && len(id) <= 64 && isNumber(groups[1]) && isNumber(groups[2]) {
-		return nil
-	}
-	if !host.IsUUID(id) {
+	if _, _, process := host.ProcessOf(id); !process && !host.IsUUID(id) {
 		return fmt.Errorf("%.64q is no UUID", id)
 	}
 	return nil
 }
-
-func isNumber(s string) bool { return s != "" && strings.Trim(s, "0123456789") == "" }
 
 // check says what is wrong with it. It comes from a file: nothing is taken for granted.
 func (o Spec) check() error {

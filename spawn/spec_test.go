@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"ftclock/host"
 )
 
 const testID = "6695eb01-f6a4-8304-79aa-97f2502e193f"
@@ -154,10 +156,11 @@ func TestABadFileIsRefused(t *testing.T) {
 
 func TestCheckID(t *testing.T) {
 	for id, good := range map[string]bool{
-		testID: true, "pid-1-2": true,
+		testID: true, host.ProcessUUID(2, 2): true,
 		"": false, "web1": false, strings.ToUpper(testID): false, testID + "0": false, "-----": false,
 		strings.Replace(testID, "-", "_", 1): false, "/" + testID[1:]: false, testID[:35] + "\n": false,
-		"pid-1": false, "pid--2": false, "pid-1-x": false, "pid-1-2-3": false, "pid-1-" + strings.Repeat("2", 60): false,
+		"pid-2": false, "pid--2": false, "pid-2-x": false, "pid-2-2-3": false, "pid-2-" + strings.Repeat("2", 60): false,
+		"pid-1-2": false, "pid-+2-2": false, "pid-02-2": false, "pid-2-": false,
 	} {
 		if err := CheckID(id); (err == nil) != good {
 			t.Errorf("%q: %v", id, err)

@@ -13,6 +13,7 @@ import (
 	"ftclock/host"
 	"ftclock/node"
 	"ftclock/policy"
+	"ftclock/record"
 	"ftclock/spawn"
 	metadata "ftclock/xml-templates"
 )
@@ -60,6 +61,7 @@ func (nodeCmd) Run(p *program) error {
 			},
 		},
 	}
+	go expire(p)
 	events, err := node.Connector()
 	how := "the kernel tells of each program that starts"
 	if err != nil {
@@ -68,4 +70,18 @@ func (nodeCmd) Run(p *program) error {
 	}
 	p.Printf("serving the QEMUs of this host that the files in %s name: %s\n", policy.Dir, how)
 	return n.Run(p.ctx, events)
+}
+
+// expire removes what is left of QEMUs that ended long ago, now and once a day.
+func expire(p *program) {
+	for {
+		if err := record.Expire(host.DataDir, time.Now()); err != nil {
+			p.Warn("removing old records: %s", host.ErrorLine(err))
+		}
+		select {
+		case <-p.ctx.Done():
+			return
+		case <-time.After(24 * time.Hour):
+		}
+	}
 }
