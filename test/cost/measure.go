@@ -161,7 +161,8 @@ func count(out io.Writer) error {
 		return err
 	}
 	for _, c := range counted {
-		fmt.Fprintf(out, "module's %s: %.0f instructions, %.0f ioctls, %.0f readings of clocks\n", c.Name, c.Instructions, c.Ioctls, c.Readings)
+		fmt.Fprintf(out, "module's %s: %.0f instructions, %.0f ioctls, %.0f readings of clocks: %s\n",
+			c.Name, c.Instructions, c.Ioctls, c.Readings, c.Split())
 	}
 	return nil
 }

@@ -1,10 +1,12 @@
 package measure
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -19,10 +21,32 @@ type Counted struct {
 	Name             string
 	Instructions     float64 // the module's own
 	Ioctls, Readings float64 // of the kernel's clock, and of clocks by the vDSO
+	Parts            []Part  // of Instructions, the largest first
 }
 
-// ofTheRule is a line of callgrind_annotate: instructions of a function of the rule, callees not included.
-var ofTheRule = regexp.MustCompile(`(?m)^\s*([0-9,]+) \([ 0-9.]+%\)\s+\S*/rule\w*\.[ch]:`)
+// Part is what a function of the rule takes by itself, what the compiler put into it included.
+type Part struct {
+	Name         string
+	Instructions float64
+}
+
+// Split words the parts.
+func (c Counted) Split() string {
+	var all []string
+	for _, p := range c.Parts {
+		if p.Instructions >= 0.5 {
+			all = append(all, fmt.Sprintf("%s %.0f", p.Name, p.Instructions))
+		}
+	}
+	return strings.Join(all, ", ")
+}
+
+// ofTheRule is a line of callgrind_annotate: instructions of a function of the rule, callees not included, by the file that they
+// are written in.
+var ofTheRule = regexp.MustCompile(`(?m)^\s*([0-9,]+) \([ 0-9.]+%\)\s+\S*/(rule\w*\.[ch]):(\w+)`)
+
+// pageFile is the part of the rule that writes to the page and reads from it, put into all others by the compiler.
+const pageFile, pagePart = "rule_page.h", "the page's sections, word by word"
 
 // Instructions counts those of the module, in a simulated host (qemu-plugin/testdata/cont.c). It needs neither QEMU nor KVM.
 func Instructions() (all []Counted, err error) {
@@ -60,18 +84,38 @@ func Instructions() (all []Counted, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("callgrind_annotate: %w\n%s", err, out)
 		}
-		var own float64
-		for _, m := range ofTheRule.FindAllStringSubmatch(string(out), -1) {
-			n, err := strconv.ParseFloat(strings.ReplaceAll(m[1], ",", ""), 64)
-			if err != nil {
-				return nil, err
-			}
-			own += n
+		counted := Counted{Name: c.name, Ioctls: asked[c.at] / times, Readings: asked[c.at+1] / times}
+		if counted.Parts, err = partsOf(string(out), times); err != nil {
+			return nil, err
 		}
-		if own < times {
-			return nil, errors.New("callgrind saw nothing of the rule")
+		for _, p := range counted.Parts {
+			counted.Instructions += p.Instructions
 		}
-		all = append(all, Counted{c.name, own / times, asked[c.at] / times, asked[c.at+1] / times})
+		all = append(all, counted)
 	}
+	return all, nil
+}
+
+// partsOf reads what callgrind_annotate prints of so many calls.
+func partsOf(annotated string, times float64) (all []Part, err error) {
+	for _, m := range ofTheRule.FindAllStringSubmatch(annotated, -1) {
+		n, err := strconv.ParseFloat(strings.ReplaceAll(m[1], ",", ""), 64)
+		if err != nil {
+			return nil, err
+		}
+		name := m[3]
+		if m[2] == pageFile {
+			name = pagePart
+		}
+		i := slices.IndexFunc(all, func(p Part) bool { return p.Name == name })
+		if i < 0 {
+			i, all = len(all), append(all, Part{Name: name})
+		}
+		all[i].Instructions += n / times
+	}
+	if len(all) == 0 {
+		return nil, errors.New("callgrind saw nothing of the rule")
+	}
+	slices.SortStableFunc(all, func(a, b Part) int { return cmp.Compare(b.Instructions, a.Instructions) })
 	return all, nil
 }
