@@ -14,16 +14,16 @@ import (
 // name, so that a host of many would fill its disk with them. A domain's record stays until it is removed by hand.
 const Kept = 30 * 24 * time.Hour
 
-// Expire removes the records below dir that are older than Kept, of QEMUs that libvirt didn't start (host.ProcessUUID) and that have
-// ended.
-func Expire(dir string, now time.Time) error {
+// Expire removes the records below dir that are older than Kept, of QEMUs that libvirt didn't start (host.ProcessUUID), that have
+// ended, and that served says have no shim: one may live where this process doesn't see it.
+func Expire(dir string, now time.Time, served func(uuid string) bool) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	for _, e := range entries {
 		pid, started, process := host.ProcessOf(e.Name())
-		if !process || !e.IsDir() {
+		if !process || !e.IsDir() || served(e.Name()) {
 			continue
 		}
 		if stat, err := host.ReadStat(pid); err == nil && stat.Started == started {

@@ -75,7 +75,7 @@ func (nodeCmd) Run(p *program) error {
 // expire removes what is left of QEMUs that ended long ago, now and once a day.
 func expire(p *program) {
 	for {
-		if err := record.Expire(host.DataDir, time.Now()); err != nil {
+		if err := record.Expire(p.dirs.Records, time.Now(), p.dirs.HasShim); err != nil {
 			p.Warn("removing old records: %s", host.ErrorLine(err))
 		}
 		select {
