@@ -61,13 +61,16 @@
 /*
  * What the kernel's clock left CLOCK_MONOTONIC_RAW by in the run, by its own rate, is no pause's doing. What goes
  * beyond that, after a write, is the error of our own readings, which must not add up: it is left to correct. Else it
- * is somebody else's doing: a guest whose clock was set by him follows its reference from there.
+ * is somebody else's doing: a guest whose clock was set by him follows its reference from there. Clock and tsc are what
+ * the kernel's clock and the TSC read at the last stop.
  */
-static void judge_run(struct rule *r, const struct reading *now) {
+static void judge_run(struct rule *r, const struct reading *now, uint64_t clock, uint64_t tsc) {
     struct moment from = {.raw = r->drifted_raw, .slept = r->anchor.slept};
     int64_t off = (int64_t)(now->data.clock - expected(r, now->at.raw)), by_itself = off - r->left;
     r->stop_residual =
         off - (r->wrote ? own(r, &from, &now->at, by_itself) : clamp(by_itself, (int64_t)own_drift(&from, &now->at)));
+    if (r->stop_residual > FTCLOCK_TOLERANCE && !r->wrote && slept_uncounted(r, r->stop_residual, clock, tsc, now))
+        r->stop_residual = r->left;
     if (r->wrote)
         r->left = r->stop_residual;
     if (magnitude(r->stop_residual) > FTCLOCK_REANCHOR) {
@@ -95,6 +98,7 @@ int rule_get_clock(struct rule *r, int fd, struct kvm_clock_data *data) {
     r->stopped = true;
     r->stop_flags = now.data.flags;
     r->stop_stable = now.data.flags & KVM_CLOCK_TSC_STABLE;
+    uint64_t last_clock = r->saved, last_tsc = r->stop_tsc;
     r->saved = now.data.clock;
     r->stop = now.at;
     if (r->stop_stable && !r->tsc_asked)
@@ -111,7 +115,7 @@ int rule_get_clock(struct rule *r, int fd, struct kvm_clock_data *data) {
         if (now.error > FTCLOCK_TOLERANCE)
             read_better(r, fd, &now);
         if (r->anchor.valid)
-            judge_run(r, &now);
+            judge_run(r, &now, last_clock, last_tsc);
         take_anchor(r, &now, r->anchor.epoch + !r->anchor.valid);
         if (!r->follow.known)
             take_base(r, now.data.clock, now.at.real);
@@ -252,8 +256,8 @@ bool write_expected(struct rule *r, int fd, uint64_t least, struct ftclock_recor
 }
 
 /* Whether the kernel's clock went on in this pause as CLOCK_MONOTONIC_RAW did. What its own rate made of it is the
- * guest's. */
-bool judge_pause(struct rule *r, const struct reading *now) {
+ * guest's, and so is a sleep that the host didn't count: a guest that runs sees it. */
+bool judge_pause(struct rule *r, const struct reading *now, struct ftclock_record *rec) {
     /* The anchor is of the first reading in this pause, the stop of the last one. */
     struct moment from = {.raw = r->drifted_raw, .slept = r->anchor.slept};
     int64_t drift = (int64_t)own_drift(&from, &now->at);
@@ -261,9 +265,14 @@ bool judge_pause(struct rule *r, const struct reading *now) {
     uint64_t blur = r->anchor.error + now->error;
     /* In doubt the kernel's clock is right: nobody but QEMU sets it. */
     uint64_t tolerance = FTCLOCK_TOLERANCE + (uint64_t)drift + (blur > FTCLOCK_TOLERANCE ? blur : 0);
-    if (magnitude(moved) > tolerance)
-        return false;
-    r->anchor.clock += (uint64_t)own(r, &from, &now->at, moved);
+    int64_t by_itself = own(r, &from, &now->at, moved);
+    if (magnitude(moved) > tolerance) {
+        if (!slept_uncounted(r, moved, r->saved, r->stop_tsc, now))
+            return false;
+        rec->slept += (uint64_t)(moved - by_itself);
+        by_itself = moved;
+    }
+    r->anchor.clock += (uint64_t)by_itself;
     r->drifted_raw = now->at.raw;
     return true;
 }
@@ -278,7 +287,7 @@ static int catch_up(struct rule *r, int fd, struct kvm_clock_data *data, struct 
     if (now.error > FTCLOCK_TOLERANCE)
         read_better(r, fd, &now);
     rec->residual_cont = (int64_t)(now.data.clock - expected(r, now.at.raw));
-    bool right = judge_pause(r, &now);
+    bool right = judge_pause(r, &now, rec);
     /* A reading whose instant isn't known well would be taken for a debt; there is another pause. */
     int64_t steered = now.error <= STEER_BLUR ? steer(r, p, &now.at) : 0;
     if (right && magnitude(r->left - steered) <= FTCLOCK_TOLERANCE && now.data.clock >= r->saved) {

@@ -7,7 +7,7 @@
 
 /* Ticks of the TSC, 1 us or more, in which CLOCK_MONOTONIC_RAW is read unless we are preempted. */
 #define PAIR_SLOW 5000
-/* A shorter sleep of the host isn't told from the time between two readings; it is corrected as any residual. */
+/* A shorter sleep of the host isn't told from the time between two readings. */
 #define SLEEP_LEAST INT64_C(100000)
 
 /*
@@ -21,6 +21,19 @@ int64_t own(const struct rule *r, const struct moment *from, const struct moment
         return (int64_t)(by < 0 ? by - 0.5 : by + 0.5); /* not always towards zero: that adds up, too */
     }
     return clamp(seen, (int64_t)own_drift(from, to));
+}
+
+/*
+ * Whether the kernel's clock is ahead by so much because the host slept and didn't count that: it may count by a clock
+ * of whole seconds. CLOCK_MONOTONIC_RAW stood still then, and the clock went on with the TSC since both read as told.
+ * One that somebody has set didn't.
+ */
+bool slept_uncounted(const struct rule *r, int64_t ahead, uint64_t clock, uint64_t tsc, const struct reading *now) {
+    uint64_t has = guest_tsc(r, now);
+    if (ahead <= 0 || !tsc || !has)
+        return false;
+    int64_t went_on = (int64_t)((__int128)(int64_t)(has - tsc) * 1000000 / r->khz);
+    return magnitude((int64_t)(now->data.clock - clock) - went_on) < (uint64_t)ahead / 2;
 }
 
 /*

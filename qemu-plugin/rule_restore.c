@@ -104,7 +104,7 @@ int restore(struct rule *r, int fd, struct kvm_clock_data *data, struct ftclock_
 
     struct reading here;
     if (!imported && r->stopped && read_stable(r, fd, &here))
-        judge_pause(r, &here);
+        judge_pause(r, &here, rec);
     struct state s = {.import = imported ? &import : NULL};
     if (!state_away(r, &s, data->clock))
         return pass(r, fd, data, rec, FTCLOCK_REASON_BOUNDS);

@@ -70,6 +70,12 @@ void host_sleeps(int64_t for_ns, bool tsc_goes_on) {
     }
 }
 
+/* As a sleep that ends before a clock of whole seconds went on. */
+void host_sleeps_uncounted(int64_t for_ns) {
+    sim.clock += for_ns;
+    sim.tsc_extra += for_ns;
+}
+
 void kernel_moves(int64_t by) {
     sim.clock += by;
     sim.moved += by;

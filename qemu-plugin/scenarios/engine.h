@@ -135,6 +135,7 @@ void set_real(int64_t step, int64_t rate);
 void set_rate(int64_t rate);
 /* CLOCK_MONOTONIC_RAW stands, kvmclock goes on. A TSC that goes on, too, carries kvmclock's master clock over it. */
 void host_sleeps(int64_t for_ns, bool tsc_goes_on);
+void host_sleeps_uncounted(int64_t for_ns);
 /* Something in the kernel moves the clock of a guest that stands. */
 void kernel_moves(int64_t by);
 /* At the at-th place from now the module is preempted; 0: nowhere. */

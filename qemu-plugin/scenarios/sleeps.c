@@ -117,3 +117,34 @@ SCENARIO(the_host_slept_at_any_moment_of_the_modules_own_work) {
         slept_at(place, in_stop, hold);
     }
 }
+
+/* Sleeps that the host doesn't count, as a real one does: a guest that runs sees them, and one in whose pause they fall
+ * goes on as if it had run. */
+SCENARIO(a_sleep_that_the_host_does_not_count) {
+    static const int64_t lengths[] = {20 * US, 3 * MS, 900 * MS};
+    for (int i = 0; i < 2 * LENGTH(lengths); i++) {
+        int64_t slept = lengths[i / 2];
+        bool in_a_pause = i & 1;
+        in_case("of %" PRId64 " us, %s", slept / US, in_a_pause ? "in a pause" : "while the guest runs");
+        anchored_guest();
+        checkpoint(SEC, 5 * MS);
+        mark_twin();
+        stop_after(SEC);
+        stand(2 * MS);
+        if (in_a_pause)
+            host_sleeps_uncounted(slept);
+        cont();
+        DROPPED();
+        if (in_a_pause)
+            NEAR((int64_t)record()->slept - slept, 2 * US);
+        run(SEC);
+        if (!in_a_pause)
+            host_sleeps_uncounted(slept);
+        for (int n = 0; n < 3; n++) {
+            dropped(SEC, 5 * MS);
+            NEAR(off_twin() - slept, 2 * US);
+            CHECK(record()->residual_stop == 0);
+        }
+        FIRST_ANCHOR_KEPT();
+    }
+}
