@@ -18,6 +18,7 @@
 #   make selinux    a whole Debian 12 whose SELinux enforces: start, restarts, save, upgrade, enable --live; nothing may be denied
 #   make ansible    the Ansible role on a whole Debian 12: a check, the installation, a second run, a policy that is wrong
 #   make podman     a whole Debian 12 whose libvirt is in a container, which is restarted 20 times under checkpoints
+#   make host-sleep a whole host that sleeps twice, once within a pause, and its guests' clocks
 #   make two-hosts  migrations between two whole hosts, whose clocks agree, are 50 ms apart or aren't synchronised
 #   make vcpus      1,000 pauses of a stock Linux with 1, 2 and 4 vCPUs
 #   make anchors    the anchor of a domain beside two that are migrated for minutes
@@ -66,7 +67,7 @@ MODULE_HEADERS = $(RULE_HEADERS) qemu-plugin/clocks.h qemu-plugin/vcpus.h
 
 TESTFLAGS ?=
 
-.PHONY: build built host images test native whole-hosts test-hosts power-cuts unit-kills host-life e2e kernels releases selinux ansible podman two-hosts vcpus anchors node guest-clocks guest-kernels shell test-packages pictures demo splits hostile twin sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup setup-build setup-host FORCE
+.PHONY: build built host images test native whole-hosts test-hosts power-cuts unit-kills host-life e2e kernels releases selinux ansible podman host-sleep two-hosts vcpus anchors node guest-clocks guest-kernels shell test-packages pictures demo splits hostile twin sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup setup-build setup-host FORCE
 
 build: $(BINARIES)
 
@@ -225,6 +226,10 @@ ansible: setup build built host build/test/packages
 # A whole host whose libvirt is in a podman container, as OpenStack's kolla has it, that is restarted 20 times.
 podman: setup build built host build/test/packages
 	FTCLOCK_REQUIRE=1 FTCLOCK_LONG=1 $(GO) test -count=1 -timeout 3h -v -run KVMPodman ./test/wholehost
+
+# A whole host that is suspended to memory, with guests.
+host-sleep: setup build built host build/test/packages
+	FTCLOCK_REQUIRE=1 $(GO) test -count=1 -timeout 1h -v -run TheHostSleeps ./test/wholehost
 
 # Two whole hosts with a network between them, and a domain that is migrated there and back.
 two-hosts: setup build built host images build/test/packages

@@ -1,6 +1,6 @@
 // Command clock reads the clocks of running domains with the kvmclock guest, on a whole host where no test program runs: for each
-// name a line "NAME OFFSET BACKSTEPS REALTIME": the offset against CLOCK_MONOTONIC_RAW in ns, how often the guest saw time go back, and
-// how far CLOCK_REALTIME is ahead of CLOCK_MONOTONIC_RAW, in ns.
+// name a line "NAME OFFSET BACKSTEPS REALTIME SLEPT": the offset against CLOCK_MONOTONIC_RAW in ns, how often the guest saw time go back,
+// how far CLOCK_REALTIME is ahead of CLOCK_MONOTONIC_RAW, and how long the host slept since it booted, in ns.
 package main
 
 import (
@@ -12,6 +12,8 @@ import (
 
 	"ftclock/host"
 	"ftclock/test/guest"
+
+	"golang.org/x/sys/unix"
 )
 
 func main() {
@@ -21,7 +23,7 @@ func main() {
 			fmt.Fprintf(os.Stderr, "clock: error: %s: %v\n", name, err)
 			os.Exit(1)
 		}
-		fmt.Println(name, offset, backsteps, guest.RealtimeAhead())
+		fmt.Println(name, offset, backsteps, guest.RealtimeAhead(), slept())
 	}
 }
 
@@ -47,4 +49,12 @@ func read(name string) (offset, backsteps int64, err error) {
 	}
 	count, _, err := c.Backsteps()
 	return offset, int64(count), err
+}
+
+// slept is how long the host slept since it booted, to some us or what this program was away for, ns.
+func slept() int64 {
+	var mono, boot unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &mono)
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot)
+	return boot.Nano() - mono.Nano()
 }

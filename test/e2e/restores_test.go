@@ -426,10 +426,10 @@ func TestKVMAnOldMachineTypeIsRestored(t *testing.T) {
 	}
 }
 
-// A stock Linux that is caught up over a quarter of an hour says nothing of it: no stall, no lockup, no clock that is taken for bad.
+// A stock Linux that is caught up over nearly a quarter of an hour, the most there is, says nothing of it: no stall, no lockup, no clock that is taken for bad.
 // Nobody waits for so long: the reading that it goes on from is made older.
 func TestKVMAQuarterOfAnHour(t *testing.T) {
-	const away = 15*time.Minute - 10*time.Second // the restore itself takes some
+	const away = 13 * time.Minute // a starved machine may take minutes for the restore itself
 	image := linuxImage(t)
 	file := saveFile(t, "away.state")
 	x := linuxguest.XML("away", image, 2)

@@ -40,7 +40,6 @@ var longFunctions = []string{
 	"test/bench/start.go start",
 	"test/e2e/sweep_migration_test.go migrate",
 	"test/e2e/ways_to_migrate_test.go waysToMigrate",
-	"test/kvmhost/init/main.go fileSystems",
 	"test/kvmhost/init/main.go run",
 	"test/kvmhost/kvmhost.go boot",
 	"test/kvmhost/kvmhost.go serve",

@@ -24,6 +24,8 @@ type HostOptions struct {
 	Image string
 	// Disk is a file that keeps what the host writes; it is made where it isn't there. "" has it go with the host.
 	Disk string
+	// OnDisk has the Disk be a copy of the image, and the host see nothing of this machine: one that sleeps loses what it sees.
+	OnDisk bool
 	// Read are directories of this machine that the host sees, by their places in it. The places are made in its file system.
 	Read map[string]string
 	// Suite and Append are Options'.
@@ -91,12 +93,15 @@ func Boot(o HostOptions) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := format(o.Disk); err != nil {
+	if err := o.format(); err != nil {
 		return nil, err
 	}
-	job := protocol.Job{Init: "/sbin/init", Address: o.Address(), Disk: o.Disk != "", Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+	job := protocol.Job{Init: "/sbin/init", Address: o.Address(), Disk: o.Disk != "", OnDisk: o.OnDisk, Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"LC_ALL=C.UTF-8", "HOME=/root", "TERM=dumb", "DEBIAN_FRONTEND=noninteractive"}}
-	m := machineOptions{kernel: f, memory: min(memory, o.Memory), append: quiet + o.Append, root: o.Image, disk: o.Disk, more: o.cable()}
+	m := machineOptions{kernel: f, memory: min(memory, o.Memory), append: quiet + o.Append, disk: o.Disk, more: o.cable()}
+	if !o.OnDisk {
+		m.root = o.Image
+	}
 	if m.nested, err = nests(); err != nil {
 		return nil, err
 	}
@@ -129,11 +134,11 @@ func nests() (bool, error) {
 }
 
 // format makes a file system for what a host writes, unless it is there.
-func format(disk string) error {
-	if disk == "" {
+func (o HostOptions) format() error {
+	if o.Disk == "" {
 		return nil
 	}
-	f, err := os.OpenFile(disk, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	f, err := os.OpenFile(o.Disk, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if errors.Is(err, os.ErrExist) {
 		return nil
 	}
@@ -144,10 +149,14 @@ func format(disk string) error {
 	if err := f.Truncate(4 << 30); err != nil {
 		return err
 	}
-	mkfs := exec.Command("mkfs.ext4", "-q", "-F", disk)
+	args := []string{"-q", "-F", o.Disk}
+	if o.OnDisk {
+		args = append(args, "-d", o.Image)
+	}
+	mkfs := exec.Command("mkfs.ext4", args...)
 	mkfs.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
 	if out, err := mkfs.CombinedOutput(); err != nil {
-		return errors.Join(fmt.Errorf("making the host's disk: mkfs.ext4: %w: %s", err, bytes.TrimSpace(out)), os.Remove(disk))
+		return errors.Join(fmt.Errorf("making the host's disk: mkfs.ext4: %w: %s", err, bytes.TrimSpace(out)), os.Remove(o.Disk))
 	}
 	return nil
 }
@@ -263,6 +272,38 @@ func (h *Host) tell(c protocol.Call) error {
 	h.say.Lock()
 	defer h.say.Unlock()
 	return json.NewEncoder(h.control).Encode(c)
+}
+
+// Sleep has the host suspend itself to memory, and wakes it up so long after it did. One that slept since it booted is woken up at
+// once by the emulator.
+func (h *Host) Sleep(d time.Duration) error {
+	woken := make(chan error, 1)
+	go func() {
+		_, err := h.Run("sh", "-c", "echo mem >/sys/power/state")
+		woken <- err
+	}()
+	for end := time.Now().Add(bootPatience); ; time.Sleep(50 * time.Millisecond) {
+		state, err := h.monitor("info status")
+		if err != nil {
+			return err
+		}
+		if strings.Contains(state, "suspended") {
+			break
+		}
+		select {
+		case err := <-woken:
+			return err
+		default:
+		}
+		if time.Now().After(end) {
+			return errors.New("the host doesn't go to sleep; its last words: " + h.words())
+		}
+	}
+	time.Sleep(d)
+	if _, err := h.monitor("system_wakeup"); err != nil {
+		return err
+	}
+	return <-woken
 }
 
 // ask asks for a beat, unless a call is being handed over: to a host that hangs that may take for ever.

@@ -1,6 +1,7 @@
 package kvmhost
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -298,7 +299,7 @@ type machineOptions struct {
 	kernel      *files
 	memory      int // MiB
 	append      string
-	root        string   // directory of the file system that the host has below its own
+	root        string   // directory of the file system that the host has below its own; "" where its disk has all
 	write, read []string // directories that it shares, see protocol.Job
 	disk        string   // file, "" for none
 	terminal    bool
@@ -334,7 +335,9 @@ func boot(o machineOptions) (_ *machine, err error) {
 	share := func(tag, path, more string) {
 		args = append(args, "-fsdev", "local,security_model=none,id="+tag+",path="+path+more, "-device", "virtio-9p-pci,fsdev="+tag+",mount_tag="+tag)
 	}
-	share(protocol.RootTag, o.root, ",readonly=on,multidevs=remap")
+	if o.root != "" {
+		share(protocol.RootTag, o.root, ",readonly=on,multidevs=remap")
+	}
 	for i, dir := range o.write {
 		share(protocol.RootTag+strconv.Itoa(i), dir, "")
 	}
@@ -448,19 +451,39 @@ func (m *machine) words() string {
 	return strings.TrimSpace(all)
 }
 
+// monitor has QEMU run a command, and gives what it says.
+func (m *machine) monitor(command string) (string, error) {
+	conn, err := net.DialTimeout("unix", filepath.Join(m.scratch, "monitor"), time.Minute)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(time.Minute))
+	if _, err := io.WriteString(conn, command+"\n"); err != nil {
+		return "", err
+	}
+	var text []byte
+	for bytes.Count(text, []byte("(qemu) ")) < 2 { // it asks for the next command
+		some := make([]byte, 4096)
+		n, err := conn.Read(some)
+		text = append(text, some[:n]...)
+		if err != nil {
+			return string(text), err
+		}
+	}
+	return string(text), nil
+}
+
 // processors says, by QEMU's monitor, where the host's processors are, twice, some time apart, and what top(1) says of their threads.
 func (m *machine) processors() string {
 	var all []string
 	for range 2 {
-		conn, err := net.DialTimeout("unix", filepath.Join(m.scratch, "monitor"), time.Minute)
+		text, err := m.monitor("info registers -a")
 		if err != nil {
 			return err.Error()
 		}
-		_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
-		_, _ = io.WriteString(conn, "info registers -a\n")
-		text, _ := io.ReadAll(conn)
-		conn.Close()
-		all = append(all, regexp.MustCompile(`[RE]IP=.*|CPU#\d+`).FindAllString(string(text), -1)...)
+		all = append(all, regexp.MustCompile(`[RE]IP=.*|CPU#\d+`).FindAllString(text, -1)...)
+		time.Sleep(5 * time.Second)
 	}
 	// Its first round is of the time since they began.
 	text, _ := exec.Command("top", "-H", "-b", "-n", "2", "-d", "2", "-p", strconv.Itoa(m.qemu.Process.Pid)).Output()

@@ -122,9 +122,15 @@ func (h *host) eventually(what string, holds func() bool) {
 // define defines a managed domain that starts with the host.
 func (h *host) define(name string) {
 	h.t.Helper()
+	h.defineWith(name, privatelibvirt.PatientElement)
+}
+
+// defineWith is define with other metadata; "" is none.
+func (h *host) defineWith(name, metadata string) {
+	h.t.Helper()
 	x := privatelibvirt.GuestXML(name, "/var/lib/guest.elf")
 	x.QEMUCapabilities = privatelibvirt.NoCPUProperties
-	privatelibvirt.Manage(x, privatelibvirt.PatientElement)
+	privatelibvirt.Manage(x, metadata)
 	text := check.Value(x.Marshal())(h.t)
 	if out, err := h.Feed([]byte(text), "virsh", "define", "/dev/stdin"); err != nil {
 		h.t.Fatalf("%v\n%s", err, out)
@@ -132,8 +138,9 @@ func (h *host) define(name string) {
 	h.must("virsh", "autostart", name)
 }
 
-// reading is a domain's clock, in ns: how far it is behind the host's CLOCK_MONOTONIC_RAW, and that behind CLOCK_REALTIME.
-type reading struct{ offset, realtime int64 }
+// reading is a domain's clock, in ns: how far it is behind the host's CLOCK_MONOTONIC_RAW, and that behind CLOCK_REALTIME; and how long the
+// host had slept.
+type reading struct{ offset, realtime, slept int64 }
 
 // read reads the clocks of domains, whose guests mustn't have seen time go back.
 func (h *host) read(names []string) map[string]reading {
@@ -149,7 +156,7 @@ func (h *host) read(names []string) map[string]reading {
 			r         reading
 			backsteps int
 		)
-		if _, err := fmt.Sscan(line, &name, &r.offset, &backsteps, &r.realtime); err != nil {
+		if _, err := fmt.Sscan(line, &name, &r.offset, &backsteps, &r.realtime, &r.slept); err != nil {
 			h.t.Fatalf("%q: %v", line, err)
 		}
 		if backsteps != 0 {
@@ -160,13 +167,19 @@ func (h *host) read(names []string) map[string]reading {
 	return all
 }
 
-// keepTime checks that the domains run, are served, and lose nothing by pauses.
-func (h *host) keepTime(names []string, pauses int) {
+// running waits until the domains run.
+func (h *host) running(names []string) {
 	h.t.Helper()
 	h.eventually(fmt.Sprintf("%v running", names), func() bool {
 		out, err := h.Run("virsh", "list", "--name", "--state-running")
 		return err == nil && len(strings.Fields(out)) == len(names)
 	})
+}
+
+// keepTime checks that the domains run, are served, and lose nothing by pauses.
+func (h *host) keepTime(names []string, pauses int) {
+	h.t.Helper()
+	h.running(names)
 	before := h.read(names)
 	for _, name := range names {
 		h.must("ftclock", "exercise", name, "--rate", "20", "--pause", "5", "--count", strconv.Itoa(pauses))

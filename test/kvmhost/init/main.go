@@ -209,9 +209,6 @@ func open(job protocol.Job) (streams [3]*os.File, err error) {
 // fileSystems makes the machine's / this one's, with a tmpfs above it.
 func fileSystems(job protocol.Job) error {
 	const options = "trans=virtio,version=9p2000.L,msize=512000,cache="
-	if err := mount(protocol.RootTag, "/machine", "9p", unix.MS_RDONLY, options+"loose"); err != nil {
-		return err
-	}
 	if job.Disk {
 		for range 500 { // the kernel finds it in its own time
 			if _, err := os.Stat(protocol.Disk); err == nil {
@@ -219,27 +216,24 @@ func fileSystems(job protocol.Job) error {
 			}
 			time.Sleep(10 * time.Millisecond)
 		}
-		if err := mount(protocol.Disk, "/above", "ext4", 0, ""); err != nil {
-			return err
-		}
-	} else if err := mount("above", "/above", "tmpfs", 0, "size=80%,mode=0755"); err != nil {
+	}
+	var err error
+	if job.OnDisk {
+		err = mount(protocol.Disk, "/root", "ext4", 0, "")
+	} else {
+		err = overlay(job, options+"loose")
+	}
+	if err != nil {
 		return err
 	}
-	for _, dir := range []string{"/above/upper", "/above/work"} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
+	// What is written to may lie below what is only read.
+	for i, dir := range job.Read {
+		if err := mount(protocol.RootTag+strconv.Itoa(len(job.Write)+i), "/root"+dir, "9p", unix.MS_RDONLY, options+"loose"); err != nil {
 			return err
 		}
-	}
-	if err := mount("overlay", "/root", "overlay", 0, "lowerdir=/machine,upperdir=/above/upper,workdir=/above/work"); err != nil {
-		return err
 	}
 	for i, dir := range job.Write {
 		if err := mount(protocol.RootTag+strconv.Itoa(i), "/root"+dir, "9p", 0, options+"none"); err != nil {
-			return err
-		}
-	}
-	for i, dir := range job.Read {
-		if err := mount(protocol.RootTag+strconv.Itoa(len(job.Write)+i), "/root"+dir, "9p", unix.MS_RDONLY, options+"loose"); err != nil {
 			return err
 		}
 	}
@@ -267,6 +261,28 @@ func fileSystems(job protocol.Job) error {
 		return nil // it makes its own
 	}
 	return ownFileSystems(job)
+}
+
+// overlay mounts the machine's root, or an image, with what the host writes above it.
+func overlay(job protocol.Job, options string) error {
+	if err := mount(protocol.RootTag, "/machine", "9p", unix.MS_RDONLY, options); err != nil {
+		return err
+	}
+	var err error
+	if job.Disk {
+		err = mount(protocol.Disk, "/above", "ext4", 0, "")
+	} else {
+		err = mount("above", "/above", "tmpfs", 0, "size=80%,mode=0755")
+	}
+	if err != nil {
+		return err
+	}
+	for _, dir := range []string{"/above/upper", "/above/work"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	return mount("overlay", "/root", "overlay", 0, "lowerdir=/machine,upperdir=/above/upper,workdir=/above/work")
 }
 
 // ownFileSystems are those that a host has for itself.

@@ -38,6 +38,8 @@ type Job struct {
 	Address string
 	// Disk says that what the host writes goes to its disk, not to memory.
 	Disk bool
+	// OnDisk says that all of the host is on its disk.
+	OnDisk bool
 	// Terminal gives the command a terminal, the first virtio console, instead of the three ports.
 	Terminal      bool
 	Rows, Columns uint16
