@@ -265,13 +265,13 @@ bool judge_pause(struct rule *r, const struct reading *now, struct ftclock_recor
     uint64_t blur = r->anchor.error + now->error;
     /* In doubt the kernel's clock is right: nobody but QEMU sets it. */
     uint64_t tolerance = FTCLOCK_TOLERANCE + (uint64_t)drift + (blur > FTCLOCK_TOLERANCE ? blur : 0);
-    int64_t by_itself = own(r, &from, &now->at, moved);
-    if (magnitude(moved) > tolerance) {
-        if (!slept_uncounted(r, moved, r->saved, r->stop_tsc, now))
-            return false;
-        rec->slept += (uint64_t)(moved - by_itself);
-        by_itself = moved;
-    }
+    int64_t by_itself = moved;
+    if (magnitude(moved) <= tolerance)
+        by_itself = own(r, &from, &now->at, moved);
+    else if (slept_uncounted(r, moved, r->saved, r->stop_tsc, now))
+        rec->slept += (uint64_t)(moved - own(r, &from, &now->at, moved));
+    else
+        return false;
     r->anchor.clock += (uint64_t)by_itself;
     r->drifted_raw = now->at.raw;
     return true;
