@@ -171,9 +171,7 @@ func (b *bench) linuxWork(t *measure.Table) error {
 	var subjects [2]*subject
 	var clocks [2]*guest.Clock
 	for i, k := range [][2]string{{"linux-stock", ""}, {"linux-kept", managed}} {
-		x := linuxguest.XML(k[0], image, 1)
-		x.OS.Cmdline += " ftclock_busy=1" // see init.c
-		d, err := privatelibvirt.Define(b.conn, privatelibvirt.Manage(x, k[1]))
+		d, err := privatelibvirt.Define(b.conn, privatelibvirt.Manage(linuxguest.XML(k[0], image, 1), k[1]))
 		if err != nil {
 			return err
 		}

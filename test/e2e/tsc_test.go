@@ -102,7 +102,7 @@ func TestKVMATSCGuestIsRestored(t *testing.T) {
 			privatelibvirt.Manage(x, c.metadata)
 			d, clocks := boot(t, x)
 			pause(t, d, 5*time.Millisecond)
-			// The first vCPU is the one to be measured. That the others agree with it shows below.
+			// The first vCPU reads all the time, and is the one to be measured. That the others agree with it shows below.
 			before := ownRateOf(t, clocks.Monotonic)
 			_ = clocks.Close()
 			mustVirsh(t, "save", c.name, file)
