@@ -18,7 +18,7 @@
 #   make selinux    a whole Debian 12 whose SELinux enforces: start, restarts, save, upgrade, enable --live; nothing may be denied
 #   make ansible    the Ansible role on a whole Debian 12: a check, the installation, a second run, a policy that is wrong
 #   make podman     a whole Debian 12 whose libvirt is in a container, which is restarted 20 times under checkpoints
-#   make host-sleep a whole host that sleeps twice, once within a pause, and its guests' clocks
+#   make host-sleep a whole host that is suspended to memory, also within pauses, and the clocks of two guests
 #   make two-hosts  migrations between two whole hosts, whose clocks agree, are 50 ms apart or aren't synchronised
 #   make vcpus      1,000 pauses of a stock Linux with 1, 2 and 4 vCPUs
 #   make anchors    the anchor of a domain beside two that are migrated for minutes

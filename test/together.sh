@@ -1,8 +1,9 @@
 #!/bin/bash
 # together.sh COMMAND COMMAND: runs the second command while the first one runs, and shows its output when both have ended. An
-# emulated host leaves some of a second processor idle. The second command gets no more than that: the host's processors wait for
-# each other all the time, and where one of them waits for a program of this machine, too, a test takes forty times as long. Where the end-to-end tests run on native KVM, or the memory isn't enough for two
-# emulated hosts, of which some tests boot one, they run one after the other.
+# emulated host leaves some of a second processor idle. The second command gets no more than that: the host's processors wait
+# for each other all the time, and where one of them waits for a program of this machine, too, a test takes forty times as
+# long. Where the end-to-end tests run on native KVM, or the memory isn't enough for two emulated hosts, of which some tests
+# boot one, they run one after the other.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 available=$(sed -n -E 's/^MemAvailable: +([0-9]+) kB/\1/p' /proc/meminfo)
