@@ -83,6 +83,19 @@ static void judge_run(struct rule *r, const struct reading *now, uint64_t clock,
     }
 }
 
+/* The reading at the stop is blurred: from a better one, its clock tells when it was. */
+static void find_stop(struct rule *r, int fd, struct reading *now) {
+    uint64_t blur = now->error;
+    read_better(r, fd, now);
+    int64_t late = (int64_t)(now->at.raw - (now->data.clock - r->saved) - r->stop.raw);
+    if (now->at.slept != r->stop.slept || magnitude(late) > blur + FTCLOCK_TOLERANCE)
+        return;
+    r->stop.raw += (uint64_t)late;
+    r->stop.boot += (uint64_t)late;
+    if (!(r->stop_flags & KVM_CLOCK_REALTIME)) /* else the kernel told it with the clock */
+        r->stop.real += (uint64_t)late;
+}
+
 int rule_get_clock(struct rule *r, int fd, struct kvm_clock_data *data) {
     struct reading now;
     notice_sleep(r);
@@ -106,14 +119,14 @@ int rule_get_clock(struct rule *r, int fd, struct kvm_clock_data *data) {
     else if (r->khz && r->host->tsc_offset(&r->tsc_offset) < 0)
         r->khz = 0;
     r->stop_tsc = r->stop_stable ? guest_tsc(r, &now) : 0;
+    if (r->stop_stable && now.error > FTCLOCK_TOLERANCE)
+        find_stop(r, fd, &now);
 
     if (!r->stop_stable) {
         give_up_anchor(r);
         r->stop_residual = 0;
     } else if (!r->anchor.valid || !again) {
         r->stop_residual = 0;
-        if (now.error > FTCLOCK_TOLERANCE)
-            read_better(r, fd, &now);
         if (r->anchor.valid)
             judge_run(r, &now, last_clock, last_tsc);
         take_anchor(r, &now, r->anchor.epoch + !r->anchor.valid);

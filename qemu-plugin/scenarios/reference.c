@@ -131,6 +131,26 @@ SCENARIO(utc_does_not_steer_by_a_held_pause_that_is_preempted) {
     }
 }
 
+/* Right after a sleep, or with a kernel that doesn't tell when it read, a better reading tells when QEMU's was. */
+SCENARIO(utc_does_not_steer_by_a_held_pause_whose_stop_is_preempted) {
+    for (int i = 0; i < 2 * 40; i++) {
+        bool old = i & 1;
+        in_case("at place %d, %s kernel", i / 2 + 1, old ? "old" : "new");
+        following(0);
+        if (old)
+            sim.flags = STABLE;
+        run(SEC);
+        if (!old)
+            host_sleeps(5 * SEC, true);
+        stop_preempted(i / 2 + 1, 7 * MS);
+        policy_says(HOLD);
+        stand(30 * MS);
+        cont();
+        mark_twin();
+        settles(20, 3 * US);
+    }
+}
+
 SCENARIO(utc_with_a_slew_of_any_size_in_the_page) {
     following(0);
     page->policy.slew_ppm = UINT32_MAX;
