@@ -61,15 +61,14 @@
 /*
  * What the kernel's clock left CLOCK_MONOTONIC_RAW by in the run, by its own rate, is no pause's doing. What goes
  * beyond that, after a write, is the error of our own readings, which must not add up: it is left to correct. Else it
- * is somebody else's doing: a guest whose clock was set by him follows its reference from there. Clock and tsc are what
- * the kernel's clock and the TSC read at the last stop.
+ * is somebody else's doing: a guest whose clock was set by him follows its reference from there.
  */
-static void judge_run(struct rule *r, const struct reading *now, uint64_t clock, uint64_t tsc) {
+static void judge_run(struct rule *r, const struct reading *now) {
     struct moment from = {.raw = r->drifted_raw, .slept = r->anchor.slept};
     int64_t off = (int64_t)(now->data.clock - expected(r, now->at.raw)), by_itself = off - r->left;
     r->stop_residual =
         off - (r->wrote ? own(r, &from, &now->at, by_itself) : clamp(by_itself, (int64_t)own_drift(&from, &now->at)));
-    if (r->stop_residual > FTCLOCK_TOLERANCE && !r->wrote && slept_uncounted(r, r->stop_residual, clock, tsc, now))
+    if (r->stop_residual > FTCLOCK_TOLERANCE && !r->wrote && slept_uncounted(r, r->stop_residual, now))
         r->stop_residual = r->left;
     if (r->wrote)
         r->left = r->stop_residual;
@@ -111,7 +110,6 @@ int rule_get_clock(struct rule *r, int fd, struct kvm_clock_data *data) {
     r->stopped = true;
     r->stop_flags = now.data.flags;
     r->stop_stable = now.data.flags & KVM_CLOCK_TSC_STABLE;
-    uint64_t last_clock = r->saved, last_tsc = r->stop_tsc;
     r->saved = now.data.clock;
     r->stop = now.at;
     if (r->stop_stable && !r->tsc_asked)
@@ -128,7 +126,7 @@ int rule_get_clock(struct rule *r, int fd, struct kvm_clock_data *data) {
     } else if (!r->anchor.valid || !again) {
         r->stop_residual = 0;
         if (r->anchor.valid)
-            judge_run(r, &now, last_clock, last_tsc);
+            judge_run(r, &now);
         take_anchor(r, &now, r->anchor.epoch + !r->anchor.valid);
         if (!r->follow.known)
             take_base(r, now.data.clock, now.at.real);
@@ -281,7 +279,7 @@ bool judge_pause(struct rule *r, const struct reading *now, struct ftclock_recor
     int64_t by_itself = moved;
     if (magnitude(moved) <= tolerance)
         by_itself = own(r, &from, &now->at, moved);
-    else if (slept_uncounted(r, moved, r->saved, r->stop_tsc, now))
+    else if (slept_uncounted(r, moved, now))
         rec->slept += (uint64_t)(moved - own(r, &from, &now->at, moved));
     else
         return false;

@@ -68,6 +68,7 @@ struct rule {
     uint64_t drifted_raw; /* until then what kvmclock did by itself is in the anchor */
 
     struct ftclock_anchor anchor; /* the page's copy is for readers: this one can't be written from outside */
+    uint64_t anchor_read;         /* the reading that it was taken of, when the TSC read what the anchor says */
     struct ftclock_counts counts;
 
     uint64_t first_raw, first_tsc; /* a pair from long ago, for the TSC's rate against CLOCK_MONOTONIC_RAW */

@@ -25,15 +25,15 @@ int64_t own(const struct rule *r, const struct moment *from, const struct moment
 
 /*
  * Whether the kernel's clock is ahead by so much because the host slept and didn't count that: it may count by a clock
- * of whole seconds. CLOCK_MONOTONIC_RAW stood still then, and the clock went on with the TSC since both read as told.
+ * of whole seconds. CLOCK_MONOTONIC_RAW stood still then, and the clock went on with the TSC since the anchor.
  * One that somebody has set didn't.
  */
-bool slept_uncounted(const struct rule *r, int64_t ahead, uint64_t clock, uint64_t tsc, const struct reading *now) {
-    uint64_t has = guest_tsc(r, now);
-    if (ahead <= 0 || !tsc || !has)
+bool slept_uncounted(const struct rule *r, int64_t ahead, const struct reading *now) {
+    uint64_t tsc = guest_tsc(r, now);
+    if (ahead <= 0 || !r->anchor.tsc || !tsc)
         return false;
-    int64_t went_on = (int64_t)((__int128)(int64_t)(has - tsc) * 1000000 / r->khz);
-    return magnitude((int64_t)(now->data.clock - clock) - went_on) < (uint64_t)ahead / 2;
+    int64_t went_on = (int64_t)((__int128)(int64_t)(tsc - r->anchor.tsc) * 1000000 / r->khz);
+    return magnitude((int64_t)(now->data.clock - r->anchor_read) - went_on) < (uint64_t)ahead / 2;
 }
 
 /*
@@ -185,6 +185,7 @@ void take_anchor(struct rule *r, const struct reading *from, uint64_t epoch) {
         .tsc = guest_tsc(r, from),
         .khz = r->khz,
     };
+    r->anchor_read = from->data.clock;
     r->drifted_raw = from->at.raw;
     publish_anchor(r);
 }

@@ -42,7 +42,7 @@ static inline uint64_t own_drift(const struct moment *from, const struct moment 
 
 /* What it did leave them by, where it was seen to leave them by so much. */
 int64_t own(const struct rule *r, const struct moment *from, const struct moment *to, int64_t seen);
-bool slept_uncounted(const struct rule *r, int64_t ahead, uint64_t clock, uint64_t tsc, const struct reading *now);
+bool slept_uncounted(const struct rule *r, int64_t ahead, const struct reading *now);
 void notice_sleep(struct rule *r);
 uint64_t read_moment(const struct rule *r, struct moment *now);
 int read_clock(struct rule *r, int fd, struct kvm_clock_data *data, struct reading *out);

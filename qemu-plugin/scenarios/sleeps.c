@@ -148,3 +148,28 @@ SCENARIO(a_sleep_that_the_host_does_not_count) {
         FIRST_ANCHOR_KEPT();
     }
 }
+
+/* What a pause took from the clock, and not from the TSC, is no measure of what moves both. */
+SCENARIO(a_sleep_that_the_host_does_not_count_after_a_held_pause) {
+    for (int i = 0; i < 4; i++) {
+        bool set = i & 1, in_a_pause = i & 2;
+        in_case("%s, %s", set ? "set" : "slept", in_a_pause ? "after a sleep in a pause" : "after a held pause");
+        anchored_guest();
+        stop_after(SEC);
+        if (in_a_pause)
+            host_sleeps_uncounted(150 * MS);
+        else
+            policy_says(HOLD);
+        stand(150 * MS);
+        cont();
+        mark_twin();
+        run(SEC);
+        if (set)
+            kernel_moves(150 * MS);
+        else
+            host_sleeps_uncounted(150 * MS);
+        checkpoint(SEC, 5 * MS);
+        NEAR(off_twin() - 150 * MS, 2 * US);
+        CHECK(page->counts.reanchored == set);
+    }
+}
