@@ -89,7 +89,7 @@ const (
 	Correcting  State = "correcting"  // the module follows the policy
 	Unkept      State = "unkept"      // it does, but the guest has switched on no clock that ftclock keeps
 	Watching    State = "watching"    // the module records, QEMU's own values go through
-	Uncorrected State = "uncorrected" // no module: Why says the reason
+	Uncorrected State = "uncorrected" // no module, or it is in doubt at each pause: Why says the reason
 )
 
 // GuestClock says which of the clocks that ftclock keeps the guest has switched on. Whether it reads that one can't be seen.

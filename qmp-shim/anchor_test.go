@@ -23,6 +23,8 @@ const (
 	atNow    = 320
 	atAnchor = 384
 	atRecord = 512
+
+	outcomeOfRecord = 104 // in a record
 )
 
 // write puts 64-bit words into a page, as the module would.

@@ -185,8 +185,29 @@ func (d *domain) view() view {
 		if v.state == control.Correcting && v.guestClock == control.NoClock {
 			v.state = control.Unkept
 		}
+		if why := inDoubt(v.page); why != "" && v.state == control.Correcting {
+			v.state, v.why = control.Uncorrected, why
+		}
 	}
 	return v
+}
+
+// inDoubt says why the next pause is likely to go through uncorrected, as the last one did: there is no anchor to judge it by, or the
+// last three did. "": it isn't.
+func inDoubt(page *clockpage.Page) string {
+	const several = 3
+	last := page.Last(several)
+	n := 0
+	for _, r := range slices.Backward(last) {
+		if !r.InDoubt() {
+			break
+		}
+		n++
+	}
+	if a, err := page.Anchor(); n == 0 || n < several && (err != nil || a.Valid == 1) {
+		return ""
+	}
+	return "its pauses go through uncorrected: " + last[len(last)-1].Reason.String()
 }
 
 // guestClock words what the module saw that the guest has switched on; for NoClock, it has run without for so long.

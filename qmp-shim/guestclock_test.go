@@ -62,6 +62,51 @@ func TestGuestClock(t *testing.T) {
 	expect("watched", control.Watching, control.NoClock)
 }
 
+// A clock whose pauses go through in doubt, and will, isn't corrected. One doubt, with an anchor again behind it, is past.
+func TestPausesInDoubt(t *testing.T) {
+	outcome := func(d clockpage.Decision, r clockpage.Reason, e clockpage.Event) uint64 {
+		return uint64(d) | uint64(r)<<16 | uint64(e)<<32
+	}
+	right := outcome(clockpage.Dropped, clockpage.InTolerance, clockpage.Checkpoint)
+	held := outcome(clockpage.Held, clockpage.ByThePolicy, clockpage.Suspend)
+	unstable := outcome(clockpage.Passed, clockpage.Unstable, clockpage.Checkpoint)
+	start := outcome(clockpage.Passed, clockpage.Unstable, clockpage.Start)
+	for what, c := range map[string]struct {
+		pauses   []uint64
+		anchored uint64
+		state    control.State
+	}{
+		"none yet":              {nil, 0, control.Correcting},
+		"right":                 {[]uint64{right, right}, 1, control.Correcting},
+		"the start":             {[]uint64{start}, 0, control.Correcting},
+		"a doubt that is over":  {[]uint64{right, right, unstable}, 1, control.Correcting},
+		"one that isn't":        {[]uint64{right, right, unstable}, 0, control.Uncorrected},
+		"a single one":          {[]uint64{unstable}, 0, control.Uncorrected},
+		"always another":        {[]uint64{right, unstable, unstable, unstable}, 1, control.Uncorrected},
+		"now and then":          {[]uint64{unstable, unstable, right, unstable}, 1, control.Correcting},
+		"an end of them":        {[]uint64{unstable, unstable, unstable, right}, 1, control.Correcting},
+		"a hold without anchor": {[]uint64{unstable, unstable, held}, 0, control.Correcting},
+	} {
+		f, page := newPage(t, clockpage.Minor)
+		d := testDomain(t, byDefault)
+		d.load = func(heard heard) { heard(page, "ptrace", nil) }
+		if err := d.module.loadNow(); err != nil {
+			t.Fatal(err)
+		}
+		for i, pause := range c.pauses {
+			at := int64(atRecord + i*clockpage.RecordSize)
+			write(t, f, at, 2, uint64(i)+1)
+			write(t, f, at+outcomeOfRecord, pause)
+		}
+		write(t, f, atCounts, uint64(len(c.pauses)))
+		write(t, f, atAnchor, 2|c.anchored<<32)
+		var s control.Status
+		if d.status(&s, 0); s.State != c.state || (s.Why != "") != (c.state == control.Uncorrected) {
+			t.Errorf("%s: %s, %q; want %s", what, s.State, s.Why, c.state)
+		}
+	}
+}
+
 func TestGuestClockOfAnOldModule(t *testing.T) {
 	_, page := newPage(t, 1)
 	if clock, _ := guestClock(page); clock != control.ClockOldModule {

@@ -41,7 +41,7 @@ func (c *verifyCmd) Run(p *program) error {
 	if err != nil {
 		return err
 	}
-	if before.State == control.Uncorrected || before.State == control.Starting {
+	if loaded := before.Pauses > 0; before.State == control.Uncorrected && !loaded || before.State == control.Starting {
 		p.Printf("%s: its clock isn't corrected: %s\n", host.OneLine(d.Name), cmp.Or(host.OneLine(before.Why), "the module isn't loaded yet"))
 		return ui.ErrProblem
 	}

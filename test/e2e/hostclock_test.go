@@ -69,12 +69,22 @@ func TestKVMTheHostsClocksourceChanges(t *testing.T) {
 	if s := status(t, d); !slices.ContainsFunc(s.Warnings, func(w string) bool { return strings.Contains(w, clockpage.Unstable.String()) }) {
 		t.Errorf("nothing warns of it: %q", s.Warnings)
 	}
+	statusSays := func(state control.State, code int) {
+		t.Helper()
+		cmd := ftclockCommand("status", "clocksource")
+		out, _ := cmd.CombinedOutput()
+		if s := status(t, d); s.State != state || cmd.ProcessState.ExitCode() != code {
+			t.Errorf("it is %s, %q, and status exits with %d, want %s and %d:\n%s", s.State, s.Why, cmd.ProcessState.ExitCode(), state, code, out)
+		}
+	}
+	statusSays(control.Uncorrected, 1)
 	choose("tsc")
 	pause(t, d, length) // the kernel looks at its clocksource when QEMU sets the guest's clock
 	t.Logf("the first pause after it: %q", decisions(1))
 	before := offset(t, clock)
 	several()
 	all(5, right, "on the TSC again")
+	statusSays(control.Correcting, 0)
 	check.Within(t, offset(t, clock)-before, maxDrift, "on the TSC again the guest lost")
 
 	// The same within a pause, away and back. Until a vCPU runs or the clock is set, the kernel still calls it stable.
