@@ -100,12 +100,24 @@ func linuxClocks(t *testing.T, d *privatelibvirt.Domain) *linuxguest.Clocks {
 	return opened(t, d, clocks, err)
 }
 
+// awaitLinux waits until the guest's init runs, for six minutes, unless its kernel panics.
 func awaitLinux(d *privatelibvirt.Domain) (*linuxguest.Clocks, error) {
 	pid, err := d.PID()
 	if err != nil {
 		return nil, err
 	}
-	return linuxguest.Open(pid, 6*time.Minute)
+	for end := time.Now().Add(6 * time.Minute); ; {
+		clocks, err := linuxguest.Open(pid, 10*time.Second)
+		if err == nil {
+			return clocks, nil
+		}
+		if console, _ := os.ReadFile(linuxguest.Console(d.Name)); strings.Contains(string(console), "Kernel panic") {
+			return nil, fmt.Errorf("its kernel panicked: %w", err)
+		}
+		if time.Now().After(end) {
+			return nil, err
+		}
+	}
 }
 
 func opened(t *testing.T, d *privatelibvirt.Domain, clocks *linuxguest.Clocks, err error) *linuxguest.Clocks {
