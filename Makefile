@@ -6,6 +6,7 @@
 #   make e2e        the end-to-end tests alone; PACKAGES and TESTFLAGS choose among them
 #   make power-cuts a whole host whose plug is pulled 100 times at random, and what its managed domains do then (two hours)
 #   make unit-kills the unit of a domain's shim in a whole host: killed 1,000 times as a whole, systemd executed anew, upgraded (an hour)
+#   make oomd       the same unit, killed by systemd-oomd
 #   make host-life  a whole host of Debian 12, 13 and testing each, from the package's installation over upgrades, reboots and a power cut to its purge
 #   make test-hosts the end-to-end tests with whole Debians, virt-manager and the benchmark: part of make test on native KVM
 #   make shell      a shell on a KVM host with ftclock installed and a guest defined
@@ -67,7 +68,7 @@ MODULE_HEADERS = $(RULE_HEADERS) qemu-plugin/clocks.h qemu-plugin/vcpus.h
 
 TESTFLAGS ?=
 
-.PHONY: build built host images test native whole-hosts test-hosts power-cuts unit-kills host-life e2e kernels releases selinux ansible podman host-sleep two-hosts vcpus anchors node guest-clocks guest-kernels shell test-packages pictures demo splits hostile twin sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup setup-build setup-host FORCE
+.PHONY: build built host images test native whole-hosts test-hosts power-cuts unit-kills oomd host-life e2e kernels releases selinux ansible podman host-sleep two-hosts vcpus anchors node guest-clocks guest-kernels shell test-packages pictures demo splits hostile twin sweep sim chaos agree soak colo bench bench-quick cost fuzz packages install uninstall lint fmt clean setup setup-build setup-host FORCE
 
 build: $(BINARIES)
 
@@ -214,6 +215,10 @@ host-life: setup build built host build/test/packages
 KILLS ?= 1000
 unit-kills: setup build built host images build/test/packages
 	FTCLOCK_REQUIRE=1 FTCLOCK_UNIT_KILLS=$(KILLS) $(GO) test -count=1 -timeout 6h -v -run NothingEndsTheUnit ./test/wholehost
+
+# The same by systemd-oomd, on a host that is short of memory.
+oomd: setup build built host build/test/packages
+	FTCLOCK_REQUIRE=1 $(GO) test -count=1 -timeout 1h -v -run OomdEndsNothing ./test/wholehost
 
 # A whole host whose SELinux enforces.
 selinux: setup build built host build/test/packages

@@ -148,3 +148,57 @@ sleep 1`)
 		t.Errorf("left: %s", left)
 	}
 }
+
+// systemd-oomd kills the whole of a unit whose memory is short, and systemd notes another end than a kill's. It leaves the shim
+// alone; where somebody has it kill shims all the same, one is started again like after any other end.
+func TestKVMOomdEndsNothing(t *testing.T) {
+	h := newHost(t, "systemd-oomd")
+	h.plug()
+	h.install()
+	h.must("sh", "-c", `mkdir -p /etc/systemd/oomd.conf.d
+printf '[OOM]\nDefaultMemoryPressureDurationSec=1s\n' >/etc/systemd/oomd.conf.d/soon.conf
+systemctl restart systemd-oomd`)
+	h.define("web1")
+	h.must("virsh", "start", "web1")
+	unit := h.unit("web1")
+	h.keepTime([]string{"web1"}, 20)
+	before := h.read([]string{"web1"})["web1"]
+	qemu := h.must("cat", "/run/libvirt/qemu/web1.pid")
+	killed := func() int {
+		return strings.Count(h.must("journalctl", "--no-pager", "-u", "systemd-oomd"), unit+" due to memory pressure")
+	}
+	// A few pages are all that the unit may keep, so that it waits for memory most of the time.
+	const short = `systemctl set-property --runtime "$unit" ManagedOOMMemoryPressure=kill ManagedOOMMemoryPressureLimit=1%% MemoryHigh=1M ManagedOOMPreference=%s
+`
+	const enough = `
+systemctl set-property --runtime "$unit" ManagedOOMMemoryPressure=auto MemoryHigh=infinity`
+
+	slowest := h.underStorm("web1", fmt.Sprintf(short, "omit")+"sleep 20; cat /sys/fs/cgroup$(systemctl show --value -p ControlGroup $unit)/memory.pressure >/run/pressure"+enough)
+	t.Logf("as it comes, short of memory for 20 s: killed %d times, the slowest virsh took %v\n%s", killed(), slowest, h.must("cat", "/run/pressure"))
+	if n := killed(); n != 0 {
+		t.Errorf("oomd killed it %d times, which the unit asks it not to", n)
+	}
+
+	restarts := h.property(unit, "NRestarts")
+	slowest = h.underStorm("web1", fmt.Sprintf(short, "none")+`for i in $(seq 300); do
+    ! journalctl --no-pager -u systemd-oomd | grep -q "$unit due to memory pressure" || break
+    sleep 1
+done`+enough)
+	n := killed()
+	t.Logf("oomd killed it %d times; the slowest virsh took %v", n, slowest)
+	if n == 0 {
+		t.Fatalf("oomd killed nothing:\n%s", h.must("journalctl", "--no-pager", "-u", "systemd-oomd"))
+	}
+	h.eventually("the unit being up again", func() bool {
+		return h.property(unit, "SubState") == "running" && h.property(unit, "NRestarts") != restarts
+	})
+	if now := h.must("cat", "/run/libvirt/qemu/web1.pid"); now != qemu {
+		t.Fatalf("QEMU is %s, was %s", now, qemu)
+	}
+	h.keepTime([]string{"web1"}, 20)
+	after := h.read([]string{"web1"})["web1"]
+	t.Logf("drift of %d ns after all that", after.offset-before.offset)
+	check.Within(t, after.offset-before.offset, guest.MaxDrift, "drift after all that")
+	h.must("virsh", "destroy", "web1")
+	h.eventually("the unit's end", func() bool { return h.property(unit, "ActiveState") == "inactive" })
+}
