@@ -3,7 +3,6 @@ package guest
 import (
 	"bufio"
 	"cmp"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -203,11 +202,6 @@ func (c *Clock) Read() (Reading, error) {
 			return Reading{}, ErrTorn
 		}
 	}
-}
-
-// HasMagic tells whether memory looks like the record of a guest that runs.
-func HasMagic(memory []byte) bool {
-	return len(memory) >= RecordSize && binary.LittleEndian.Uint32(memory) == recordMagic
 }
 
 // Sample is one of the guest's readings of its clock, and when the host saw it.
