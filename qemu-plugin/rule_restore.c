@@ -41,7 +41,7 @@ static int write_state(struct rule *r, int fd, struct kvm_clock_data *data, stru
      */
     const struct ftclock_import *i = s->import;
     uint64_t from_clock = i ? i->clock : r->saved, from_tsc = i ? i->tsc : r->stop_tsc;
-    uint32_t from_khz = i ? i->khz : r->stop_tsc ? r->khz : 0;
+    uint32_t from_khz = i ? i->khz : r->khz;
     struct ftclock_anchor before = r->anchor;
     r->anchor = (struct ftclock_anchor){
         .valid = 1,

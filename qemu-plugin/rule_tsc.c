@@ -50,7 +50,7 @@ uint8_t move_tsc(struct rule *r, int fd, uint64_t from_clock, uint64_t from_tsc,
                  const struct kvm_clock_data *loaded, const struct ftclock_record *rec) {
     struct reading now;
     learn_tsc(r, fd);
-    if (!from_khz || !r->khz || !read_stable(r, fd, &now))
+    if (!from_tsc || !from_khz || !r->khz || !read_stable(r, fd, &now))
         return FTCLOCK_TSC_UNMOVED;
     uint64_t clock = now.data.clock - (uint64_t)r->left; /* where the next pause has it */
     uint64_t has = guest_tsc(r, &now);

@@ -122,8 +122,10 @@ func (d *domain) readAnchor() (metadata.Anchor, error) {
 			a.Clock += uint64(drift)
 			a.Error = module.Error + at.error + (at.raw-module.Raw)/1e9*knownRate
 		}
-		a.KHz = uint64(module.KHz)
-		a.TSC = module.TSC + ticks(a.Clock-module.Clock, module.KHz)
+		if module.TSC != 0 {
+			a.KHz = uint64(module.KHz)
+			a.TSC = module.TSC + ticks(a.Clock-module.Clock, module.KHz)
+		}
 	}
 	return a, a.Check()
 }

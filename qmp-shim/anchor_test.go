@@ -93,6 +93,11 @@ func TestAnchorIsReadFromTheModule(t *testing.T) {
 	write(t, f, atCounts, 300)
 	check(77e9+7, 40+100*ownRate)
 
+	// Where the module couldn't read it, it isn't known, though its frequency is.
+	write(t, f, atAnchor, 1<<32, 1, 77e9, raw, 0, 0, 7, 40, 0, 0, 2_000_000)
+	if a, err := d.readAnchor(); err != nil || a.KHz != 0 || a.TSC != 0 {
+		t.Errorf("a TSC that isn't known is %d, %d kHz, %v", a.TSC, a.KHz, err)
+	}
 	// The guest's TSC goes on with its clock: 2 GHz, and 123 ticks at the anchor.
 	write(t, f, atAnchor, 1<<32, 1, 77e9, raw, 0, 0, 7, 40, 0, 123, 2_000_000)
 	if a, err := d.readAnchor(); err != nil || a.KHz != 2_000_000 || a.TSC != 123+2*(a.Clock-77e9) {

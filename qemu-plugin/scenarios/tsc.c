@@ -7,6 +7,9 @@ static void load_tsc(int64_t tsc, int64_t late) {
     sim.guest_tsc = tsc + (int64_t)((__int128)late * HOST_KHZ / 1000000) - (int64_t)tsc_at(sim.now);
 }
 
+/* The reading's TSC isn't known, though its frequency is. */
+#define UNKNOWN INT64_MIN
+
 struct loaded {
     const char *name;
     int64_t away, late, loaded; /* read so long after the stop, loaded so long before the cont */
@@ -29,7 +32,7 @@ static void load(const struct loaded *c) {
         .clock = (uint64_t)clock,
         .at = (uint64_t)(stopped - 7 * SEC),
         .any = 1,
-        .tsc = (uint64_t)(tsc + (int64_t)((__int128)c->tsc * HOST_KHZ / 1000000)),
+        .tsc = c->tsc == UNKNOWN ? 0 : (uint64_t)(tsc + (int64_t)((__int128)c->tsc * HOST_KHZ / 1000000)),
         .khz = c->reading_khz,
     });
     cont();
@@ -56,6 +59,7 @@ SCENARIO(the_tsc_of_a_loaded_state) {
         {"a guest that was reset since", 50 * MS, MS, 20 * MS, 600 * SEC, 0, HOST_KHZ, 0, FTCLOCK_TSC_UNMOVED},
         {"a guest that was reset early", 50 * MS, MS, 20 * MS, -600 * SEC, 0, HOST_KHZ, 0, FTCLOCK_TSC_UNMOVED},
         {"a TSC that the kernel scales", SEC, MS, 20 * MS, 0, HOST_KHZ / 2, HOST_KHZ, 0, FTCLOCK_TSC_UNMOVED},
+        {"a reading whose TSC isn't known", SEC, MS, 20 * MS, UNKNOWN, 0, HOST_KHZ, 0, FTCLOCK_TSC_UNMOVED},
         {"a reading without a TSC", SEC, MS, 20 * MS, 0, 0, 0, 0, FTCLOCK_TSC_UNMOVED},
         {"a kernel before 5.16", SEC, MS, 20 * MS, 0, 0, HOST_KHZ, 1, FTCLOCK_TSC_UNMOVED},
         {"a kernel that refuses", SEC, MS, 20 * MS, 0, 0, HOST_KHZ, 2, FTCLOCK_TSC_UNMOVED},

@@ -67,6 +67,7 @@ func migrate(t *testing.T, second *privatelibvirt.Second, there *libvirt.Connect
 		{privatelibvirt.URI, second.URI, []string{"--p2p", "--tunnelled"}, there, second.Dir},
 	} {
 		before, lead, khz := offset(t, clock), int64(0), uint64(0)
+		loops := check.Value(clock.Steady())(t).Loops
 		if metadata != "" {
 			publish(t, second, leg.from)
 			from := ""
@@ -84,6 +85,9 @@ func migrate(t *testing.T, second *privatelibvirt.Second, there *libvirt.Connect
 		moved := domaintest.Lookup(t, leg.conn, d.Name)
 		clock = domaintest.ClockOfProcess(t, pidOn(t, leg.root, "migrated"))
 		lost := offset(t, clock) - before
+		if again := check.Value(clock.Steady())(t).Loops; again < loops {
+			t.Fatalf("the guest booted anew: it had read its clocks %d times, and has %d times", loops, again)
+		}
 		t.Logf("the migration cost the guest's clock %d ns", lost)
 		if metadata != "" && (lost > maxFailover || lost < -maxFailover) {
 			t.Errorf("migrated from %s to %s: it cost the guest's clock %d ns", leg.from, leg.to, lost)
