@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -100,24 +101,39 @@ func linuxClocks(t *testing.T, d *privatelibvirt.Domain) *linuxguest.Clocks {
 	return opened(t, d, clocks, err)
 }
 
-// awaitLinux waits until the guest's init runs, for six minutes, unless its kernel panics.
+// awaitLinux waits until the guest's init runs, for six minutes, unless it never will.
 func awaitLinux(d *privatelibvirt.Domain) (*linuxguest.Clocks, error) {
 	pid, err := d.PID()
 	if err != nil {
 		return nil, err
 	}
-	for end := time.Now().Add(6 * time.Minute); ; {
+	began := time.Now()
+	for {
 		clocks, err := linuxguest.Open(pid, 10*time.Second)
 		if err == nil {
 			return clocks, nil
 		}
-		if console, _ := os.ReadFile(linuxguest.Console(d.Name)); strings.Contains(string(console), "Kernel panic") {
-			return nil, fmt.Errorf("its kernel panicked: %w", err)
-		}
-		if time.Now().After(end) {
-			return nil, err
+		if why := dead(d); why != "" || time.Since(began) > 6*time.Minute {
+			return nil, fmt.Errorf("%w, waited for %.0f s; %s", err, time.Since(began).Seconds(), why)
 		}
 	}
+}
+
+// dead says why a Linux guest won't go on. "": nobody knows.
+func dead(d *privatelibvirt.Domain) string {
+	if console, _ := os.ReadFile(linuxguest.Console(d.Name)); strings.Contains(string(console), "Kernel panic") {
+		return "its kernel panicked"
+	}
+	registers, _ := d.QemuMonitorCommand("info registers", libvirt.DOMAIN_QEMU_MONITOR_COMMAND_HMP)
+	found := regexp.MustCompile(`RFL=([0-9a-f]+) .*HLT=1`).FindStringSubmatch(registers)
+	if found == nil {
+		return ""
+	}
+	const interrupts = 1 << 9
+	if flags, err := strconv.ParseUint(found[1], 16, 64); err != nil || flags&interrupts != 0 {
+		return ""
+	}
+	return "it halted with interrupts off, as the kernel's decompressor does after an error"
 }
 
 func opened(t *testing.T, d *privatelibvirt.Domain, clocks *linuxguest.Clocks, err error) *linuxguest.Clocks {
