@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"regexp"
@@ -114,12 +115,12 @@ func awaitLinux(d *privatelibvirt.Domain) (*linuxguest.Clocks, error) {
 			return clocks, nil
 		}
 		if why := dead(d); why != "" || time.Since(began) > 6*time.Minute {
-			return nil, fmt.Errorf("%w, waited for %.0f s; %s", err, time.Since(began).Seconds(), why)
+			return nil, fmt.Errorf("%w: %s after %.0f s", err, cmp.Or(why, "nothing more is known"), time.Since(began).Seconds())
 		}
 	}
 }
 
-// dead says why a Linux guest won't go on. "": nobody knows.
+// dead says why a Linux guest won't go on; "" where it may yet.
 func dead(d *privatelibvirt.Domain) string {
 	if console, _ := os.ReadFile(linuxguest.Console(d.Name)); strings.Contains(string(console), "Kernel panic") {
 		return "its kernel panicked"

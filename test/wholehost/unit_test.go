@@ -58,27 +58,61 @@ func (h *host) underStorm(name, script string) (slowest time.Duration) {
 	return time.Duration(us) * time.Microsecond
 }
 
+// served is a managed domain to whose shim a test does something.
+type served struct {
+	h          *host
+	name, unit string
+	qemu       string // its pid
+	before     reading
+}
+
+// serve starts a managed domain, whose clock is kept.
+func (h *host) serve(name string) *served {
+	h.t.Helper()
+	h.define(name)
+	h.must("virsh", "start", name)
+	s := &served{h: h, name: name, unit: h.unit(name)}
+	h.keepTime([]string{name}, 20)
+	s.before = h.read([]string{name})[name]
+	s.qemu = s.pid()
+	return s
+}
+
+func (s *served) pid() string {
+	s.h.t.Helper()
+	return s.h.must("cat", "/run/libvirt/qemu/"+s.name+".pid")
+}
+
+// whole waits until the unit runs, and checks that the domain lives.
+func (s *served) whole(after string) {
+	s.h.t.Helper()
+	s.h.eventually("the unit being up after "+after, func() bool { return s.h.property(s.unit, "SubState") == "running" })
+	if now := s.pid(); now != s.qemu {
+		s.h.t.Fatalf("after %s QEMU is %s, was %s", after, now, s.qemu)
+	}
+	s.h.must("virsh", "domstate", s.name)
+}
+
+// ends checks that the clock is where it was at first, and destroys the domain.
+func (s *served) ends() {
+	s.h.t.Helper()
+	s.h.keepTime([]string{s.name}, 20)
+	drift := s.h.read([]string{s.name})[s.name].offset - s.before.offset
+	s.h.t.Logf("drift of %d ns after all that", drift)
+	check.Within(s.h.t, drift, guest.MaxDrift, "drift after all that")
+	s.h.must("virsh", "destroy", s.name)
+	s.h.eventually("the unit's end", func() bool { return s.h.property(s.unit, "ActiveState") == "inactive" })
+}
+
 // Whatever ends a shim, systemd holds its descriptors and starts it again: no command fails, and the guest loses nothing.
 // FTCLOCK_UNIT_KILLS is how often all of the unit is killed, and has the long form.
 func TestKVMNothingEndsTheUnit(t *testing.T) {
 	kills, long := check.Count(t, "FTCLOCK_UNIT_KILLS", 6), os.Getenv("FTCLOCK_UNIT_KILLS") != ""
 	h := boot(t)
-	h.define("web1")
-	h.must("virsh", "start", "web1")
-	unit := h.unit("web1")
-	h.keepTime([]string{"web1"}, 20)
-	before := h.read([]string{"web1"})["web1"]
-	qemu := h.must("cat", "/run/libvirt/qemu/web1.pid")
+	web1 := h.serve("web1")
+	unit, whole := web1.unit, web1.whole
 	if pid, group := h.property(unit, "MainPID"), h.must("sh", "-c", "cat /sys/fs/cgroup$(systemctl show --value -p ControlGroup "+unit+")/cgroup.procs"); pid != strings.TrimSpace(group) {
 		t.Errorf("in the unit's control group: %q; its main process is %s", group, pid)
-	}
-	whole := func(after string) {
-		t.Helper()
-		h.eventually("the unit being up after "+after, func() bool { return h.property(unit, "SubState") == "running" })
-		if now := h.must("cat", "/run/libvirt/qemu/web1.pid"); now != qemu {
-			t.Fatalf("after %s QEMU is %s, was %s", after, now, qemu)
-		}
-		h.must("virsh", "domstate", "web1")
 	}
 	descriptors := func() int {
 		n, _ := strconv.Atoi(strings.TrimSpace(h.must("sh", "-c", "ls /proc/"+h.property(unit, "MainPID")+"/fd | wc -l")))
@@ -134,13 +168,7 @@ sleep 1`)
 	if now, again := h.property(unit, "MainPID"), h.property(unit, "NRestarts"); now != pid || again != restarts {
 		t.Errorf("upgrades: the main process is %s and was %s, restarts %s and %s", now, pid, again, restarts)
 	}
-	h.keepTime([]string{"web1"}, 20)
-
-	after := h.read([]string{"web1"})["web1"]
-	t.Logf("drift of %d ns after all that", after.offset-before.offset)
-	check.Within(t, after.offset-before.offset, guest.MaxDrift, "drift after all that")
-	h.must("virsh", "destroy", "web1")
-	h.eventually("the unit's end", func() bool { return h.property(unit, "ActiveState") == "inactive" })
+	web1.ends()
 	if result := h.property(unit, "Result"); result != "success" {
 		t.Errorf("the unit ended with %s", result)
 	}
@@ -158,12 +186,8 @@ func TestKVMOomdEndsNothing(t *testing.T) {
 	h.must("sh", "-c", `mkdir -p /etc/systemd/oomd.conf.d
 printf '[OOM]\nDefaultMemoryPressureDurationSec=1s\n' >/etc/systemd/oomd.conf.d/soon.conf
 systemctl restart systemd-oomd`)
-	h.define("web1")
-	h.must("virsh", "start", "web1")
-	unit := h.unit("web1")
-	h.keepTime([]string{"web1"}, 20)
-	before := h.read([]string{"web1"})["web1"]
-	qemu := h.must("cat", "/run/libvirt/qemu/web1.pid")
+	web1 := h.serve("web1")
+	unit := web1.unit
 	killed := func() int {
 		return strings.Count(h.must("journalctl", "--no-pager", "-u", "systemd-oomd"), unit+" due to memory pressure")
 	}
@@ -189,16 +213,7 @@ done`+enough)
 	if n == 0 {
 		t.Fatalf("oomd killed nothing:\n%s", h.must("journalctl", "--no-pager", "-u", "systemd-oomd"))
 	}
-	h.eventually("the unit being up again", func() bool {
-		return h.property(unit, "SubState") == "running" && h.property(unit, "NRestarts") != restarts
-	})
-	if now := h.must("cat", "/run/libvirt/qemu/web1.pid"); now != qemu {
-		t.Fatalf("QEMU is %s, was %s", now, qemu)
-	}
-	h.keepTime([]string{"web1"}, 20)
-	after := h.read([]string{"web1"})["web1"]
-	t.Logf("drift of %d ns after all that", after.offset-before.offset)
-	check.Within(t, after.offset-before.offset, guest.MaxDrift, "drift after all that")
-	h.must("virsh", "destroy", "web1")
-	h.eventually("the unit's end", func() bool { return h.property(unit, "ActiveState") == "inactive" })
+	h.eventually("the unit being started again", func() bool { return h.property(unit, "NRestarts") != restarts })
+	web1.whole("oomd's kill")
+	web1.ends()
 }
